@@ -1,0 +1,280 @@
+"""The records that the stages of one step hand to each other, and the Protocols of the stages.
+
+    scheduler.plan -> View, budgets -> Drafter.propose -> Tree per row -> Draft.pack -> Draft
+      -> Target.forward -> Scores -> warp -> Laws -> Rule -> Verdict
+      -> Target.commit, Drafter.observe, scheduler.apply
+
+Letters in the shapes: B rows (requests) in this step, N nodes of all rows together, S scored nodes,
+V vocabulary, H hidden size. Rows are packed one behind the other, never padded.
+
+Every row of a step starts with its *known* tokens: those that are part of the answer or the prompt
+already but not yet in the target's cache. While a row decodes there is exactly one, the pending token;
+while its prompt is being read there are as many as the chunk holds. The drafted tree hangs below the
+last known token, the row's root.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from paceline.sampling import Laws, Noise, SamplingParams
+
+Array = Any
+"""An array of NumPy or of another array-API library, on the target's device."""
+
+
+class Lane(IntEnum):
+    """Which stream of a request's noise a draw uses; one lane never sees another's numbers."""
+
+    TARGET = 0
+    ACCEPT = 1
+    RESIDUAL = 2
+    DRAFT = 3
+
+
+class Budget(NamedTuple):
+    """How much may be drafted for one row.
+
+    nodes: drafted tokens the target will score; depth: drafted tokens along one path.
+    """
+
+    nodes: int
+    depth: int
+
+
+class Tree(NamedTuple):
+    """Tokens proposed for one row. `tokens[i]` follows `tokens[parents[i]]`; a parent of -1 is the root,
+    and every parent comes before its children."""
+
+    tokens: Sequence[int]
+    parents: Sequence[int]
+
+    @staticmethod
+    def chain(tokens: Sequence[int]) -> Tree:
+        """One path: every token follows the one before it."""
+        return Tree(tokens, range(-1, len(tokens) - 1))
+
+
+NOTHING = Tree((), ())
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What one step works on, and all that a drafter may see. One entry per row.
+
+    slots      the sequence each row extends; a slot names one request for its whole life
+    histories  committed token ids, prompt first, pending token last; owned by the scheduler, read only
+    starts     tokens of the row already in the target's cache
+    ends       the known tokens of this step are histories[row][starts[row]:ends[row]]
+    params     the request's sampling parameters
+    seeds      the request's noise seed, uint64
+    prompts    prompt length of each row: histories[row][:prompts[row]] is the prompt
+    drafters   name of the drafter each request asked for
+    """
+
+    slots: Sequence[int]
+    histories: Sequence[Sequence[int]]
+    starts: Sequence[int]
+    ends: Sequence[int]
+    params: Sequence[SamplingParams]
+    seeds: Sequence[int]
+    prompts: Sequence[int]
+    drafters: Sequence[str]
+
+    def draws(self, row: int) -> bool:
+        """Whether this step reaches the row's last committed token, so that a new one is drawn."""
+        return self.ends[row] == len(self.histories[row])
+
+    def rows(self, rows: Sequence[int]) -> View:
+        """The same step, seen by some of its rows only."""
+        return View(*([column[row] for row in rows] for column in self._columns()))
+
+    def _columns(self) -> tuple[Sequence[Any], ...]:
+        return (
+            self.slots,
+            self.histories,
+            self.starts,
+            self.ends,
+            self.params,
+            self.seeds,
+            self.prompts,
+            self.drafters,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """All rows of a step, packed: each row's known tokens as a chain, then its drafted tree.
+
+    slots      int32 [B]    the sequence each row extends
+    offsets    int32 [B+1]  row r owns the nodes [offsets[r], offsets[r+1])
+    starts     int32 [B]    tokens of the row already in the cache: the position of its first node
+    tokens     int32 [N]
+    parents    int32 [N]    index of the parent node; -1 for a row's first node, whose parent is the cache
+    positions  int32 [N]    absolute position of the node's token in its sequence
+    roots      one node per row, its last known token; -1 where the row draws no token in this step
+    scored     int32 [S]    nodes whose logits are wanted, ascending: roots and drafted nodes
+    """
+
+    slots: NDArray[np.int32]
+    offsets: NDArray[np.int32]
+    starts: NDArray[np.int32]
+    tokens: NDArray[np.int32]
+    parents: NDArray[np.int32]
+    positions: NDArray[np.int32]
+    roots: Sequence[int]
+    scored: NDArray[np.int32]
+
+    @staticmethod
+    def pack(view: View, trees: Sequence[Tree]) -> Draft:
+        """Put every row's known tokens and its proposed tree behind one another.
+
+        Raises ValueError if a tree's parent does not come before its child, or if a row that draws
+        nothing was given a tree.
+        """
+        offsets, tokens, parents, positions, roots, scored = [0], [], [], [], [], []
+        for row, tree in enumerate(trees):
+            start, end = view.starts[row], view.ends[row]
+            first, root = len(tokens), len(tokens) + end - start - 1
+            tokens.extend(view.histories[row][start:end])
+            parents.append(-1)
+            parents.extend(range(first, root))
+            positions.extend(range(start, end))
+            if view.draws(row):
+                roots.append(root)
+                scored.append(root)
+            elif tree.tokens:
+                raise ValueError(f"row {row} is still reading its prompt and takes no draft, got {tree}")
+            else:
+                roots.append(-1)
+            for token, parent in zip(tree.tokens, tree.parents, strict=True):
+                if not -1 <= parent < len(tokens) - root - 1:
+                    raise ValueError(f"row {row}: parent {parent} does not come before its child")
+                above = root + 1 + parent
+                scored.append(len(tokens))
+                tokens.append(token)
+                parents.append(above)
+                positions.append(positions[above] + 1)
+            offsets.append(len(tokens))
+        return Draft(
+            np.array(view.slots, np.int32),
+            np.array(offsets, np.int32),
+            np.array(view.starts, np.int32),
+            np.array(tokens, np.int32),
+            np.array(parents, np.int32),
+            np.array(positions, np.int32),
+            roots,
+            np.array(scored, np.int32),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What the target says about a draft.
+
+    logits    float [S, V]: raw logits for the token after each scored node, on the target's device
+    features  {tap: float [N, H]}: only the taps asked for
+    """
+
+    logits: Array
+    features: Mapping[str, Array] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a rule decided, one entry per row.
+
+    paths        accepted drafted nodes (indices into the draft) from the root's child downwards;
+                 known tokens are always kept and not listed
+    next_tokens  the token after the path, drawn by the target: the new pending token; -1 where the row
+                 drew nothing
+    """
+
+    paths: Sequence[Sequence[int]]
+    next_tokens: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What happened in one step, for drafters. A chunk of prompt is a step with an empty path."""
+
+    view: View
+    draft: Draft
+    scores: Scores
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class TargetInfo:
+    """What a target can do.
+
+    name           for people
+    vocab_size     V
+    max_positions  tokens one sequence may hold, prompt and answer together
+    cache_tokens   tokens that all sequences together may hold
+    page_tokens    the cache is handed out in pages of this many tokens
+    taps           names of the features it can return, such as "hidden.18"
+    """
+
+    name: str
+    vocab_size: int
+    max_positions: int
+    cache_tokens: int
+    page_tokens: int
+    taps: frozenset[str]
+
+
+class Target(Protocol):
+    """The model whose answers are given."""
+
+    info: TargetInfo
+
+    def forward(self, draft: Draft, taps: frozenset[str]) -> Scores:
+        """Score the wanted nodes, each against the cache and its own ancestors.
+
+        The committed part of the cache does not change. Raises CapacityError when the cache is full.
+        """
+        ...
+
+    def commit(self, draft: Draft, verdict: Verdict) -> None:
+        """Keep the known tokens and the accepted path of every row, forget the other nodes.
+
+        Belongs to the last `forward`.
+        """
+        ...
+
+    def release(self, slots: Sequence[int]) -> None:
+        """Forget these sequences and free their pages. An unknown slot is no error."""
+        ...
+
+
+class Drafter(Protocol):
+    """Proposes tokens. It decides only how fast an answer comes, never which."""
+
+    needs: frozenset[str]
+    """Feature taps it wants to see in `observe`."""
+
+    def propose(self, view: View, budgets: Sequence[Budget]) -> Sequence[Tree]:
+        """One tree per row, within that row's budget; proposing nothing is legal."""
+        ...
+
+    def observe(self, step: Step) -> None:
+        """Learn what was kept: the only way that information comes back from the target."""
+        ...
+
+    def release(self, slots: Sequence[int]) -> None:
+        """These sequences ended."""
+        ...
+
+
+class Rule(Protocol):
+    """Decides which drafted tokens are kept. A pure function."""
+
+    def __call__(self, draft: Draft, laws: Laws, noise: Noise) -> Verdict: ...
