@@ -157,13 +157,12 @@ NB_MODULE(_kernels, m) {
                 throw std::invalid_argument("multiply: shapes do not agree");
             const Kernels& kernels = choose_kernels(isa);
             const int n = (int)x.shape(0), groups = columns / kGroup;
-            std::vector<int8_t> numbers((size_t)n * columns);
-            std::vector<float> scales((size_t)n * groups), scaled_sums((size_t)n * groups);
-            std::vector<int32_t> sums((size_t)n * groups);
-            const Quantised q{numbers.data(), scales.data(), sums.data(), scaled_sums.data(), groups};
-            for (int r = 0; r < n; r++) kernels.quantise(x.data() + (size_t)r * columns, columns, q, r);
-            const Matrix w = describe(kind, rows, columns, packed.data());
-            kernels.matmul(w, 0, (rows + kLanes - 1) / kLanes, q, n, out.data(), out.shape(1));
+            const size_t padded = (size_t)padded_rows(n) * groups;
+            std::vector<int8_t> numbers(padded * kGroup);
+            std::vector<float> scales(padded), scaled_sums(padded);
+            std::vector<int32_t> sums(padded);
+            kernels.matmul(describe(kind, rows, columns, packed.data()), x.data(), n,
+                           {numbers.data(), scales.data(), sums.data(), scaled_sums.data(), groups, 1}, out.data(), out.shape(1));
         },
         nb::arg("type"), nb::arg("rows"), nb::arg("columns"), nb::arg("packed"), nb::arg("x"), nb::arg("out"), nb::arg("isa") = "");
 

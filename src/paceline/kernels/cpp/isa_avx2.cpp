@@ -4,7 +4,7 @@
 
 namespace paceline {
 const Kernels& kernels_avx2() {
-    static const Kernels kernels{kIsaName, run, draw, quantise, matmul};
+    static const Kernels kernels{kIsaName, run, draw, matmul};
     return kernels;
 }
 }  // namespace paceline

@@ -36,11 +36,12 @@ class Arena {
 };
 
 void plan(Arena& arena, Quantised& q, int rows, int columns) {
-    q.stride = columns / kGroup;
-    arena.plan(q.numbers, (size_t)rows * columns);
-    arena.plan(q.scales, (size_t)rows * q.stride);
-    arena.plan(q.sums, (size_t)rows * q.stride);
-    arena.plan(q.scaled_sums, (size_t)rows * q.stride);
+    q.groups = columns / kGroup;
+    const size_t padded = padded_rows(rows);
+    arena.plan(q.numbers, padded * columns);
+    arena.plan(q.scales, padded * q.groups);
+    arena.plan(q.sums, padded * q.groups);
+    arena.plan(q.scaled_sums, padded * q.groups);
 }
 
 float half_to_float(uint16_t h) {
@@ -82,10 +83,9 @@ Model::Model(const ModelRecord& record, std::vector<Layer> layers, int cache_pag
       layers_(std::move(layers)),
       kernels_(choose_kernels(isa)),
       pool_(threads),
-      page_stride_((size_t)record.kv_heads * record.head_dim * kLanes),
-      layer_stride_(page_stride_ * cache_pages),
-      keys_(layer_stride_ * record.layers * 2),
-      values_(layer_stride_ * record.layers * 2) {
+      head_stride_((size_t)record.head_dim * kLanes * cache_pages),
+      keys_(head_stride_ * record.kv_heads * record.layers * sizeof(uint16_t)),
+      values_(head_stride_ * record.kv_heads * record.layers * sizeof(uint16_t)) {
     record_.layer = layers_.data();
     rope_cos_.resize((size_t)max_positions * record.head_dim);
     rope_sin_.resize(rope_cos_.size());
@@ -167,7 +167,7 @@ void Model::forward(const PackedDraft& draft, float* logits, const std::vector<i
     pass.nodes = draft.nodes, pass.rows = draft.rows, pass.scored = draft.scored, pass.units = (int)units.size();
     pass.tokens = draft.tokens, pass.positions = draft.positions, pass.scored_nodes = draft.scored_nodes;
     pass.row_of = row_of.data(), pass.row = rows.data(), pass.node = nodes.data(), pass.unit = units.data();
-    pass.keys = keys_.halves(), pass.values = values_.halves(), pass.layer_stride = layer_stride_;
+    pass.keys = keys_.halves(), pass.values = values_.halves(), pass.head_stride = head_stride_;
     pass.logits = logits;
     pass.taps = (int)tap_layers.size(), pass.tap_layers = tap_layers.data(), pass.tap_rows = const_cast<float**>(tap_rows.data());
     pass.barrier = &pool_.barrier;
@@ -194,11 +194,15 @@ void Model::forward(const PackedDraft& draft, float* logits, const std::vector<i
     pool_.run([&](int thread) { kernels_.run(pass, thread, threads); });
 }
 
+size_t Model::page_at(const Sequence& sequence, int layer, int head, int slot) const {
+    return ((size_t)layer * record_.kv_heads + head) * head_stride_ + (size_t)sequence.pages[slot / kLanes] * record_.head_dim * kLanes;
+}
+
 void Model::move(const Sequence& sequence, int from, int to) {
     const int dim = record_.head_dim;
     for (int layer = 0; layer < record_.layers; layer++)
         for (int head = 0; head < record_.kv_heads; head++) {
-            const auto at = [&](int slot) { return layer * layer_stride_ + sequence.pages[slot / kLanes] * page_stride_ + (size_t)head * dim * kLanes; };
+            const auto at = [&](int slot) { return page_at(sequence, layer, head, slot); };
             uint16_t* keys = keys_.halves();
             uint16_t* values = values_.halves();
             for (int d = 0; d < dim; d++) keys[at(to) + (size_t)d * kLanes + to % kLanes] = keys[at(from) + (size_t)d * kLanes + from % kLanes];
@@ -248,7 +252,7 @@ void Model::read_cache(int slot, int layer, float* keys, float* values) const {
     const int dim = record_.head_dim, heads = record_.kv_heads;
     for (int p = 0; p < sequence.length; p++)
         for (int head = 0; head < heads; head++) {
-            const size_t at = layer * layer_stride_ + sequence.pages[p / kLanes] * page_stride_ + (size_t)head * dim * kLanes;
+            const size_t at = page_at(sequence, layer, head, p);
             for (int d = 0; d < dim; d++) {
                 keys[((size_t)p * heads + head) * dim + d] = half_to_float(keys_.halves()[at + (size_t)d * kLanes + p % kLanes]);
                 values[((size_t)p * heads + head) * dim + d] = half_to_float(values_.halves()[at + (size_t)(p % kLanes) * dim + d]);

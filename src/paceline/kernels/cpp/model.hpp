@@ -75,13 +75,14 @@ class Model {
   private:
     void reserve(Sequence& sequence, int tokens);
     void move(const Sequence& sequence, int from, int to);
+    size_t page_at(const Sequence& sequence, int layer, int head, int slot) const;
 
     ModelRecord record_;
     std::vector<Layer> layers_;
     const Kernels& kernels_;
     ThreadPool pool_;
     std::vector<float> rope_cos_, rope_sin_;
-    size_t page_stride_, layer_stride_;
+    size_t head_stride_;
     LazyMemory keys_, values_;
     std::map<int, Sequence> sequences_;
     std::vector<int32_t> free_;

@@ -42,14 +42,19 @@ struct ModelRecord {
     const float* rope_sin;      // the same, the first of each pair negated
 };
 
-// Activations as 8-bit numbers with one scale per group of 32. Rows are `stride` groups apart.
+// Activations as 8-bit numbers with one scale per group of 32. Rows lie in tiles of as many as a kernel multiplies at
+// once, and inside a tile group by group, so that a kernel finds all its rows at constant offsets from one pointer.
 struct Quantised {
-    int8_t* numbers;            // [rows][stride*32]
-    float* scales;              // [rows][stride]
-    int32_t* sums;              // [rows][stride]: sum of the group's numbers
-    float* scaled_sums;         // [rows][stride]: scale times sum
-    int stride;
+    int8_t* numbers;            // [tiles][groups][tile][32]
+    float* scales;              // [tiles][groups][tile]
+    int32_t* sums;              // [tiles][groups][tile]: sum of the group's numbers
+    float* scaled_sums;         // [tiles][groups][tile]: scale times sum
+    int groups, tile;
+    size_t at(int row, int group) const { return ((size_t)(row / tile) * groups + group) * tile + row % tile; }
 };
+
+// Rows of memory that hold `rows` rows in tiles of any size up to 16: the last tile may be partly unused.
+inline int padded_rows(int rows) { return rows + (rows < 16 ? rows : rows / 2) + 16; }
 
 // One sequence's part of a pass.
 struct Row {
@@ -85,14 +90,14 @@ struct Pass {
     const Node* node;           // [nodes]
     const AttentionUnit* unit;  // [units]
     const int32_t* scored_nodes;// [scored]
-    uint16_t* keys;             // half [layers][pages][kv_heads][head_dim][16]
-    uint16_t* values;           // half [layers][pages][kv_heads][16][head_dim]
-    size_t layer_stride;        // elements of one layer's keys, and of its values
+    uint16_t* keys;             // half [layers][kv_heads][pages][head_dim][16]
+    uint16_t* values;           // half [layers][kv_heads][pages][16][head_dim]
+    size_t head_stride;         // elements of one head's keys, and of its values
     float* x;                   // [nodes][hidden]: the residual stream
     float* q;                   // [nodes][heads*head_dim]
-    Quantised attended;         // [nodes], heads*head_dim columns
+    Quantised attended;         // [nodes], heads*head_dim columns; the kernels choose the tiles of all three
     Quantised gated;            // [nodes], ffn columns
-    Quantised* normed;          // one per thread, [nodes], hidden columns
+    const Quantised* normed;    // one per thread, [nodes], hidden columns
     float** scratch;            // one per thread: see scratch_floats
     size_t score_stride;        // floats between the attention scores of two queries
     float* logits;              // [scored][vocab]
@@ -122,9 +127,7 @@ struct Kernels {
     const char* name;
     void (*run)(const Pass& pass, int thread, int threads);
     int (*draw)(const float* logits, int vocab, const DrawOptions& options, Candidate* workspace);
-    void (*quantise)(const float* x, int columns, const Quantised& out, int row);
-    void (*matmul)(const Matrix& matrix, int block_begin, int block_end, const Quantised& x, int rows, float* out,
-                   size_t out_stride);
+    void (*matmul)(const Matrix& matrix, const float* x, int rows, Quantised room, float* out, size_t out_stride);
 };
 
 void wait(Barrier& barrier);

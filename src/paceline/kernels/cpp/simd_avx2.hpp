@@ -6,6 +6,7 @@
 namespace {
 constexpr const char* kIsaName = "avx2";
 constexpr int kRowBlock = 3;
+constexpr int kKeyBlock = 3;
 constexpr int kQueryBlock = 1;
 
 struct F32 { __m256 a, b; };

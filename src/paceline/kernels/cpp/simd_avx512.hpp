@@ -5,8 +5,9 @@
 
 namespace {
 constexpr const char* kIsaName = "avx512-vnni";
-constexpr int kRowBlock = 12;        // rows of activations held in registers at once
-constexpr int kQueryBlock = 6;       // queries whose attention sums are held in registers at once
+constexpr int kRowBlock = 12;        // rows of activations multiplied at once
+constexpr int kKeyBlock = 12;        // queries scored at once
+constexpr int kQueryBlock = 6;       // queries whose weighted values are summed at once
 
 struct F32 { __m512 v; };
 struct I32 { __m512i v; };
@@ -48,8 +49,12 @@ inline uint32_t mask_greater_equal(F32 a, F32 b) { return _mm512_cmp_ps_mask(a.v
 inline U8 load_bytes(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
 inline U8 low_halves(U8 a) { return {_mm512_and_si512(a.v, _mm512_set1_epi8(15))}; }
 inline U8 high_halves(U8 a) { return {_mm512_and_si512(_mm512_srli_epi16(a.v, 4), _mm512_set1_epi8(15))}; }
-// acc + the dot product of each lane's four unsigned numbers with the same four activations.
-inline I32 dot(I32 acc, U8 w, const int8_t* x) { return {_mm512_dpbusd_epi32(acc.v, w.v, _mm512_set1_epi32(*(const int32_t*)x))}; }
+// acc + the dot product of each lane's four unsigned numbers with the same four activations. Written out, because GCC
+// would load the activations into a register first: twice the instructions.
+inline I32 dot(I32 acc, U8 w, const int8_t* x) {
+    asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc.v) : "v"(w.v), "m"(*(const int32_t*)x));
+    return acc;
+}
 // Numbers stored with 128 added: start from minus 128 times the group's sum.
 inline I32 start_signed(int32_t sum) { return {_mm512_set1_epi32(-128 * sum)}; }
 inline I32 dot_signed(I32 acc, U8 w, const int8_t* x) { return dot(acc, w, x); }

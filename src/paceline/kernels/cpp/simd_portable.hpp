@@ -7,6 +7,7 @@
 namespace {
 constexpr const char* kIsaName = "portable";
 constexpr int kRowBlock = 4;
+constexpr int kKeyBlock = 4;
 constexpr int kQueryBlock = 1;
 
 #define PACELINE_EACH for (int i = 0; i < 16; i++)

@@ -15,7 +15,7 @@ inline void relax() {
 #endif
 }
 
-constexpr int kSpinsBeforeYield = 20000;      // well above the longest stage's imbalance
+constexpr int kSpinsBeforeYield = 1000;       // some 50 microseconds
 constexpr auto kAwake = std::chrono::microseconds(1000);
 
 }  // namespace
