@@ -20,7 +20,7 @@ pre               name of the pre-tokenizer of a "gpt2" model
 tokens, types     one text and one TokenType per id
 merges            "left right", best first; derived from the scores for a "llama" model
 bos               id or None
-eos               ids that end an answer
+eos               ids that end an answer, the file's own end token first
 add_bos           whether a raw prompt starts with bos
 add_space_prefix  whether a text gets a leading space ("llama" models)
 chat_template     Jinja source or None
@@ -52,9 +52,9 @@ PRE_TOKENIZERS: dict[str, tuple[str, ...]] = {
 }
 """Expressions that cut a text into words, each applied to the pieces that the one before left."""
 
-_ENDINGS = frozenset(
-    {"<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>", "<|end|>", "<end_of_turn>", "</s>"}
-)
+_ENDINGS = (
+    "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>", "<|end|>", "<end_of_turn>", "</s>"
+)  # fmt: skip
 """Control tokens that end an answer even where the file does not list them as such."""
 
 
@@ -90,9 +90,11 @@ def read_tokenizer(metadata: Metadata) -> Spec:
         full = f"tokenizer.ggml.{key}_token_id"
         return metadata.integer(full, 0, len(tokens) - 1) if full in metadata else None
 
-    endings = {token_id(name) for name in ("eos", "eot", "eom")}
-    endings |= {ids[text] for text in _ENDINGS if text in ids and types[ids[text]] == TokenType.CONTROL}
+    endings = [token_id(name) for name in ("eos", "eot", "eom")]
+    endings += [ids[text] for text in _ENDINGS if text in ids and types[ids[text]] == TokenType.CONTROL]
     bos = token_id("bos")
+    # Files from before the flag existed: these families were trained with a start token.
+    starts = model == "llama" or pre == "llama-bpe"
     return {
         "model": model,
         "pre": pre,
@@ -100,8 +102,8 @@ def read_tokenizer(metadata: Metadata) -> Spec:
         "types": types,
         "merges": merges,
         "bos": bos,
-        "eos": sorted(id for id in endings if id is not None),
-        "add_bos": bos is not None and metadata.flag("tokenizer.ggml.add_bos_token", model == "llama"),
+        "eos": [id for id in dict.fromkeys(endings) if id is not None],
+        "add_bos": bos is not None and metadata.flag("tokenizer.ggml.add_bos_token", starts),
         "add_space_prefix": model == "llama" and metadata.flag("tokenizer.ggml.add_space_prefix", True),
         "chat_template": metadata.text("tokenizer.chat_template", "") or None,
     }
