@@ -9,8 +9,6 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import Any
 
-import numpy as np
-
 from paceline.errors import ModelFileError
 from paceline.models.metadata import Metadata
 
@@ -82,7 +80,7 @@ def read_tokenizer(metadata: Metadata) -> Spec:
         merges = metadata.texts("tokenizer.ggml.merges")
         _check_merges(merges, plain)
     else:
-        scores = metadata.numbers("tokenizer.ggml.scores", len(tokens), np.floating)
+        scores = metadata.numbers("tokenizer.ggml.scores", len(tokens), "floats")
         _check_bytes(tokens, types)
         merges = _merges_from_scores(tokens, types, scores)
 
@@ -112,7 +110,7 @@ def read_tokenizer(metadata: Metadata) -> Spec:
 def _types(metadata: Metadata, count: int) -> list[int]:
     if "tokenizer.ggml.token_type" not in metadata:
         return [int(TokenType.NORMAL)] * count
-    types: list[int] = metadata.numbers("tokenizer.ggml.token_type", count, np.integer)
+    types: list[int] = metadata.numbers("tokenizer.ggml.token_type", count, "integers")
     if not set(types) <= set(TokenType):
         strange = next(kind for kind in types if kind not in set(TokenType))
         raise ModelFileError(f"tokenizer.ggml.token_type: found {strange}, expected 1 to 6")
