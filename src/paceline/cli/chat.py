@@ -19,6 +19,7 @@ from paceline.cli.options import (
     sampling_params,
     terminal_safe,
     tokenizer_of,
+    typed,
 )
 from paceline.errors import ConfigError, PacelineError
 
@@ -54,7 +55,7 @@ def command(
     engine = make_engine(model, drafter, threads, context)
     if not tokenizer_of(engine).has_chat_template:
         raise ConfigError(f"{model} has no chat format; use `paceline generate --raw`")
-    conversation = Conversation(engine, params, system)
+    conversation = Conversation(engine, params, None if system is None else typed(system))
     note(f"{engine.target.info.name}. {HELP}")
     for line in _lines():
         match line.strip():
@@ -159,7 +160,8 @@ def _lines() -> Iterator[str]:
                 click.echo()
             return
         except KeyboardInterrupt:
-            note("\n/exit or Ctrl-D ends")
+            click.echo(err=True)
+            note("/exit or Ctrl-D ends")
         except UnicodeDecodeError:
             raise ConfigError("the input is not UTF-8 text") from None
 

@@ -18,6 +18,7 @@ from paceline.cli.options import (
     sampling_params,
     terminal_safe,
     tokenizer_of,
+    typed,
 )
 from paceline.errors import ConfigError
 
@@ -71,6 +72,7 @@ def command(
         raise click.UsageError("--stream and --json exclude each other")
     params = sampling_params(options)
     text = _prompt(prompt, prompt_file)
+    system = None if system is None else typed(system)
     engine = make_engine(model, drafter, threads, context)
     question = _question(engine, text, chat, system)
     if stream or (stream is None and not as_json and sys.stdout.isatty()):
@@ -95,7 +97,7 @@ def _prompt(argument: str | None, file: str | None) -> str:
     if argument is not None and file is not None:
         raise click.UsageError("give the prompt as argument or with --prompt-file, not both")
     if argument is not None:
-        text = argument
+        text = typed(argument)
     elif file is not None:
         text = read_text(file, "prompt file")
     elif sys.stdin.isatty():

@@ -91,8 +91,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the program and return its exit code."""
     # Not cli.main(): it has its own ways with Ctrl-C, closed pipes and error messages.
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    colour = False if os.environ.get("NO_COLOR") else None
     try:
-        with cli.make_context("paceline", list(sys.argv[1:] if arguments is None else arguments)) as context:
+        with cli.make_context("paceline", words, color=colour) as context:
             cli.invoke(context)
         return 0
     except click.exceptions.Exit as end:

@@ -127,6 +127,11 @@ def read_text(path: str, what: str) -> str:
         raise ConfigError(f"{what} {path}: {error.strerror or error}") from None
 
 
+def typed(argument: str) -> str:
+    """An argument as the UTF-8 text it was typed as, even where the locale says otherwise."""
+    return argument.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
 def terminal_safe(text: str) -> str:
     """The text without characters that would command a terminal, when stdout is one."""
     if not sys.stdout.isatty():
