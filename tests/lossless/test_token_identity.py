@@ -54,7 +54,12 @@ def jobs(answers_per_setting: int, first_seed: int) -> list[Job]:
 
 
 def run(
-    work: Sequence[Job], drafter: Drafter, batch: int, *, rule: Rule = match, target: TableTarget | None = None
+    work: Sequence[Job],
+    drafter: Drafter,
+    batch: int,
+    *,
+    rule: Rule = match,
+    target: TableTarget | None = None,
 ) -> list[Completion]:
     """Answer the jobs in an order of their own, and give the answers back in the jobs' order."""
     target = target or TableTarget(VOCABULARY)

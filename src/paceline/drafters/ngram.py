@@ -74,7 +74,7 @@ class Ngram:
             self._indexes.pop(slot, None)
 
 
-def build(info: TargetInfo, *, tokens: int = 8, longest: int = 3, shortest: int = 1) -> Ngram:
+def build(info: TargetInfo, *, tokens: int = 7, longest: int = 3, shortest: int = 2) -> Ngram:
     """Prompt lookup.
 
     tokens    drafted tokens at most
