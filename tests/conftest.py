@@ -12,10 +12,6 @@ import pytest
 from paceline.models.tokenizer import byte_characters
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "network: needs the package index; runs only with `-m network`")
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if "network" not in config.option.markexpr:
         for item in items:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,9 +82,7 @@ class _Terminal(io.TextIOWrapper):
 
 
 @pytest.fixture
-def paceline(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Callable[..., Outcome]]:
+def paceline(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     """Runs the program in this process: paceline("generate", "hello", stdin="...")."""
 
     def call(*arguments: str, stdin: str | bytes = "", terminal: bool = False) -> Outcome:
@@ -95,4 +93,4 @@ def paceline(
         captured = capsys.readouterr()
         return Outcome(code, captured.out, captured.err)
 
-    yield call
+    return call
