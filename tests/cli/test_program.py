@@ -18,7 +18,7 @@ import pytest
 from paceline.cli.main import COMMANDS, cli
 
 Paceline = Callable[..., Any]
-START = [sys.executable, "-c", "from paceline.cli import main; main()"]
+START = [sys.executable, "-m", "paceline"]
 
 
 def commands() -> list[list[str]]:

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 
 from paceline.errors import ConfigError, ModelFileError
 from paceline.models.chat_template import ChatTemplate
+from paceline.models.gguf_file import read_gguf
 from paceline.models.metadata import Metadata
+from paceline.models.registry import known
 from paceline.models.tokenizer import Tokenizer, byte_characters
 from paceline.models.vocabulary import PRE_TOKENIZERS, read_tokenizer
 
@@ -213,6 +215,22 @@ def test_lone_surrogates_and_characters_without_bytes_become_replacement_charact
     }
     lacking = Tokenizer(read_tokenizer(Metadata(values)))
     assert lacking.decode(lacking.encode("x\x04y\U00040000z")) == "x\ufffdy\ufffdz"
+
+
+@pytest.mark.model
+def test_smollm2_is_tokenised_as_by_its_authors() -> None:
+    model = known("smollm2-135m")
+    if not model.present:
+        pytest.skip("not in the cache: paceline models pull smollm2-135m")
+    tokenizer = Tokenizer(read_gguf(model.path).tokenizer)
+    # The ids that the tokenizer published with the model gives.
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}]) == [
+        1, 9690, 198, 2683, 359, 253, 5356, 5646, 11173, 3365, 3511, 308, 34519, 28, 7018, 411, 407, 19712,
+        8182, 2, 198, 1, 4093, 198, 26843, 2, 198, 1, 520, 9531, 198,
+    ]  # fmt: skip
+    assert tokenizer.eos_ids == {0, 2}
+    # This vocabulary has no token for some bytes.
+    assert tokenizer.decode(tokenizer.encode("a\x04b é 日本 😀 12")) == "a\ufffdb é 日本 😀 12"
 
 
 def test_a_tokenizer_survives_json() -> None:

@@ -123,7 +123,6 @@ class Conversation:
                 while True:
                     for event in engine.step():
                         click.echo(terminal_safe(event.text), nl=False)
-                        sys.stdout.flush()
                         if event.finish is not None:
                             return event.finish
                     if interrupted:

@@ -79,7 +79,6 @@ def command(
         completion = None
         for event in engine.stream(question, params):
             click.echo(terminal_safe(event.text), nl=False)
-            sys.stdout.flush()
             completion = event.finish
         click.echo()
         assert completion is not None, "a stream's last event has the completion"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
+from paceline import drafters
 from paceline.errors import ConfigError
 from paceline.sampling import SamplingParams
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 DEFAULT_MODEL = "smollm2-135m"
+
+_CONTROL_CHARACTERS = dict.fromkeys({*range(0x20), *range(0x7F, 0xA0)} - {ord("\n"), ord("\t")}, "\ufffd")
 
 _SAMPLING: tuple[tuple[str, str, Any, str], ...] = (
     ("temperature", "--temperature", float, "0 always takes the likeliest token."),
@@ -97,7 +100,8 @@ def engine_options(function: F) -> F:
                      " [default: what the model was made for]"),
         click.option("--threads", type=int, help="Threads of a pass. [default: one per core]"),
         click.option("--drafter", default="suffix", metavar="NAME[:OPT=VAL,...]", show_default=True,
-                     help="What proposes tokens; it changes the speed, never the answer."),
+                     help=f"What proposes tokens: {', '.join(drafters.names())}."
+                          " It changes the speed, never the answer."),
         model_option,
     ):  # fmt: skip
         function = decorate(function)
@@ -118,13 +122,14 @@ def tokenizer_of(engine: Engine) -> Tokenizer:
 
 def read_text(path: str, what: str) -> str:
     """The text of a file, or of stdin for "-". Raises ConfigError."""
+    shown = "stdin" if path == "-" else path
     try:
         data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
         return data.decode()
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{what} {path}: is not UTF-8 text (byte {error.start})") from None
+        raise ConfigError(f"{what} {shown}: is not UTF-8 text (byte {error.start})") from None
     except OSError as error:
-        raise ConfigError(f"{what} {path}: {error.strerror or error}") from None
+        raise ConfigError(f"{what} {shown}: {error.strerror or error}") from None
 
 
 def typed(argument: str) -> str:
@@ -136,4 +141,4 @@ def terminal_safe(text: str) -> str:
     """The text without characters that would command a terminal, when stdout is one."""
     if not sys.stdout.isatty():
         return text
-    return "".join(c if c in "\n\t" or c.isprintable() else "\ufffd" for c in text)
+    return text.translate(_CONTROL_CHARACTERS)

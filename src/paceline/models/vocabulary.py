@@ -73,6 +73,8 @@ def read_tokenizer(metadata: Metadata) -> Spec:
     plain = {token: id for token, id in ids.items() if types[id] != TokenType.CONTROL}
     pre = ""
     if model == "gpt2":
+        if TokenType.BYTE in types:
+            raise ModelFileError(f"tokenizer.ggml.token_type: found {TokenType.BYTE:d}, unknown to gpt2")
         pre = metadata.text("tokenizer.ggml.pre", "default")
         if pre not in PRE_TOKENIZERS:
             known = ", ".join(PRE_TOKENIZERS)
