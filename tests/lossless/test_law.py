@@ -15,6 +15,7 @@ from paceline.noise import Noise, gumbel
 from paceline.rules.match import match
 from paceline.sampling import SamplingParams, truncate
 from paceline.targets.table import TableTarget
+from tests.discovery import RULES
 from tests.statistics import chi_square
 from tests.toys import Quiet, trusting
 
@@ -112,10 +113,13 @@ def second_and_third(answers: Sequence[tuple], params: SamplingParams, table: np
     return chi_square(observed, expected)
 
 
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("kind", [Bushes, Coupled])
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
-def test_match_draws_from_the_law_of_the_table(kind: type[Bushes], setting: dict[str, float]) -> None:
-    answers = sample(kind, setting, match)
+def test_every_rule_draws_from_the_law_of_the_table(
+    rule: str, kind: type[Bushes], setting: dict[str, float]
+) -> None:
+    answers = sample(kind, setting, RULES[rule])
     table = TableTarget(VOCABULARY, seed=4).table
     params = SamplingParams(**setting)
     assert chi_square([answer[:2] for answer in answers], two_tokens(table, params)) > 1e-3
