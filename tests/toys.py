@@ -1,4 +1,4 @@
-"""Small exact helpers for tests: a tokenizer of letters, drafters that try to do harm, rules that are wrong."""
+"""Small exact helpers for tests: a tokenizer of letters, drafters that do harm, rules that are wrong."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ EOS = 0
 
 
 class Letters:
-    """Token 1 is "b", 2 is "c" and so on; token 5 is held back until the next token, like half a character."""
+    """Token 1 is "b", 2 is "c" and so on; token 5 waits for the next one, like half a character."""
 
     eos_ids = frozenset({EOS})
 
@@ -116,8 +116,7 @@ class RandomTrees(Known):
             parent = self.random.randint(-1, node - 1)
             depth = depths[parent] + 1 if parent >= 0 else 1
             if depth > budget.depth:
-                continue_at = -1
-                parent, depth = continue_at, 1
+                parent, depth = -1, 1
             right = self.random.random() < 0.5
             tokens.append(future[depth - 1] if right else self.random.randrange(VOCABULARY))
             parents.append(parent)
@@ -150,7 +149,8 @@ ADVERSARIES = (AlwaysWrong, Oracle, HalfRight, RandomTrees, OverBudget)
 
 def trusting(draft: Draft, laws: Laws, noise: Noise) -> Verdict:
     """A broken rule: takes the first drafted path without asking the target."""
-    tokens, parents, paths, next_tokens = draft.tokens.tolist(), draft.parents.tolist(), [], []
+    parents, next_tokens = draft.parents.tolist(), []
+    paths: list[list[int]] = []
     for row, root in enumerate(draft.roots):
         path: list[int] = []
         if root >= 0:
@@ -159,7 +159,6 @@ def trusting(draft: Draft, laws: Laws, noise: Noise) -> Verdict:
                 if parents[child] == node:
                     path.append(child)
                     node = child
-            assert len(path) <= len(tokens)
         paths.append(path)
         next_tokens.append(laws.draw(path[-1] if path else root, noise) if root >= 0 else -1)
     return Verdict(paths, next_tokens)

@@ -15,7 +15,7 @@ from paceline.results import Completion
 from paceline.rules.match import match
 from paceline.sampling import SamplingParams
 from paceline.targets.table import TableTarget
-from tests.toys import ADVERSARIES, VOCABULARY, Empty, Known, Letters, Oracle, trusting
+from tests.toys import ADVERSARIES, VOCABULARY, Empty, Known, Letters, NoiseByStep, Oracle, trusting
 
 SETTINGS = (
     {"temperature": 0},
@@ -30,7 +30,7 @@ SETTINGS = (
     {"temperature": 1.0, "stop": ("bc", "f", "dde", "kbi"), "min_tokens": 2},
     {"temperature": 0.5, "ignore_eos": True, "top_k": 6, "top_p": 0.8, "min_p": 0.02},
 )
-ROUNDS = {1: 100, 4: 200, 64: 820}
+ROUNDS = {1: 120, 4: 240, 64: 960}
 """{batch size: answers per setting}."""
 
 Job = tuple[tuple[int, ...], SamplingParams]
@@ -102,16 +102,22 @@ def totals(done: Sequence[Completion]) -> tuple[int, int, int]:
     return drafted, accepted, drafted - accepted
 
 
+EAGER = {"suffix": "suffix:min_probability=1e-6", "ngram": "ngram:shortest=1"}
+"""Options with which a drafter drafts much even in a large batch of short texts."""
+
 DRAFTERS: dict[str, Callable[[dict[int, tuple[int, ...]]], Drafter]] = {
     **{kind.__name__: kind for kind in ADVERSARIES},
     "Empty": lambda answers: Empty(),
-    **{name: lambda answers, name=name: load(name, TableTarget(VOCABULARY).info) for name in names()},
+    **{
+        name: lambda answers, name=name: load(EAGER.get(name, name), TableTarget(VOCABULARY).info)
+        for name in names()
+    },
 }
-NEVER_RIGHT, NEVER_WRONG, SILENT = {"AlwaysWrong"}, {"Oracle"}, {"Empty", "none"}
+NEVER_RIGHT, SILENT = {"AlwaysWrong"}, {"Empty", "none"}
 
 
-def test_the_suite_covers_a_hundred_thousand_answers() -> None:
-    assert len(DRAFTERS) * len(SETTINGS) * sum(ROUNDS.values()) >= 100_000
+def test_the_suite_covers_a_hundred_thousand_answers_with_drafts() -> None:
+    assert len(DRAFTERS.keys() - SILENT) * len(SETTINGS) * sum(ROUNDS.values()) >= 100_000
 
 
 @pytest.mark.parametrize("batch", ROUNDS)
@@ -124,7 +130,7 @@ def test_every_drafter_gives_the_answers_of_plain_decoding(name: str, batch: int
     drafted, accepted, rejected = totals(done)
     assert (drafted > 0) == (name not in SILENT)
     assert (accepted > 0) == (name not in SILENT | NEVER_RIGHT)
-    assert (rejected > 0) == (name not in SILENT | NEVER_WRONG) or name in NEVER_WRONG
+    assert (rejected > 0) == (name not in SILENT)  # the oracle knows nothing past an answer's end
 
 
 def test_requests_with_different_drafters_share_a_batch_without_a_trace() -> None:
@@ -152,15 +158,13 @@ def test_a_rule_that_does_not_ask_the_target_is_caught(kind: type[Known]) -> Non
 
 
 def test_noise_that_forgets_the_position_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tests.toys import NoiseByStep
-
     work, expected = plain(4)
     monkeypatch.setattr("paceline.engine.Noise", NoiseByStep)
     done = run(work, Oracle({c.seed: c.token_ids for c in expected}), 4)
     assert different(done, expected) > len(work) / 20
 
 
-def test_a_target_that_keeps_a_rejected_token_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_target_that_keeps_a_rejected_token_is_caught() -> None:
     class Careless(TableTarget):
         def commit(self, draft, verdict):  # type: ignore[no-untyped-def]
             super().commit(draft, verdict)
