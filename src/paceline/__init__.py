@@ -1,1 +1,57 @@
 """Paceline: exact speculative decoding for language models."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from paceline.engine import Engine
+    from paceline.errors import (
+        CapacityError,
+        ConfigError,
+        IncompatibleDrafter,
+        ModelFileError,
+        PacelineError,
+    )
+    from paceline.results import Completion, Event, Stats, Timings
+    from paceline.sampling import SamplingParams
+
+__all__ = [
+    "CapacityError",
+    "Completion",
+    "ConfigError",
+    "Engine",
+    "Event",
+    "IncompatibleDrafter",
+    "ModelFileError",
+    "PacelineError",
+    "SamplingParams",
+    "Stats",
+    "Timings",
+]
+
+_HOMES = {
+    "CapacityError": "errors",
+    "Completion": "results",
+    "ConfigError": "errors",
+    "Engine": "engine",
+    "Event": "results",
+    "IncompatibleDrafter": "errors",
+    "ModelFileError": "errors",
+    "PacelineError": "errors",
+    "SamplingParams": "sampling",
+    "Stats": "results",
+    "Timings": "results",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that `import paceline` costs next to nothing."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'paceline' has no attribute {name!r}")
+    return getattr(import_module(f"paceline.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

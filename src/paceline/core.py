@@ -24,7 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from paceline.sampling import Laws, Noise, SamplingParams
+    from paceline.laws import Controls, Laws
+    from paceline.noise import Noise
 
 Array = Any
 """An array of NumPy or of another array-API library, on the target's device."""
@@ -73,7 +74,8 @@ class View:
     histories  committed token ids, prompt first, pending token last; owned by the scheduler, read only
     starts     tokens of the row already in the target's cache
     ends       the known tokens of this step are histories[row][starts[row]:ends[row]]
-    params     the request's sampling parameters
+    controls   how each request's tokens are drawn: its sampling parameters and the counts they need;
+               owned by the scheduler, read only
     seeds      the request's noise seed, uint64
     prompts    prompt length of each row: histories[row][:prompts[row]] is the prompt
     drafters   name of the drafter each request asked for
@@ -83,7 +85,7 @@ class View:
     histories: Sequence[Sequence[int]]
     starts: Sequence[int]
     ends: Sequence[int]
-    params: Sequence[SamplingParams]
+    controls: Sequence[Controls]
     seeds: Sequence[int]
     prompts: Sequence[int]
     drafters: Sequence[str]
@@ -102,7 +104,7 @@ class View:
             self.histories,
             self.starts,
             self.ends,
-            self.params,
+            self.controls,
             self.seeds,
             self.prompts,
             self.drafters,
@@ -139,7 +141,10 @@ class Draft:
         Raises ValueError if a tree's parent does not come before its child, or if a row that draws
         nothing was given a tree.
         """
-        offsets, tokens, parents, positions, roots, scored = [0], [], [], [], [], []
+        offsets, roots, scored = [0], [], []
+        tokens: list[int] = []
+        parents: list[int] = []
+        positions: list[int] = []
         for row, tree in enumerate(trees):
             start, end = view.starts[row], view.ends[row]
             first, root = len(tokens), len(tokens) + end - start - 1
@@ -173,6 +178,27 @@ class Draft:
             roots,
             np.array(scored, np.int32),
         )
+
+    def rows(self, rows: Sequence[int]) -> Draft:
+        """The same draft with some of its rows only, in the order asked for."""
+        nodes = self.nodes(rows)
+        moved = np.full(len(self.tokens) + 1, -1, np.int32)  # the last entry serves a parent or root of -1
+        moved[nodes] = np.arange(len(nodes), dtype=np.int32)
+        sizes = np.diff(self.offsets)[rows]
+        return Draft(
+            self.slots[rows],
+            np.concatenate(([0], np.cumsum(sizes))).astype(np.int32),
+            self.starts[rows],
+            self.tokens[nodes],
+            moved[self.parents[nodes]],
+            self.positions[nodes],
+            moved[[self.roots[row] for row in rows]].tolist(),
+            np.sort(moved[self.scored[np.isin(self.scored, nodes)]]),
+        )
+
+    def nodes(self, rows: Sequence[int]) -> NDArray[np.int64]:
+        """The nodes of some rows, row after row: int64 [their number]."""
+        return np.concatenate([np.arange(self.offsets[row], self.offsets[row + 1]) for row in rows])
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +235,25 @@ class Step:
     draft: Draft
     scores: Scores
     verdict: Verdict
+
+    def rows(self, rows: Sequence[int]) -> Step:
+        """The same step, seen by some of its rows only."""
+        draft = self.draft.rows(rows)
+        nodes = self.draft.nodes(rows)
+        moved = {node: index for index, node in enumerate(nodes.tolist())}
+        wanted = np.searchsorted(self.draft.scored, nodes[draft.scored])
+        return Step(
+            self.view.rows(rows),
+            draft,
+            Scores(
+                self.scores.logits[wanted],
+                {tap: values[nodes] for tap, values in self.scores.features.items()},
+            ),
+            Verdict(
+                [[moved[node] for node in self.verdict.paths[row]] for row in rows],
+                [self.verdict.next_tokens[row] for row in rows],
+            ),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -235,6 +235,8 @@ def _tensors(cursor: _Cursor, count: int, alignment: int) -> dict[str, Tensor]:
     for _ in range(count):
         name = cursor.string("a tensor name")
         shown = f"tensor {name[:60]!r}"
+        if len(name) > 127:
+            raise ModelFileError(f"{shown}: has a name of {len(name)} characters, expected up to 127")
         if name in entries:
             raise ModelFileError(f"{shown}: is listed twice")
         dimensions = cursor.scalar("<I", shown)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -75,16 +75,12 @@ class Metadata:
             raise self._wrong(key, "a list of strings")
         return value
 
-    def numbers(self, key: str, count: int, kind: type[np.number[Any]]) -> list[Any]:
-        """A list of `count` finite numbers; `kind` is np.integer or np.floating."""
+    def numbers(self, key: str, count: int, kind: Literal["integers", "floats"]) -> list[Any]:
+        """A list of `count` finite numbers."""
         value = self._values.get(key)
-        if (
-            not isinstance(value, np.ndarray)
-            or value.shape != (count,)
-            or not np.issubdtype(value.dtype, kind)
-        ):
-            name = "integers" if kind is np.integer else "floating-point numbers"
-            raise self._wrong(key, f"a list of {count} {name}")
+        wanted = "iu" if kind == "integers" else "f"
+        if not isinstance(value, np.ndarray) or value.shape != (count,) or value.dtype.kind not in wanted:
+            raise self._wrong(key, f"a list of {count} {kind}")
         if not np.isfinite(value).all():
             raise ModelFileError(f"{key}: holds a number that is not finite")
         items: list[Any] = value.tolist()

@@ -9,8 +9,6 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import Any
 
-import numpy as np
-
 from paceline.errors import ModelFileError
 from paceline.models.metadata import Metadata
 
@@ -20,7 +18,7 @@ pre               name of the pre-tokenizer of a "gpt2" model
 tokens, types     one text and one TokenType per id
 merges            "left right", best first; derived from the scores for a "llama" model
 bos               id or None
-eos               ids that end an answer
+eos               ids that end an answer, the file's own end token first
 add_bos           whether a raw prompt starts with bos
 add_space_prefix  whether a text gets a leading space ("llama" models)
 chat_template     Jinja source or None
@@ -52,9 +50,9 @@ PRE_TOKENIZERS: dict[str, tuple[str, ...]] = {
 }
 """Expressions that cut a text into words, each applied to the pieces that the one before left."""
 
-_ENDINGS = frozenset(
-    {"<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>", "<|end|>", "<end_of_turn>", "</s>"}
-)
+_ENDINGS = (
+    "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>", "<|end|>", "<end_of_turn>", "</s>"
+)  # fmt: skip
 """Control tokens that end an answer even where the file does not list them as such."""
 
 
@@ -75,6 +73,8 @@ def read_tokenizer(metadata: Metadata) -> Spec:
     plain = {token: id for token, id in ids.items() if types[id] != TokenType.CONTROL}
     pre = ""
     if model == "gpt2":
+        if TokenType.BYTE in types:
+            raise ModelFileError(f"tokenizer.ggml.token_type: found {TokenType.BYTE:d}, unknown to gpt2")
         pre = metadata.text("tokenizer.ggml.pre", "default")
         if pre not in PRE_TOKENIZERS:
             known = ", ".join(PRE_TOKENIZERS)
@@ -82,7 +82,7 @@ def read_tokenizer(metadata: Metadata) -> Spec:
         merges = metadata.texts("tokenizer.ggml.merges")
         _check_merges(merges, plain)
     else:
-        scores = metadata.numbers("tokenizer.ggml.scores", len(tokens), np.floating)
+        scores = metadata.numbers("tokenizer.ggml.scores", len(tokens), "floats")
         _check_bytes(tokens, types)
         merges = _merges_from_scores(tokens, types, scores)
 
@@ -90,9 +90,11 @@ def read_tokenizer(metadata: Metadata) -> Spec:
         full = f"tokenizer.ggml.{key}_token_id"
         return metadata.integer(full, 0, len(tokens) - 1) if full in metadata else None
 
-    endings = {token_id(name) for name in ("eos", "eot", "eom")}
-    endings |= {ids[text] for text in _ENDINGS if text in ids and types[ids[text]] == TokenType.CONTROL}
+    endings = [token_id(name) for name in ("eos", "eot", "eom")]
+    endings += [ids[text] for text in _ENDINGS if text in ids and types[ids[text]] == TokenType.CONTROL]
     bos = token_id("bos")
+    # Files from before the flag existed: these families were trained with a start token.
+    starts = model == "llama" or pre == "llama-bpe"
     return {
         "model": model,
         "pre": pre,
@@ -100,8 +102,8 @@ def read_tokenizer(metadata: Metadata) -> Spec:
         "types": types,
         "merges": merges,
         "bos": bos,
-        "eos": sorted(id for id in endings if id is not None),
-        "add_bos": bos is not None and metadata.flag("tokenizer.ggml.add_bos_token", model == "llama"),
+        "eos": [id for id in dict.fromkeys(endings) if id is not None],
+        "add_bos": bos is not None and metadata.flag("tokenizer.ggml.add_bos_token", starts),
         "add_space_prefix": model == "llama" and metadata.flag("tokenizer.ggml.add_space_prefix", True),
         "chat_template": metadata.text("tokenizer.chat_template", "") or None,
     }
@@ -110,7 +112,7 @@ def read_tokenizer(metadata: Metadata) -> Spec:
 def _types(metadata: Metadata, count: int) -> list[int]:
     if "tokenizer.ggml.token_type" not in metadata:
         return [int(TokenType.NORMAL)] * count
-    types: list[int] = metadata.numbers("tokenizer.ggml.token_type", count, np.integer)
+    types: list[int] = metadata.numbers("tokenizer.ggml.token_type", count, "integers")
     if not set(types) <= set(TokenType):
         strange = next(kind for kind in types if kind not in set(TokenType))
         raise ModelFileError(f"tokenizer.ggml.token_type: found {strange}, expected 1 to 6")

@@ -1,0 +1,272 @@
+"""The loop: plan, propose, score, decide, keep. Everything else is in the stages it calls."""
+
+from __future__ import annotations
+
+import numbers
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import numpy as np
+
+from paceline.core import Draft, Drafter, Rule, Step, Target
+from paceline.errors import ConfigError, IncompatibleDrafter
+from paceline.laws import Controls, Laws
+from paceline.noise import Noise
+from paceline.results import Completion, Event
+from paceline.router import Router
+from paceline.rules.match import match
+from paceline.sampling import MAX_SEED, SamplingParams
+from paceline.scheduler import Scheduler
+from paceline.stopwatch import Stopwatch
+from paceline.transcript import Tokenizer, Transcript
+
+Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
+"""Text, token ids, or chat messages such as {"role": "user", "content": "Hello"}."""
+
+T = TypeVar("T")
+
+
+class Engine:
+    """Answers requests with one target, drafted for by any of several drafters.
+
+    target        the model
+    drafters      {name: drafter}; requests choose by name
+    drafter       the name that is used when a request names none
+    tokenizer     for text prompts, answers' text and stop strings; without it prompts are token ids
+    rule          decides which drafted tokens are kept
+    eos_ids       tokens that end an answer; by default the tokenizer's
+    nodes         drafted tokens per step, shared by the requests that decode
+    chunk_tokens  prompt tokens read per step
+    max_batch     requests that run at the same time; more wait
+
+    Raises ConfigError for a value out of range, IncompatibleDrafter for a drafter that needs features
+    which the target does not offer. An engine belongs to one thread.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        drafters: Mapping[str, Drafter],
+        *,
+        drafter: str,
+        tokenizer: Tokenizer | None = None,
+        rule: Rule = match,
+        eos_ids: frozenset[int] | None = None,
+        nodes: int = 16,
+        chunk_tokens: int = 128,
+        max_batch: int = 8,
+    ) -> None:
+        for name, value in (("nodes", nodes), ("chunk_tokens", chunk_tokens), ("max_batch", max_batch)):
+            if value < 1:
+                raise ConfigError(f"{name} must be at least 1, got {value}")
+        for name, candidate in drafters.items():
+            if missing := candidate.needs - target.info.taps:
+                raise IncompatibleDrafter(
+                    f"drafter {name} needs {', '.join(sorted(missing))}; {target.info.name} offers "
+                    f"{', '.join(sorted(target.info.taps)) or 'no features'}"
+                )
+        if eos_ids is None:
+            eos_ids = tokenizer.eos_ids if tokenizer else frozenset()
+        self.target = target
+        self.tokenizer = tokenizer
+        self.drafters = dict(drafters)
+        self.drafter = self._known_drafter(drafter)
+        self.watch = Stopwatch()
+        self._rule = rule
+        self._eos_ids = eos_ids
+        self._router = Router(drafters, target.info.vocab_size)
+        self._scheduler = Scheduler(
+            target.info, self.watch, nodes=nodes, chunk_tokens=chunk_tokens, max_batch=max_batch
+        )
+        self._outbox: list[Event] = []
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path,
+        *,
+        drafter: str | Sequence[str] = "suffix",
+        threads: int | None = None,
+        cache_tokens: int | None = None,
+        context: int | None = None,
+        **options: Any,
+    ) -> Engine:
+        """An engine on the native CPU target.
+
+        model: a name that `paceline models list` shows, or the path of a GGUF file. drafter: a name with
+        options, such as "suffix:max_nodes=8"; of several the first is the default. "none" is always
+        there. threads, cache_tokens, context: by default what the machine and the model allow. Other
+        options are those of the constructor.
+
+        Raises ModelFileError, ConfigError, IncompatibleDrafter.
+        """
+        from paceline.drafters import load
+        from paceline.models.load import load_model
+
+        target, tokenizer = load_model(model, threads=threads, cache_tokens=cache_tokens, context=context)
+        names = (drafter,) if isinstance(drafter, str) else tuple(drafter)
+        drafters = {name: load(name, target.info) for name in dict.fromkeys((*names, "none"))}
+        return cls(target, drafters, drafter=names[0], tokenizer=tokenizer, **options)
+
+    def step(self) -> list[Event]:
+        """Advance every running request by one target pass; the events of submitted requests."""
+        watch = self.watch
+        watch.start()
+        if plan := self._scheduler.plan():
+            view, budgets = plan
+            watch.lap("plan")
+            trees = self._router.propose(view, budgets)
+            watch.lap("propose")
+            draft = Draft.pack(view, trees)
+            watch.lap("pack")
+            scores = self.target.forward(draft, self._router.taps(view))
+            watch.lap("forward")
+            verdict = self._rule(draft, Laws(scores, draft, view), Noise(view.seeds))
+            watch.lap("rule")
+            self.target.commit(draft, verdict)
+            watch.lap("commit")
+            self._router.observe(Step(view, draft, scores, verdict))
+            watch.lap("observe")
+            self._release(self._scheduler.apply(draft, verdict))
+            watch.lap("apply")
+        events, self._outbox[:] = self._outbox[:], []
+        return events
+
+    def submit(self, prompt: Prompt, params: SamplingParams | None = None, drafter: str | None = None) -> int:
+        """Queue a request and return its id; `step` advances it and returns its events.
+
+        Raises ConfigError for a prompt or parameter that this model cannot take, CapacityError for a
+        request that the cache could never hold.
+        """
+        return self._submit(prompt, params, drafter, self._outbox)
+
+    def cancel(self, request: int) -> None:
+        """End a request with what it has; its last event says so. One that has ended is no error."""
+        self._release(self._scheduler.cancel(request))
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request waits or runs."""
+        return self._scheduler.idle
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        drafter: str | Sequence[str] | None = None,
+    ) -> list[Completion]:
+        """Answer one prompt or a list of prompts; completions in the order of the prompts.
+
+        params and drafter: one for all, or one per prompt. Raises like `submit`.
+        """
+        wanted = _as_prompts(prompts)
+        outbox: list[Event] = []
+        requests: list[int] = []
+        done: dict[int, Completion] = {}
+        try:
+            for prompt, param, name in zip(
+                wanted,
+                _per_prompt("params", params, SamplingParams, len(wanted)),
+                _per_prompt("drafter", drafter, str, len(wanted)),
+                strict=True,
+            ):
+                requests.append(self._submit(prompt, param, name, outbox))
+            while len(done) < len(requests):
+                self._advance()
+                done.update((event.request, event.finish) for event in outbox if event.finish)
+                outbox.clear()
+        finally:
+            for request in requests:
+                if request not in done:
+                    self.cancel(request)
+        return [done[request] for request in requests]
+
+    def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None, drafter: str | None = None
+    ) -> Iterator[Event]:
+        """Answer one prompt, event by event; the last one has `finish`. Closing the iterator cancels.
+
+        The request is queued at once, and other requests advance along with it. Raises like `submit`.
+        """
+        outbox: list[Event] = []
+        return self._events(self._submit(prompt, params, drafter, outbox), outbox)
+
+    def _events(self, request: int, outbox: list[Event]) -> Iterator[Event]:
+        finished = False
+        try:
+            while not finished:
+                if not outbox:
+                    self._advance()
+                events, outbox[:] = outbox[:], []
+                for event in events:
+                    finished = event.finish is not None
+                    yield event
+        finally:
+            self.cancel(request)
+
+    def _advance(self) -> None:
+        """A step whose events for submitted requests wait for the next call of `step`."""
+        self._outbox[:0] = self.step()
+
+    def _submit(
+        self, prompt: Prompt, params: SamplingParams | None, drafter: str | None, outbox: list[Event]
+    ) -> int:
+        params = params or SamplingParams()
+        params.check_vocabulary(self.target.info.vocab_size)
+        if params.stop and self.tokenizer is None:
+            raise ConfigError("stop strings need a tokenizer, this engine has none; use stop_token_ids")
+        tokens = self._tokens(prompt)
+        return self._scheduler.add(
+            tokens,
+            params,
+            Controls(params, self._eos_ids, tokens),
+            Transcript(
+                self.tokenizer.detokenizer() if self.tokenizer else None, params.stop, params.min_tokens
+            ),
+            seed=secrets.randbelow(MAX_SEED + 1) if params.seed is None else params.seed,
+            drafter=self._known_drafter(drafter or self.drafter),
+            outbox=outbox,
+        )
+
+    def _tokens(self, prompt: Prompt) -> list[int]:
+        """The prompt as token ids, all in the vocabulary."""
+        if isinstance(prompt, str) or (prompt and isinstance(prompt[0], Mapping)):
+            if self.tokenizer is None:
+                raise ConfigError("this engine has no tokenizer; give the prompt as token ids")
+            if isinstance(prompt, str):
+                return self.tokenizer.encode(prompt)
+            return self.tokenizer.apply_chat_template(cast(Sequence[Mapping[str, str]], prompt))
+        tokens = prompt.tolist() if isinstance(prompt, np.ndarray) else list(prompt)
+        last = self.target.info.vocab_size - 1
+        for token in tokens:
+            if type(token) is not int or not 0 <= token <= last:
+                raise ConfigError(f"a prompt's token ids are whole numbers from 0 to {last}, got {token!r}")
+        return cast(list[int], tokens)
+
+    def _known_drafter(self, name: str) -> str:
+        if name not in self.drafters:
+            raise ConfigError(f"drafter {name!r} is not loaded; loaded are {', '.join(self.drafters)}")
+        return name
+
+    def _release(self, slots: Sequence[int]) -> None:
+        if slots:
+            self.target.release(slots)
+            self._router.release(slots)
+
+
+def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
+    """A list of prompts, from one prompt or several."""
+    if isinstance(prompts, str) or (len(prompts) and isinstance(prompts[0], numbers.Number | Mapping)):
+        return [cast(Prompt, prompts)]
+    return cast(Sequence[Prompt], prompts)
+
+
+def _per_prompt(name: str, value: T | Sequence[T] | None, kind: type[T], count: int) -> Sequence[T | None]:
+    if value is None or isinstance(value, kind):
+        return [value] * count
+    values = cast(Sequence[T], value)
+    if len(values) != count:
+        raise ConfigError(f"{name}: give one or one per prompt; got {len(values)}, prompts are {count}")
+    return values

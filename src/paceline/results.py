@@ -1,0 +1,90 @@
+"""What the engine hands to its user: events while an answer grows, a completion when it is done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """How the drafts of one answer fared. Only passes that drew a token for it count.
+
+    passes            target passes
+    tokens            tokens emitted
+    drafted           drafted tokens that the target scored
+    accepted          drafted tokens that were emitted
+    accepted_lengths  {drafted tokens emitted in a pass: number of such passes}
+    """
+
+    passes: int
+    tokens: int
+    drafted: int
+    accepted: int
+    accepted_lengths: dict[int, int]
+
+    @property
+    def tau(self) -> float:
+        """Tokens emitted per target pass, the target's own token included."""
+        return self.tokens / self.passes if self.passes else 0.0
+
+    @property
+    def acceptance_rate(self) -> float:
+        """Accepted drafted tokens per drafted token scored; 0 where nothing was drafted."""
+        return self.accepted / self.drafted if self.drafted else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds that the engine worked on the steps this request was part of; waiting is not in them.
+
+    prefill_s  from admission to the first token; decode_s: from there to the end
+    target_s   of both, inside the target; other_s: everything else (drafting, sampling, bookkeeping)
+    """
+
+    prefill_s: float
+    decode_s: float
+    target_s: float
+    other_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A finished answer.
+
+    request        the id that `submit` returned
+    text           the answer without the ending token or stop string; "" where the engine has no tokenizer
+    token_ids      every token emitted, the one that ended the answer included
+    finish_reason  "stop" (ending token or stop string), "length" (max_tokens or context) or "cancelled"
+    stop_reason    the stop string or the token id that ended the answer, else None
+    seed           the seed used: give it again to get the same answer
+    drafter        the drafter that the request was served with
+    prompt_tokens  the prompt's length
+    """
+
+    request: int
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    stop_reason: str | int | None
+    seed: int
+    drafter: str
+    prompt_tokens: int
+    stats: Stats
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What one step added to one request.
+
+    text may lag behind the tokens: it is given out once no later token can change or cut it.
+    finish is the completion, in the request's last event.
+    """
+
+    request: int
+    text: str
+    token_ids: tuple[int, ...]
+    finish: Completion | None

@@ -1,0 +1,88 @@
+"""Several drafters behind one: each request is drafted for by the drafter it asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from paceline.core import NOTHING, Budget, Drafter, Step, Tree, View
+
+
+class Router:
+    """Hands each drafter its own rows, and stands between drafters and target.
+
+    A tree that is larger than its budget is cut to it: budgets shrink near an answer's end, and a drafter
+    that overlooks this costs nothing. A tree that is not a tree, or holds a token that does not exist, is
+    a mistake in the drafter: ValueError naming it.
+    """
+
+    def __init__(self, drafters: Mapping[str, Drafter], vocab_size: int) -> None:
+        self._drafters = dict(drafters)
+        self._vocab_size = vocab_size
+        self._names_of_slots: dict[int, str] = {}
+        self.needs: frozenset[str] = frozenset().union(*(d.needs for d in drafters.values()))
+
+    def taps(self, view: View) -> frozenset[str]:
+        """The feature taps that the drafters of these rows want to see."""
+        if not self.needs:
+            return self.needs
+        return frozenset().union(*(self._drafters[name].needs for name in set(view.drafters)))
+
+    def propose(self, view: View, budgets: Sequence[Budget]) -> list[Tree]:
+        """One checked tree per row."""
+        trees = [NOTHING] * len(budgets)
+        for name, rows in _rows_by_drafter(view).items():
+            self._names_of_slots.update((view.slots[row], name) for row in rows)
+            part = view if len(rows) == len(budgets) else view.rows(rows)
+            proposed = self._drafters[name].propose(part, [budgets[row] for row in rows])
+            if len(proposed) != len(rows):
+                raise ValueError(f"drafter {name}: {len(proposed)} trees for {len(rows)} rows")
+            for row, tree in zip(rows, proposed, strict=True):
+                if len(tree.tokens):
+                    trees[row] = self._checked(name, tree, budgets[row])
+        return trees
+
+    def observe(self, step: Step) -> None:
+        """Each drafter sees what happened to its rows."""
+        for name, rows in _rows_by_drafter(step.view).items():
+            part = step if len(rows) == len(step.view.slots) else step.rows(rows)
+            self._drafters[name].observe(part)
+
+    def release(self, slots: Sequence[int]) -> None:
+        """Tell each drafter which of its sequences ended."""
+        for slot in slots:
+            name = self._names_of_slots.pop(slot, None)
+            if name is not None:
+                self._drafters[name].release([slot])
+
+    def _checked(self, name: str, tree: Tree, budget: Budget) -> Tree:
+        """The tree cut to its budget. Raises ValueError naming the drafter if it is malformed."""
+        tokens, parents = tree
+        if len(tokens) != len(parents):
+            raise ValueError(f"drafter {name}: {len(tokens)} tokens but {len(parents)} parents")
+        if min(tokens) < 0 or max(tokens) >= self._vocab_size:
+            raise ValueError(f"drafter {name}: a token outside 0 to {self._vocab_size - 1} in {list(tokens)}")
+        depths: list[int] = []
+        for node, parent in enumerate(parents):
+            if not -1 <= parent < node:
+                raise ValueError(f"drafter {name}: parent {parent} of node {node} does not come before it")
+            depths.append(depths[parent] + 1 if parent >= 0 else 1)
+        if len(tokens) <= budget.nodes and max(depths) <= budget.depth:
+            return tree
+        return _cut(tree, depths, budget)
+
+
+def _cut(tree: Tree, depths: Sequence[int], budget: Budget) -> Tree:
+    """The first nodes of the tree that fit into the budget; with a node that is too deep goes all below."""
+    places: dict[int, int] = {-1: -1}
+    for node, depth in enumerate(depths):
+        if depth <= budget.depth and len(places) <= budget.nodes:
+            places[node] = len(places) - 1
+    kept = [node for node in places if node >= 0]
+    return Tree([tree.tokens[node] for node in kept], [places[tree.parents[node]] for node in kept])
+
+
+def _rows_by_drafter(view: View) -> dict[str, list[int]]:
+    rows: dict[str, list[int]] = {}
+    for row, name in enumerate(view.drafters):
+        rows.setdefault(name, []).append(row)
+    return rows

@@ -1,0 +1,1 @@
+"""Rules decide which drafted tokens are kept. One pure function per file."""

@@ -1,0 +1,217 @@
+"""Sampling controls: what a request asks for, and the reference that turns logits into a law.
+
+The order of the controls, in every implementation:
+
+1. on the raw logits: repetition, then frequency and presence penalty, logit bias, and the mask that
+   forbids ending tokens before `min_tokens`;
+2. x = float64(logit) / temperature;
+3. top-k keeps the k largest x (of equal ones the lower ids);
+4. top-p, on the softmax of those: sorted by x falling and id rising, the shortest prefix whose
+   cumulative probability reaches top-p;
+5. min-p keeps the tokens whose probability is at least min-p times the largest.
+
+`warp` says so slowly and plainly; `paceline.laws` evaluates it fast along the paths of a draft.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paceline.errors import ConfigError
+
+MAX_SEED = 2**63 - 1
+MAX_TOKENS = 2**31 - 1
+SMALLEST_TEMPERATURE = 1e-6  # below it logit / temperature may overflow; 0 means greedy
+MAX_STOPS = 4
+MAX_STOP_LENGTH = 1000
+MAX_BIASES = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How the tokens of one answer are drawn, and where it ends.
+
+    temperature         0 always takes the likeliest token; 1 is the model's own law; at most 2
+    top_k               keep the k likeliest tokens; 0 keeps all
+    top_p               keep the likeliest tokens that together reach this probability, above 0, to 1
+    min_p               drop tokens less likely than this fraction of the likeliest one, 0 to 1
+    repetition_penalty  divides (negative: multiplies) logits of tokens in prompt or answer, above 0, to 10
+    presence_penalty    taken off the logits of tokens that the answer holds, -2 to 2
+    frequency_penalty   taken off once per occurrence in the answer, -2 to 2
+    logit_bias          {token id: number from -100 to 100} added to logits, at most 1024 entries
+    min_tokens          no ending token and no stop string counts before so many tokens
+    max_tokens          the answer's length at most; the end of the model's context cuts earlier
+    stop                up to 4 strings that end the answer and are cut from its text
+    stop_token_ids      tokens that end the answer, besides the model's own end-of-sequence tokens
+    ignore_eos          go on past the model's end-of-sequence tokens
+    seed                0 to 2^63 - 1; the same seed gives the same answer. None takes a random one
+
+    Raises ConfigError naming the field, its value and what is allowed.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    min_tokens: int = 0
+    max_tokens: int = 256
+    stop: Sequence[str] = ()
+    stop_token_ids: Sequence[int] = ()
+    ignore_eos: bool = False
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if not (_is_real(self.temperature) and self.temperature == 0):
+            _real("temperature", self.temperature, SMALLEST_TEMPERATURE, 2, say="0 (greedy) or 1e-06 to 2")
+        _real("top_p", self.top_p, 0, 1, open_below=True)
+        _real("min_p", self.min_p, 0, 1)
+        _real("repetition_penalty", self.repetition_penalty, 0, 10, open_below=True)
+        _real("presence_penalty", self.presence_penalty, -2, 2)
+        _real("frequency_penalty", self.frequency_penalty, -2, 2)
+        _whole("top_k", self.top_k, 0, MAX_TOKENS)
+        _whole("max_tokens", self.max_tokens, 1, MAX_TOKENS)
+        _whole("min_tokens", self.min_tokens, 0, self.max_tokens, say=f"0 to max_tokens ({self.max_tokens})")
+        if self.seed is not None:
+            _whole("seed", self.seed, 0, MAX_SEED, say="0 to 2^63 - 1, or None")
+        if not isinstance(self.ignore_eos, bool):
+            raise ConfigError(f"ignore_eos must be True or False, got {self.ignore_eos!r}")
+        object.__setattr__(self, "stop", _stops(self.stop))
+        object.__setattr__(self, "stop_token_ids", _token_ids("stop_token_ids", self.stop_token_ids))
+        object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
+
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """Raises ConfigError if a token id of this request is not in a vocabulary of this size."""
+        for name, tokens in (("stop_token_ids", self.stop_token_ids), ("logit_bias", self.logit_bias)):
+            for token in tokens:
+                if token >= vocab_size:
+                    raise ConfigError(f"{name} holds token id {token}; this model has 0 to {vocab_size - 1}")
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether the law depends on which tokens came before, beyond what the model makes of them."""
+        return not (
+            self.repetition_penalty == 1 and self.presence_penalty == 0 and self.frequency_penalty == 0
+        )
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool | np.bool_)
+
+
+def _real(
+    name: str, value: Any, low: float, high: float, *, open_below: bool = False, say: str | None = None
+) -> None:
+    """Refuse anything but a finite number from low to high."""
+    allowed = say or (f"above {low}, up to {high}" if open_below else f"{low} to {high}")
+    fits = _is_real(value) and math.isfinite(value) and low <= value <= high
+    if not fits or (open_below and value == low):
+        raise ConfigError(f"{name} must be a number, {allowed}; got {value!r}")
+
+
+def _whole(name: str, value: Any, low: int, high: int, *, say: str | None = None) -> None:
+    """Refuse anything but a whole number from low to high."""
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool | np.bool_)
+    if not whole or not low <= value <= high:
+        raise ConfigError(f"{name} must be a whole number, {say or f'{low} to {high}'}; got {value!r}")
+
+
+def _stops(value: Any) -> tuple[str, ...]:
+    stops = (value,) if isinstance(value, str) else value
+    if not isinstance(stops, Sequence) or not all(isinstance(text, str) for text in stops):
+        raise ConfigError(f"stop must be a list of strings, got {value!r}")
+    if len(stops) > MAX_STOPS:
+        raise ConfigError(f"stop may hold up to {MAX_STOPS} strings, got {len(stops)}")
+    for text in stops:
+        if not 1 <= len(text) <= MAX_STOP_LENGTH:
+            raise ConfigError(f"a stop string has 1 to {MAX_STOP_LENGTH} characters, got one of {len(text)}")
+    return tuple(stops)
+
+
+def _token_ids(name: str, value: Any) -> tuple[int, ...]:
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise ConfigError(f"{name} must be a list of token ids, got {value!r}")
+    for token in value:
+        _whole(f"a token id in {name}", token, 0, MAX_TOKENS)
+    return tuple(int(token) for token in value)
+
+
+def _biases(value: Any) -> dict[int, float]:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"logit_bias must map token ids to numbers, got {value!r}")
+    if len(value) > MAX_BIASES:
+        raise ConfigError(f"logit_bias may hold up to {MAX_BIASES} entries, got {len(value)}")
+    _token_ids("logit_bias", list(value))
+    for token, bias in value.items():
+        _real(f"logit_bias[{token}]", bias, -100, 100)
+    return {int(token): float(bias) for token, bias in value.items()}
+
+
+class Context(NamedTuple):
+    """What stands before the token that is drawn.
+
+    prompt, answer: token ids; ending: tokens that would end the answer.
+    """
+
+    prompt: Sequence[int]
+    answer: Sequence[int]
+    ending: frozenset[int]
+
+
+def warp(logits: NDArray[Any], params: SamplingParams, context: Context) -> NDArray[np.float64]:
+    """The law of the next token after all controls: log-probabilities float64 [V], -inf = impossible.
+
+    logits: raw, float [V]. The readable reference that every faster path is tested against.
+    """
+    adjusted = logits.copy()
+    counts = np.bincount(np.asarray(context.answer, np.int64), minlength=len(logits))
+    seen = counts > 0
+    seen[list(context.prompt)] = True
+    r = params.repetition_penalty
+    adjusted[seen] = np.where(adjusted[seen] > 0, adjusted[seen] / r, adjusted[seen] * r)
+    adjusted -= (params.frequency_penalty * counts + params.presence_penalty * (counts > 0)).astype(
+        logits.dtype
+    )
+    for token, bias in params.logit_bias.items():
+        adjusted[token] += bias
+    if len(context.answer) < params.min_tokens:
+        adjusted[list(context.ending)] = -np.inf
+    if params.temperature == 0:
+        law = np.full(len(logits), -np.inf)
+        law[np.argmax(adjusted)] = 0.0
+        return law
+    x = truncate(adjusted, params)
+    x -= x.max()
+    x -= np.log(np.exp(x).sum())
+    return x
+
+
+def truncate(logits: NDArray[Any], params: SamplingParams) -> NDArray[np.float64]:
+    """Logits over the temperature, float64 [V], with -inf for the tokens that top-k, top-p or min-p drop.
+
+    logits: float [V] with penalties, bias and masks already applied; the temperature is not 0.
+    """
+    x = logits.astype(np.float64) / params.temperature
+    if params.top_k or params.top_p < 1:
+        order = np.argsort(-x, kind="stable")
+        if params.top_k:
+            order = order[: params.top_k]
+        if params.top_p < 1:
+            cumulative = np.cumsum(np.exp(x[order] - x[order[0]]))
+            order = order[: np.searchsorted(cumulative, params.top_p * cumulative[-1]) + 1]
+        kept = np.full_like(x, -np.inf)
+        kept[order] = x[order]
+        x = kept
+    if params.min_p > 0:
+        x[np.exp(x - x.max()) < params.min_p] = -np.inf
+    return x

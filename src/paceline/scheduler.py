@@ -1,0 +1,292 @@
+"""Which requests advance in a step and by how much; where their answers end."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from itertools import count
+
+from paceline.core import Budget, Draft, TargetInfo, Verdict, View
+from paceline.errors import CapacityError, ConfigError
+from paceline.laws import Controls
+from paceline.results import Completion, Event, FinishReason, Stats, Timings
+from paceline.sampling import SamplingParams
+from paceline.stopwatch import Stopwatch
+from paceline.transcript import Transcript
+
+
+class Request:
+    """One answer in the making. The first `cached` tokens of `history` are in the target's cache."""
+
+    __slots__ = (
+        "accepted",
+        "accepted_lengths",
+        "admitted_at",
+        "cached",
+        "controls",
+        "drafted",
+        "drafter",
+        "first_token_at",
+        "history",
+        "id",
+        "limit",
+        "outbox",
+        "passes",
+        "prompt",
+        "reserved",
+        "seed",
+        "slot",
+        "transcript",
+    )
+
+    def __init__(
+        self,
+        id: int,
+        prompt: Sequence[int],
+        controls: Controls,
+        transcript: Transcript,
+        *,
+        seed: int,
+        drafter: str,
+        limit: int,
+        reserved: int,
+        outbox: list[Event],
+    ) -> None:
+        self.id = id
+        self.history = list(prompt)  # prompt and answer
+        self.prompt = len(prompt)
+        self.controls = controls
+        self.transcript = transcript
+        self.seed = seed
+        self.drafter = drafter
+        self.limit = limit  # length of prompt and answer together at which the answer is cut
+        self.reserved = reserved  # tokens of the cache held for its whole life
+        self.outbox = outbox  # where its events go
+        self.slot = -1
+        self.cached = 0
+        self.passes = self.drafted = self.accepted = 0
+        self.accepted_lengths: dict[int, int] = {}
+        self.admitted_at: tuple[float, float] | None = None
+        self.first_token_at: tuple[float, float] | None = None
+
+
+class Scheduler:
+    """First come, first served. A request is admitted once a slot is free and the cache has room for its
+    whole life, so that no running request is ever thrown out.
+
+    nodes         drafted tokens per step, shared evenly by the rows that decode
+    chunk_tokens  prompt tokens per step, taken by the rows that still read, oldest first
+    max_batch     requests that run at the same time
+    """
+
+    def __init__(
+        self, info: TargetInfo, watch: Stopwatch, *, nodes: int, chunk_tokens: int, max_batch: int
+    ) -> None:
+        self._info = info
+        self._watch = watch
+        self._nodes = nodes
+        self._chunk_tokens = chunk_tokens
+        self._waiting: deque[Request] = deque()
+        self._running: list[Request] = []
+        self._planned: list[Request] = []
+        self._free_slots = list(range(max_batch - 1, -1, -1))
+        self._free_tokens = info.cache_tokens // info.page_tokens * info.page_tokens
+        self._ended_slots: list[int] = []
+        self._ids = count()
+
+    def add(
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        controls: Controls,
+        transcript: Transcript,
+        *,
+        seed: int,
+        drafter: str,
+        outbox: list[Event],
+    ) -> int:
+        """Queue a request and return its id; its events will be appended to `outbox`.
+
+        Raises ConfigError for a prompt that leaves no room in the context, CapacityError for a request
+        that the whole cache could not hold.
+        """
+        info = self._info
+        if not 1 <= len(prompt) < info.max_positions:
+            raise ConfigError(
+                f"the prompt has {len(prompt)} tokens; this model takes 1 to {info.max_positions - 1}"
+            )
+        limit = min(len(prompt) + params.max_tokens, info.max_positions)
+        pages = -(-(limit + self._nodes + 1) // info.page_tokens)
+        whole = info.cache_tokens // info.page_tokens * info.page_tokens
+        if limit > whole:
+            raise CapacityError(
+                f"prompt and answer may need {limit} tokens of cache, it holds {whole}; "
+                "lower max_tokens or raise cache_tokens"
+            )
+        request = Request(
+            next(self._ids),
+            prompt,
+            controls,
+            transcript,
+            seed=seed,
+            drafter=drafter,
+            limit=limit,
+            reserved=min(pages * info.page_tokens, whole),
+            outbox=outbox,
+        )
+        self._waiting.append(request)
+        return request.id
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request waits or runs."""
+        return not (self._waiting or self._running)
+
+    def plan(self) -> tuple[View, list[Budget]] | None:
+        """The rows of the next step and what may be drafted for each; None when idle."""
+        self._admit()
+        if not self._running:
+            return None
+        chunk = self._chunk_tokens
+        planned, ends = [], []
+        for request in self._running:
+            known = len(request.history) - request.cached
+            if known > 1:
+                known = min(known, chunk)
+                chunk -= known
+            if known:
+                planned.append(request)
+                ends.append(request.cached + known)
+        self._planned = planned
+        view = View(
+            [request.slot for request in planned],
+            [request.history for request in planned],
+            [request.cached for request in planned],
+            ends,
+            [request.controls for request in planned],
+            [request.seed for request in planned],
+            [request.prompt for request in planned],
+            [request.drafter for request in planned],
+        )
+        return view, self._budgets(ends)
+
+    def _budgets(self, ends: list[int]) -> list[Budget]:
+        """An even share of the nodes for each row that decodes. A row that reads its prompt gets none:
+        its pass is bound by arithmetic, where a drafted token costs as much as any other."""
+        decoding = sum(len(r.history) - r.cached == 1 for r in self._planned)
+        share = max(1, self._nodes // max(1, decoding))
+        budgets = []
+        for request, end in zip(self._planned, ends, strict=True):
+            if len(request.history) - request.cached == 1:
+                depth = request.limit - len(request.history) - 1
+                budgets.append(Budget(max(0, min(share, request.reserved - end)) if depth else 0, depth))
+            else:
+                budgets.append(Budget(0, 0))
+        return budgets
+
+    def _admit(self) -> None:
+        while self._waiting and self._free_slots and self._waiting[0].reserved <= self._free_tokens:
+            request = self._waiting.popleft()
+            request.slot = self._free_slots.pop()
+            self._free_tokens -= request.reserved
+            request.admitted_at = self._watch.read("plan")
+            self._running.append(request)
+
+    def apply(self, draft: Draft, verdict: Verdict) -> list[int]:
+        """Extend the answers, send their events, and return the slots of those that ended."""
+        offsets = draft.offsets.tolist()
+        for row, request in enumerate(self._planned):
+            root = draft.roots[row]
+            if root < 0:
+                request.cached += offsets[row + 1] - offsets[row]
+                continue
+            path = verdict.paths[row]
+            request.cached += root + 1 - offsets[row] + len(path)
+            tokens = [int(draft.tokens[node]) for node in path]
+            tokens.append(verdict.next_tokens[row])
+            self._extend(request, tokens, len(path), offsets[row + 1] - root - 1)
+        self._planned = []
+        ended, self._ended_slots = self._ended_slots, []
+        return ended
+
+    def _extend(self, request: Request, tokens: list[int], accepted: int, drafted: int) -> None:
+        """Add the tokens up to the first that ends the answer: ending token, stop string or length."""
+        reason: FinishReason | None = None
+        stop: str | int | None = None
+        del tokens[request.limit - len(request.history) :]
+        spoken = len(tokens)
+        for place, token in enumerate(tokens):
+            if token in request.controls.ending:
+                reason, stop, spoken = "stop", token, place
+                del tokens[place + 1 :]
+                break
+        heard = request.transcript.push(tokens[:spoken])
+        text = heard.text
+        if heard.stop is not None:
+            reason, stop = "stop", heard.stop
+            del tokens[heard.used :]
+        elif reason is None and len(request.history) + len(tokens) == request.limit:
+            reason = "length"
+        if reason is not None and heard.stop is None:
+            heard = request.transcript.finish()
+            text += heard.text
+            if heard.stop is not None:
+                reason, stop = "stop", heard.stop
+
+        if request.first_token_at is None:
+            request.first_token_at = self._watch.read("apply")
+        request.history.extend(tokens)
+        request.controls.answered(tokens)
+        accepted = min(accepted, len(tokens))
+        request.passes += 1
+        request.drafted += drafted
+        request.accepted += accepted
+        request.accepted_lengths[accepted] = request.accepted_lengths.get(accepted, 0) + 1
+        finish = None if reason is None else self._end(request, reason, stop)
+        request.outbox.append(Event(request.id, text, tuple(tokens), finish))
+
+    def cancel(self, request_id: int) -> list[int]:
+        """End a request now and return its slot, if it had one. A request that is not here is no error."""
+        for request in (*self._waiting, *self._running):
+            if request.id == request_id:
+                text = request.transcript.finish().text
+                finish = self._end(request, "cancelled", None)
+                request.outbox.append(Event(request_id, text, (), finish))
+        ended, self._ended_slots = self._ended_slots, []
+        return ended
+
+    def _end(self, request: Request, reason: FinishReason, stop: str | int | None) -> Completion:
+        if request.slot < 0:
+            self._waiting.remove(request)
+        else:
+            self._running.remove(request)
+            self._free_slots.append(request.slot)
+            self._free_tokens += request.reserved
+            self._ended_slots.append(request.slot)
+        answer = tuple(request.history[request.prompt :])
+        return Completion(
+            request=request.id,
+            text=request.transcript.text,
+            token_ids=answer,
+            finish_reason=reason,
+            stop_reason=stop,
+            seed=request.seed,
+            drafter=request.drafter,
+            prompt_tokens=request.prompt,
+            stats=Stats(
+                request.passes, len(answer), request.drafted, request.accepted, request.accepted_lengths
+            ),
+            timings=self._timings(request),
+        )
+
+    def _timings(self, request: Request) -> Timings:
+        now = self._watch.read("apply")
+        admitted = request.admitted_at or now
+        first = request.first_token_at or now
+        target = now[0] - admitted[0]
+        return Timings(
+            prefill_s=first[1] - admitted[1],
+            decode_s=now[1] - first[1],
+            target_s=target,
+            other_s=now[1] - admitted[1] - target,
+        )

@@ -1,0 +1,1 @@
+"""Targets: the models whose answers are given. One file per backend."""

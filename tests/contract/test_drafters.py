@@ -1,0 +1,135 @@
+"""What every drafter must hold to; a new file in paceline/drafters is found and tested by itself."""
+
+from __future__ import annotations
+
+import inspect
+import random
+from importlib import import_module
+
+import pytest
+
+from paceline.core import Budget, Drafter, Tree, View
+from paceline.drafters import load, names, options
+from paceline.engine import Engine
+from paceline.errors import ConfigError
+from paceline.laws import Controls
+from paceline.sampling import SamplingParams
+from paceline.targets.table import TableTarget
+
+INFO = TableTarget().info
+
+
+@pytest.fixture(params=names())
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def repetitive(seed: int, length: int) -> list[int]:
+    """A text in which phrases come back, so that drafters find something."""
+    rng = random.Random(seed)
+    phrases = [[rng.randrange(INFO.vocab_size) for _ in range(rng.randint(2, 6))] for _ in range(4)]
+    text: list[int] = []
+    while len(text) < length:
+        text += rng.choice(phrases)
+    return text[:length]
+
+
+def view(texts: dict[int, list[int]], name: str, prompt: int = 4) -> View:
+    params = SamplingParams(temperature=0)
+    rows = list(texts.values())
+    return View(
+        list(texts),
+        rows,
+        [len(text) - 1 for text in rows],
+        [len(text) for text in rows],
+        [Controls(params, (), text) for text in rows],
+        list(texts),
+        [min(prompt, len(text)) for text in rows],
+        [name] * len(rows),
+    )
+
+
+def depth(tree: Tree) -> int:
+    depths: list[int] = []
+    for parent in tree.parents:
+        depths.append(depths[parent] + 1 if parent >= 0 else 1)
+    return max(depths, default=0)
+
+
+def generate(drafter: Drafter, seeds: range, **engine_options: int) -> list[tuple[int, ...]]:
+    engine = Engine(TableTarget(), {"d": drafter}, drafter="d", **engine_options)
+    prompts = [repetitive(seed, 3 + seed % 20) for seed in seeds]
+    params = [SamplingParams(seed=seed, temperature=0.4, max_tokens=20) for seed in seeds]
+    return [completion.token_ids for completion in engine.generate(prompts, params)]
+
+
+def test_build_takes_the_target_and_keyword_options_with_defaults(name: str) -> None:
+    if name not in [file.removesuffix(".py") for file in names()]:
+        return
+    target, *rest = inspect.signature(import_module(f"paceline.drafters.{name}").build).parameters.values()
+    assert target.kind is target.POSITIONAL_OR_KEYWORD
+    assert all(p.kind is p.KEYWORD_ONLY and isinstance(p.default, int | float | str) for p in rest)
+    assert list(options(name)) == [p.name for p in rest]
+
+
+def test_an_unknown_option_is_refused_by_name(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name} has no option 'colour'"):
+        load(f"{name}:colour=red", INFO)
+
+
+def test_it_needs_no_more_than_a_set_of_taps(name: str) -> None:
+    assert isinstance(load(name, INFO).needs, frozenset)
+
+
+@pytest.mark.parametrize("budget", [Budget(0, 0), Budget(0, 5), Budget(5, 0), Budget(1, 1), Budget(9, 2)])
+def test_it_stays_within_its_budget_and_proposes_trees_of_real_tokens(name: str, budget: Budget) -> None:
+    drafter = load(name, INFO)
+    for length in range(1, 80):
+        text = repetitive(length, length)
+        tree = drafter.propose(view({length: text}, name), [budget])[0]
+        assert len(tree.tokens) == len(tree.parents) <= budget.nodes
+        assert depth(tree) <= budget.depth
+        assert all(-1 <= parent < node for node, parent in enumerate(tree.parents))
+        assert all(0 <= token < INFO.vocab_size for token in tree.tokens)
+
+
+def test_it_leaves_the_history_alone(name: str) -> None:
+    drafter, text = load(name, INFO), repetitive(1, 60)
+    drafter.propose(view({0: text}, name), [Budget(8, 8)])
+    assert text == repetitive(1, 60)
+
+
+def test_proposing_again_gives_the_same_tree(name: str) -> None:
+    drafter, text = load(name, INFO), repetitive(2, 60)
+    trees = [drafter.propose(view({0: text}, name), [Budget(8, 8)])[0] for _ in range(2)]
+    assert list(trees[0].tokens) == list(trees[1].tokens)
+
+
+def test_a_row_without_budget_does_not_change_its_neighbour(name: str) -> None:
+    text, other = repetitive(3, 60), repetitive(4, 50)
+    alone = load(name, INFO).propose(view({0: text}, name), [Budget(8, 8)])[0]
+    beside = load(name, INFO).propose(view({0: text, 1: other}, name), [Budget(8, 8), Budget(0, 0)])[0]
+    assert list(alone.tokens) == list(beside.tokens)
+    assert list(alone.parents) == list(beside.parents)
+
+
+def test_answers_equal_plain_decoding(name: str) -> None:
+    plain = generate(load("none", INFO), range(60), max_batch=1)
+    assert generate(load(name, INFO), range(60), max_batch=1) == plain
+    assert generate(load(name, INFO), range(60), max_batch=7, chunk_tokens=5, nodes=21) == plain
+
+
+def test_releasing_a_slot_that_it_never_saw_is_no_error(name: str) -> None:
+    load(name, INFO).release([5, 6])
+
+
+def test_a_reused_slot_brings_nothing_over_but_what_was_learned_on_purpose(name: str) -> None:
+    if "store_tokens" in options(name):
+        used, fresh = (load(f"{name}:store_tokens=0", INFO) for _ in range(2))
+    else:
+        used, fresh = load(name, INFO), load(name, INFO)
+    used.propose(view({0: repetitive(5, 90)}, name), [Budget(8, 8)])
+    used.release([0])
+    for length in range(1, 60):
+        now = view({0: repetitive(6, length)}, name)
+        assert used.propose(now, [Budget(8, 8)]) == fresh.propose(now, [Budget(8, 8)])

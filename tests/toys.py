@@ -1,0 +1,174 @@
+"""Small exact helpers for tests: a tokenizer of letters, drafters that do harm, rules that are wrong."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+
+from paceline.core import NOTHING, Budget, Draft, Step, Tree, Verdict, View
+from paceline.laws import Laws
+from paceline.noise import Noise
+
+VOCABULARY = 12
+EOS = 0
+
+
+class Letters:
+    """Token 1 is "b", 2 is "c" and so on; token 5 waits for the next one, like half a character."""
+
+    eos_ids = frozenset({EOS})
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(letter) - 97 for letter in text]
+
+    def apply_chat_template(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        return [token for message in messages for token in self.encode(message["content"])]
+
+    def detokenizer(self) -> LetterByLetter:
+        return LetterByLetter()
+
+
+class LetterByLetter:
+    def __init__(self) -> None:
+        self.held = ""
+
+    def push(self, token_ids: Sequence[int]) -> str:
+        text = ""
+        for token in token_ids:
+            self.held += chr(97 + token)
+            if token != 5:
+                text, self.held = text + self.held, ""
+        return text
+
+    def finish(self) -> str:
+        text, self.held = self.held, ""
+        return text
+
+
+class Quiet:
+    """A drafter that learns nothing."""
+
+    needs: frozenset[str] = frozenset()
+
+    def observe(self, step: Step) -> None: ...
+
+    def release(self, slots: Sequence[int]) -> None: ...
+
+
+class Known(Quiet):
+    """Knows the plain answers of all requests, by seed; past an answer's end stand zeros."""
+
+    def __init__(self, answers: Mapping[int, Sequence[int]]) -> None:
+        self.answers = answers
+
+    def propose(self, view: View, budgets: Sequence[Budget]) -> list[Tree]:
+        return [self.row(view, row, budget) for row, budget in enumerate(budgets)]
+
+    def row(self, view: View, row: int, budget: Budget) -> Tree:
+        return Tree.chain(self.future(view, row, min(budget))) if min(budget) else NOTHING
+
+    def future(self, view: View, row: int, count: int) -> list[int]:
+        answer = self.answers.get(view.seeds[row], ())
+        answered = len(view.histories[row]) - view.prompts[row]
+        future = list(answer[answered : answered + count])
+        return future + [0] * (count - len(future))
+
+
+class Oracle(Known):
+    """Always right."""
+
+
+class AlwaysWrong(Known):
+    """Never right, not even in one token."""
+
+    def future(self, view: View, row: int, count: int) -> list[int]:
+        answer = self.answers.get(view.seeds[row], ())
+        if len(view.histories[row]) - view.prompts[row] >= len(answer):
+            return []
+        return [(token + 1) % VOCABULARY for token in super().future(view, row, count)]
+
+
+class HalfRight(Known):
+    """Right most of the time, wrong at random places."""
+
+    def __init__(self, answers: Mapping[int, Sequence[int]]) -> None:
+        super().__init__(answers)
+        self.random = random.Random(5)
+
+    def future(self, view: View, row: int, count: int) -> list[int]:
+        future = super().future(view, row, count)
+        return [t if self.random.random() < 0.7 else self.random.randrange(VOCABULARY) for t in future]
+
+
+class RandomTrees(Known):
+    """Trees of any shape with tokens at random, equal siblings included, on top of a few right ones."""
+
+    def __init__(self, answers: Mapping[int, Sequence[int]]) -> None:
+        super().__init__(answers)
+        self.random = random.Random(7)
+
+    def row(self, view: View, row: int, budget: Budget) -> Tree:
+        tokens: list[int] = []
+        parents: list[int] = []
+        depths: list[int] = []
+        future = self.future(view, row, budget.depth) if budget.nodes else []
+        for node in range(self.random.randint(0, budget.nodes)):
+            parent = self.random.randint(-1, node - 1)
+            depth = depths[parent] + 1 if parent >= 0 else 1
+            if depth > budget.depth:
+                parent, depth = -1, 1
+            right = self.random.random() < 0.5
+            tokens.append(future[depth - 1] if right else self.random.randrange(VOCABULARY))
+            parents.append(parent)
+            depths.append(depth)
+        return Tree(tokens, parents)
+
+
+class OverBudget(Known):
+    """Right, but takes no notice of its budget."""
+
+    def row(self, view: View, row: int, budget: Budget) -> Tree:
+        if not view.draws(row):
+            return NOTHING
+        wide = self.future(view, row, 3)
+        chain = self.future(view, row, 9)
+        tokens = [*[(wide[0] + 1) % VOCABULARY] * 2, *chain, *wide]
+        parents = [-1, 0, -1, *range(2, 2 + len(chain) - 1), 0, 1, 2]
+        return Tree(tokens, parents)
+
+
+class Empty(Quiet):
+    """Proposes nothing."""
+
+    def propose(self, view: View, budgets: Sequence[Budget]) -> list[Tree]:
+        return [NOTHING] * len(budgets)
+
+
+ADVERSARIES = (AlwaysWrong, Oracle, HalfRight, RandomTrees, OverBudget)
+
+
+def trusting(draft: Draft, laws: Laws, noise: Noise) -> Verdict:
+    """A broken rule: takes the first drafted path without asking the target."""
+    parents, next_tokens = draft.parents.tolist(), []
+    paths: list[list[int]] = []
+    for row, root in enumerate(draft.roots):
+        path: list[int] = []
+        if root >= 0:
+            node = root
+            for child in range(root + 1, int(draft.offsets[row + 1])):
+                if parents[child] == node:
+                    path.append(child)
+                    node = child
+        paths.append(path)
+        next_tokens.append(laws.draw(path[-1] if path else root, noise) if root >= 0 else -1)
+    return Verdict(paths, next_tokens)
+
+
+class NoiseByStep(Noise):
+    """Broken noise: depends on how many draws came before, not on the position."""
+
+    count = 0
+
+    def key(self, row: int, lane: int, position: int) -> int:
+        NoiseByStep.count += 1
+        return super().key(row, lane, NoiseByStep.count)
