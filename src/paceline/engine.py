@@ -232,13 +232,13 @@ class Engine:
 
     def _tokens(self, prompt: Prompt) -> list[int]:
         """The prompt as token ids, all in the vocabulary."""
-        if isinstance(prompt, str) or (prompt and isinstance(prompt[0], Mapping)):
+        tokens = prompt.tolist() if isinstance(prompt, np.ndarray) else prompt
+        if isinstance(tokens, str) or (tokens and isinstance(tokens[0], Mapping)):
             if self.tokenizer is None:
                 raise ConfigError("this engine has no tokenizer; give the prompt as token ids")
-            if isinstance(prompt, str):
-                return self.tokenizer.encode(prompt)
-            return self.tokenizer.apply_chat_template(cast(Sequence[Mapping[str, str]], prompt))
-        tokens = prompt.tolist() if isinstance(prompt, np.ndarray) else list(prompt)
+            if isinstance(tokens, str):
+                return self.tokenizer.encode(tokens)
+            return self.tokenizer.apply_chat_template(cast(Sequence[Mapping[str, str]], tokens))
         last = self.target.info.vocab_size - 1
         for token in tokens:
             if type(token) is not int or not 0 <= token <= last:
