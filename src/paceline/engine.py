@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numbers
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -185,7 +185,7 @@ class Engine:
 
     def stream(
         self, prompt: Prompt, params: SamplingParams | None = None, drafter: str | None = None
-    ) -> Iterator[Event]:
+    ) -> Generator[Event, None, None]:
         """Answer one prompt, event by event; the last one has `finish`. Closing the iterator cancels.
 
         The request is queued at once, and other requests advance along with it. Raises like `submit`.
@@ -193,7 +193,7 @@ class Engine:
         outbox: list[Event] = []
         return self._events(self._submit(prompt, params, drafter, outbox), outbox)
 
-    def _events(self, request: int, outbox: list[Event]) -> Iterator[Event]:
+    def _events(self, request: int, outbox: list[Event]) -> Generator[Event, None, None]:
         finished = False
         try:
             while not finished:

@@ -134,7 +134,7 @@ def test_requests_wait_for_room_in_the_cache_in_the_order_they_came() -> None:
             if event.request not in first_seen:
                 first_seen.append(event.request)
     assert first_seen == ids
-    assert not busy.target._cache  # type: ignore[attr-defined]
+    assert not busy.target._cache
 
 
 def test_no_more_than_max_batch_requests_run_at_once() -> None:
@@ -192,11 +192,11 @@ def test_two_streams_and_a_submitted_request_share_the_engine_and_lose_nothing()
     submitted = shared.submit([5], params(max_tokens=3))
     left, right = shared.stream([1, 2], params()), shared.stream([1, 3], params())
     pairs = list(zip(left, right, strict=True))
-    assert pairs[-1][0].finish.token_ids == FULL.token_ids  # type: ignore[union-attr]
-    assert pairs[-1][1].finish.token_ids == plain([1, 3]).token_ids  # type: ignore[union-attr]
+    assert pairs[-1][0].finish.token_ids == FULL.token_ids
+    assert pairs[-1][1].finish.token_ids == plain([1, 3]).token_ids
     rest = shared.step()
     assert [event.request for event in rest] == [submitted] * 3
-    assert rest[-1].finish.token_ids == plain([5], max_tokens=3).token_ids  # type: ignore[union-attr]
+    assert rest[-1].finish.token_ids == plain([5], max_tokens=3).token_ids
 
 
 def test_a_closed_stream_is_cancelled() -> None:
@@ -205,7 +205,7 @@ def test_a_closed_stream_is_cancelled() -> None:
     next(stream)
     stream.close()
     assert one.idle
-    assert not one.target._cache  # type: ignore[attr-defined]
+    assert not one.target._cache
 
 
 def test_a_cancelled_request_ends_with_what_it_has_running_or_waiting() -> None:
@@ -230,10 +230,10 @@ def test_a_failing_target_leaves_the_engine_usable() -> None:
     target = TableTarget(VOCABULARY)
     shaky = engine(target=target)
     forward = target.forward
-    target.forward = None  # type: ignore[assignment]
+    target.forward = None
     with pytest.raises(TypeError):
         shaky.generate([[1, 2], [3]], params())
-    target.forward = forward  # type: ignore[method-assign]
+    target.forward = forward
     assert shaky.idle
     assert shaky.generate([1, 2], params())[0].token_ids == FULL.token_ids
 
@@ -258,7 +258,7 @@ def test_prompts_may_be_ids_text_or_messages_one_or_many() -> None:
 @pytest.mark.parametrize("prompt", [[12], [-1], [1.0], [True], ["a", 1]])
 def test_token_ids_that_are_none_are_refused(prompt: list[object]) -> None:
     with pytest.raises(ConfigError, match="token ids are whole numbers from 0 to 11"):
-        engine().submit(prompt)  # type: ignore[arg-type]
+        engine().submit(prompt)
 
 
 def test_what_needs_a_tokenizer_says_so() -> None:

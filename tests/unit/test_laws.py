@@ -11,7 +11,7 @@ from paceline.core import Draft, Lane, Scores, Tree, View
 from paceline.laws import Controls, Laws
 from paceline.noise import Noise, bits, gumbel
 from paceline.sampling import SamplingParams
-from tests.statistics import chi_square
+from tests.chi_square import chi_square
 
 MASK = 2**64 - 1
 KEY = 17541442556454691068

@@ -34,7 +34,7 @@ BAD = {
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name in BAD for value in BAD[name]], ids=repr)
 def test_a_value_out_of_range_is_refused_by_name(name: str, value: object) -> None:
     with pytest.raises(ConfigError) as caught:
-        SamplingParams(**{name: value})  # type: ignore[arg-type]
+        SamplingParams(**{name: value})
     assert name.split("_token")[0].split("[")[0] in str(caught.value).replace("a stop string", "stop")
     assert "\n" not in str(caught.value)
 
