@@ -1,0 +1,146 @@
+"""`paceline generate`: one prompt, one answer."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from paceline.cli.help import examples
+from paceline.cli.options import (
+    engine_options,
+    make_engine,
+    read_text,
+    sampling_options,
+    sampling_params,
+    terminal_safe,
+    tokenizer_of,
+    typed,
+)
+from paceline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from paceline.engine import Engine, Prompt
+    from paceline.results import Completion
+
+
+@click.command(
+    epilog=examples(
+        'paceline generate "Why is the sky blue?"',
+        "cat report.txt | paceline generate --system 'Summarise in two sentences.' --temperature 0",
+        "paceline generate --raw --prompt-file story.txt --max-tokens 500 --seed 7",
+        "paceline generate --drafter suffix:max_nodes=8 --stats 'Count to twenty.'",
+        "paceline generate --json 'Hello' | jq .stats.tau",
+    )
+)
+@click.argument("prompt", required=False)
+@click.option("--prompt-file", metavar="FILE", help='Take the prompt from a file; "-" is stdin.')
+@click.option(
+    "--chat/--raw",
+    "chat",
+    default=None,
+    help="Wrap the prompt in the model's chat format, or give it as it is."
+    " [default: --chat where the model has such a format]",
+)
+@click.option("--system", metavar="TEXT", help="A system message before the prompt (with --chat).")
+@engine_options
+@sampling_options
+@click.option(
+    "--stream/--no-stream", default=None, help="Print the answer while it grows. [default: on a terminal]"
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object with the answer and figures.")
+@click.option("--stats", is_flag=True, help="Print figures on stderr at the end.")
+def command(
+    prompt: str | None,
+    prompt_file: str | None,
+    chat: bool | None,
+    system: str | None,
+    model: str,
+    drafter: str,
+    threads: int | None,
+    context: int | None,
+    stream: bool | None,
+    as_json: bool,
+    stats: bool,
+    **options: Any,
+) -> None:
+    """Answer PROMPT, from the argument, a file, or stdin."""  # fmt: skip
+    if stream and as_json:
+        raise click.UsageError("--stream and --json exclude each other")
+    params = sampling_params(options)
+    text = _prompt(prompt, prompt_file)
+    system = None if system is None else typed(system)
+    engine = make_engine(model, drafter, threads, context)
+    question = _question(engine, text, chat, system)
+    if stream or (stream is None and not as_json and sys.stdout.isatty()):
+        completion = None
+        for event in engine.stream(question, params):
+            click.echo(terminal_safe(event.text), nl=False)
+            completion = event.finish
+        click.echo()
+        assert completion is not None, "a stream's last event has the completion"
+    else:
+        (completion,) = engine.generate([question], params)
+        if as_json:
+            click.echo(json.dumps(to_json(completion, model), ensure_ascii=False))
+        else:
+            click.echo(terminal_safe(completion.text))
+    if stats:
+        click.echo(figures(completion), err=True)
+
+
+def _prompt(argument: str | None, file: str | None) -> str:
+    if argument is not None and file is not None:
+        raise click.UsageError("give the prompt as argument or with --prompt-file, not both")
+    if argument is not None:
+        text = typed(argument)
+    elif file is not None:
+        text = read_text(file, "prompt file")
+    elif sys.stdin.isatty():
+        raise click.UsageError("no prompt: give it as argument, with --prompt-file, or on stdin")
+    else:
+        text = read_text("-", "prompt on")
+    if not text.strip():
+        raise ConfigError("the prompt is empty")
+    return text
+
+
+def _question(engine: Engine, text: str, chat: bool | None, system: str | None) -> Prompt:
+    if chat is None:
+        chat = tokenizer_of(engine).has_chat_template
+    if not chat:
+        if system is not None:
+            raise ConfigError("--system needs the chat format; leave out --raw, or take a model that has one")
+        return text
+    messages = [{"role": "system", "content": system}] if system is not None else []
+    return [*messages, {"role": "user", "content": text}]
+
+
+def to_json(completion: Completion, model: str) -> dict[str, Any]:
+    """A completion as JSON, with its derived figures."""
+    stats, timings = completion.stats, completion.timings
+    record = {key: value for key, value in asdict(completion).items() if key != "request"}
+    record["stats"] |= {"tau": stats.tau, "acceptance_rate": stats.acceptance_rate}
+    seconds = timings.decode_s
+    record["timings"]["tokens_per_second"] = _speed(stats.tokens - 1, seconds)
+    return {"model": model, **record}
+
+
+def figures(completion: Completion) -> str:
+    """The figures of an answer on one line."""
+    stats, timings = completion.stats, completion.timings
+    return (
+        f"{stats.tokens} tokens in {timings.prefill_s + timings.decode_s:.2f} s "
+        f"({_speed(stats.tokens - 1, timings.decode_s):.0f} tokens/s after the first), "
+        f"τ {stats.tau:.2f}, acceptance {stats.acceptance_rate:.0%}, drafter {completion.drafter}, "
+        f"seed {completion.seed}, prompt {completion.prompt_tokens} tokens, "
+        f"ended by {completion.finish_reason}"
+    )
+
+
+def _speed(tokens: int, seconds: float) -> float:
+    """Tokens per second; the first token comes out of the prefill and does not count."""
+    return tokens / seconds if tokens > 0 and seconds > 0 else 0.0

@@ -1,0 +1,144 @@
+"""Options that several commands share, and what is made of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import click
+
+from paceline import drafters
+from paceline.errors import ConfigError
+from paceline.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from paceline.engine import Engine
+    from paceline.models.tokenizer import Tokenizer
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+DEFAULT_MODEL = "smollm2-135m"
+
+_CONTROL_CHARACTERS = dict.fromkeys({*range(0x20), *range(0x7F, 0xA0)} - {ord("\n"), ord("\t")}, "\ufffd")
+
+_SAMPLING: tuple[tuple[str, str, Any, str], ...] = (
+    ("temperature", "--temperature", float, "0 always takes the likeliest token."),
+    ("top_k", "--top-k", int, "Draw from the K likeliest tokens; 0 draws from all."),
+    ("top_p", "--top-p", float, "Draw from the likeliest tokens that together have this probability."),
+    ("min_p", "--min-p", float, "Drop tokens less likely than this fraction of the likeliest."),
+    ("repetition_penalty", "--repetition-penalty", float, "Above 1: tokens of prompt and answer again less."),
+    ("presence_penalty", "--presence-penalty", float, "Taken off tokens that the answer holds."),
+    ("frequency_penalty", "--frequency-penalty", float, "Taken off once per occurrence in the answer."),
+    ("min_tokens", "--min-tokens", int, "The answer does not end before so many tokens."),
+    ("max_tokens", "--max-tokens", int, "The answer has at most so many tokens."),
+    ("seed", "--seed", int, "The same seed gives the same answer; random by default."),
+)
+_REPEATED: tuple[tuple[str, str, Any, str, str], ...] = (
+    ("logit_bias", "--logit-bias", str, "ID=NUMBER", "Add a number to a token's logit. Repeatable."),
+    ("stop", "--stop", str, "TEXT", "End the answer where this text comes up. Repeatable."),
+    ("stop_token_ids", "--stop-token-id", int, "ID", "End the answer at this token. Repeatable."),
+)
+
+
+def sampling_options(function: F) -> F:
+    """All fields of SamplingParams as options; the defaults shown are the dataclass's own."""
+    defaults = {field.name: field.default for field in dataclasses.fields(SamplingParams)}
+    decorators = [
+        click.option(
+            flag, name, type=kind, help=text + ("" if name == "seed" else f" [default: {defaults[name]}]")
+        )
+        for name, flag, kind, text in _SAMPLING
+    ]
+    decorators += [
+        click.option(flag, name, type=kind, metavar=metavar, multiple=True, help=text)
+        for name, flag, kind, metavar, text in _REPEATED
+    ]
+    decorators.append(
+        click.option("--ignore-eos", is_flag=True, help="Go on where the model would end its answer.")
+    )
+    for decorate in reversed(decorators):
+        function = decorate(function)
+    return function
+
+
+def sampling_params(options: dict[str, Any]) -> SamplingParams:
+    """The parameters that `sampling_options` collected, taken out of `options`. Raises ConfigError."""
+    chosen = {name: options.pop(name) for name, *_ in (*_SAMPLING, *_REPEATED)}
+    chosen["logit_bias"] = dict(map(_bias, chosen["logit_bias"]))
+    chosen["ignore_eos"] = options.pop("ignore_eos")
+    return SamplingParams(**{name: value for name, value in chosen.items() if value is not None})
+
+
+def _bias(text: str) -> tuple[int, float]:
+    token, _, number = text.partition("=")
+    try:
+        return int(token), float(number)
+    except ValueError:
+        raise ConfigError(f"--logit-bias: found {text!r}, expected ID=NUMBER, such as 42=-100") from None
+
+
+def model_option(function: F) -> F:
+    """--model."""
+    return click.option(
+        "--model",
+        default=DEFAULT_MODEL,
+        envvar="PACELINE_MODEL",
+        metavar="NAME|FILE",
+        show_default=True,
+        show_envvar=True,
+        help="A name from `paceline models list`, or a GGUF file.",
+    )(function)
+
+
+def engine_options(function: F) -> F:
+    """Options for `make_engine`."""
+    for decorate in (
+        click.option("--context", type=int, help="Tokens that prompt and answer may have together."
+                     " [default: what the model was made for]"),
+        click.option("--threads", type=int, help="Threads of a pass. [default: one per core]"),
+        click.option("--drafter", default="suffix", metavar="NAME[:OPT=VAL,...]", show_default=True,
+                     help=f"What proposes tokens: {', '.join(drafters.names())}."
+                          " It changes the speed, never the answer."),
+        model_option,
+    ):  # fmt: skip
+        function = decorate(function)
+    return function
+
+
+def make_engine(model: str, drafter: str, threads: int | None, context: int | None) -> Engine:
+    """The engine that the options ask for; a known model is fetched first if it is not here."""
+    from paceline.engine import Engine
+
+    return Engine.from_pretrained(model, drafter=drafter, threads=threads, context=context)
+
+
+def tokenizer_of(engine: Engine) -> Tokenizer:
+    """The tokenizer of an engine that `make_engine` made."""
+    return cast("Tokenizer", engine.tokenizer)
+
+
+def read_text(path: str, what: str) -> str:
+    """The text of a file, or of stdin for "-". Raises ConfigError."""
+    shown = "stdin" if path == "-" else path
+    try:
+        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{what} {shown}: is not UTF-8 text (byte {error.start})") from None
+    except OSError as error:
+        raise ConfigError(f"{what} {shown}: {error.strerror or error}") from None
+
+
+def typed(argument: str) -> str:
+    """An argument as the UTF-8 text it was typed as, even where the locale says otherwise."""
+    return argument.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def terminal_safe(text: str) -> str:
+    """The text without characters that would command a terminal, when stdout is one."""
+    if not sys.stdout.isatty():
+        return text
+    return text.translate(_CONTROL_CHARACTERS)

@@ -1,0 +1,95 @@
+"""The compiled kernels."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+def available() -> list[str]:
+    """Instruction sets this CPU can run, best first: "avx512-vnni", "avx2", "portable"."""
+
+def packed_bytes(type: str, rows: int, columns: int) -> int:
+    """Size of a packed matrix, see paceline.kernels.packing."""
+
+def measure_bandwidth(bytes: int, threads: int, repeats: int) -> float:
+    """GB/s of reading memory, the best of some repeats."""
+
+def draw(
+    logits: NDArray[np.float32],
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    key: int,
+    isa: str = "",
+) -> int:
+    """The token that Gumbel-max draws from the warped law of one row of logits; see paceline.sampling."""
+
+def multiply(
+    type: str,
+    rows: int,
+    columns: int,
+    packed: NDArray[np.uint8],
+    x: NDArray[np.float32],
+    out: NDArray[np.float32],
+    isa: str = "",
+) -> None:
+    """out [n, rows rounded up to 16] = x [n, columns] times a packed matrix, through 8-bit activations."""
+
+class Model:
+    """A dense decoder with its paged key/value cache. Not for use from two threads at once."""
+
+    def __init__(
+        self,
+        shape: dict[str, float],
+        tensors: dict[str, object],
+        *,
+        cache_pages: int,
+        max_positions: int,
+        rope_theta: float,
+        threads: int,
+        isa: str,
+    ) -> None:
+        """`tensors` holds for every matrix its packed bytes and under NAME.type its type, for every norm its
+        float32 bytes, all uint8 at a multiple of 64. Raises ValueError if a size does not fit `shape`."""
+
+    def forward(
+        self,
+        slots: NDArray[np.int32],
+        offsets: NDArray[np.int32],
+        starts: NDArray[np.int32],
+        tokens: NDArray[np.int32],
+        parents: NDArray[np.int32],
+        positions: NDArray[np.int32],
+        scored: NDArray[np.int32],
+        logits: NDArray[np.float32],
+        tap_layers: list[int],
+        taps: list[NDArray[np.float32]],
+    ) -> None:
+        """One pass; see paceline.core.Draft for the arrays. Fills logits [>= S, V] and one [N, H] per tap.
+
+        Raises CapacityError before anything changed if the cache is too full, ValueError if a row's start
+        is not what the cache holds."""
+
+    def commit(self, known: list[int], kept: list[list[int]]) -> None:
+        """Keep `known[r]` first nodes of row r of the last forward, and the nodes kept[r], numbered inside
+        the row."""
+
+    def release(self, slots: list[int]) -> None:
+        """Forget sequences."""
+
+    def length(self, slot: int) -> int:
+        """Committed tokens."""
+
+    def read_cache(self, slot: int, layer: int, keys: NDArray[np.float32], values: NDArray[np.float32]) -> None:
+        """Committed keys and values [length, kv_heads, head_dim]."""
+
+    def measure_stages(self, on: bool) -> None:
+        """Start to add up the time of each stage, or stop."""
+
+    @property
+    def stage_seconds(self) -> dict[str, float]: ...
+    @property
+    def free_pages(self) -> int: ...
+    @property
+    def threads(self) -> int: ...
+    @property
+    def isa(self) -> str: ...

@@ -1,0 +1,187 @@
+// What Python sees of the kernels. Signatures and docstrings are in ../_kernels.pyi.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <chrono>
+#include <thread>
+
+#include "model.hpp"
+
+namespace nb = nanobind;
+using namespace paceline;
+
+namespace {
+
+template <typename T>
+using Vector = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Bytes = Vector<uint8_t>;
+using Ints = Vector<int32_t>;
+using Floats = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Cube = nb::ndarray<float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
+
+WeightType weight_type(const std::string& name) {
+    if (name == "Q8_0") return WeightType::Q8_0;
+    if (name == "Q4_0") return WeightType::Q4_0;
+    if (name == "Q4_1") return WeightType::Q4_1;
+    throw std::invalid_argument("weight type '" + name + "' has no kernel; there are Q8_0, Q4_0, Q4_1");
+}
+
+// A model and the Python arrays that its weights lie in.
+class BoundModel {
+  public:
+    BoundModel(nb::dict shape, nb::dict tensors, int cache_pages, int max_positions, double rope_theta, int threads, const std::string& isa)
+        : tensors_(tensors) {
+        const auto number = [&](const char* key) { return nb::cast<int>(shape[key]); };
+        ModelRecord record{};
+        record.hidden = number("hidden"), record.layers = number("layers"), record.heads = number("heads");
+        record.kv_heads = number("kv_heads"), record.head_dim = number("head_dim"), record.ffn = number("ffn"), record.vocab = number("vocab_size");
+        record.norm_eps = nb::cast<float>(shape["norm_eps"]);
+        const int q = record.heads * record.head_dim, kv = record.kv_heads * record.head_dim;
+        record.output_norm = vector("output_norm.weight", record.hidden);
+        record.embedding = matrix("token_embd.weight", record.vocab, record.hidden);
+        record.head = tensors.contains("output.weight") ? matrix("output.weight", record.vocab, record.hidden) : record.embedding;
+        std::vector<Layer> layers;
+        for (int i = 0; i < record.layers; i++) {
+            const std::string at = "blk." + std::to_string(i) + ".";
+            layers.push_back({vector(at + "attn_norm.weight", record.hidden), matrix(at + "attn_q.weight", q, record.hidden),
+                              matrix(at + "attn_k.weight", kv, record.hidden), matrix(at + "attn_v.weight", kv, record.hidden),
+                              matrix(at + "attn_output.weight", record.hidden, q), vector(at + "ffn_norm.weight", record.hidden),
+                              matrix(at + "ffn_gate.weight", record.ffn, record.hidden), matrix(at + "ffn_up.weight", record.ffn, record.hidden),
+                              matrix(at + "ffn_down.weight", record.hidden, record.ffn)});
+        }
+        model_ = std::make_unique<Model>(record, std::move(layers), cache_pages, max_positions, rope_theta, threads, isa);
+    }
+
+    void forward(Ints slots, Ints offsets, Ints starts, Ints tokens, Ints parents, Ints positions, Ints scored, Floats logits,
+                 const std::vector<int32_t>& tap_layers, const std::vector<Floats>& taps) {
+        if (logits.shape(0) < scored.shape(0) || (int)logits.shape(1) != model_->record().vocab) throw std::invalid_argument("logits have the wrong shape");
+        std::vector<float*> tap_rows;
+        for (const auto& tap : taps) {
+            if (tap.shape(0) != tokens.shape(0) || (int)tap.shape(1) != model_->record().hidden) throw std::invalid_argument("a tap has the wrong shape");
+            tap_rows.push_back(tap.data());
+        }
+        for (size_t i = 0; i < tokens.shape(0); i++)
+            if (tokens.data()[i] < 0 || tokens.data()[i] >= model_->record().vocab)
+                throw std::invalid_argument("token " + std::to_string(tokens.data()[i]) + " is not in 0.." + std::to_string(model_->record().vocab - 1));
+        const PackedDraft draft{(int)slots.shape(0), (int)tokens.shape(0), (int)scored.shape(0), slots.data(), offsets.data(), starts.data(),
+                                tokens.data(), parents.data(), positions.data(), scored.data()};
+        nb::gil_scoped_release release;
+        model_->forward(draft, logits.data(), tap_layers, tap_rows);
+    }
+
+    Model& model() { return *model_; }
+
+  private:
+    const uint8_t* bytes(const std::string& name, size_t wanted) {
+        const auto found = nb::cast<Bytes>(tensors_[name.c_str()]);
+        if (found.size() != wanted || (size_t)found.data() % 64)
+            throw std::invalid_argument("tensor '" + name + "' must have " + std::to_string(wanted) + " bytes at a multiple of 64, has " + std::to_string(found.size()));
+        return found.data();
+    }
+    const float* vector(const std::string& name, int size) { return (const float*)bytes(name, sizeof(float) * size); }
+    Matrix matrix(const std::string& name, int rows, int columns) {
+        const WeightType type = weight_type(nb::cast<std::string>(nb::object(tensors_[(name + ".type").c_str()])));
+        const Matrix shape = describe(type, rows, columns, nullptr);
+        return describe(type, rows, columns, bytes(name, shape.block_bytes * ((rows + kLanes - 1) / kLanes)));
+    }
+
+    nb::dict tensors_;
+    std::unique_ptr<Model> model_;
+};
+
+nb::dict stage_seconds(BoundModel& bound) {
+    static const char* names[kStages] = {"embed", "qkv", "attention", "output", "gate_up", "down", "head"};
+    nb::dict result;
+    const auto& seconds = bound.model().stage_seconds;
+    for (size_t i = 0; i < seconds.size(); i++) result[names[i]] = seconds[i];
+    return result;
+}
+
+// GB/s of reading `bytes` of memory with the given number of threads: the best of `repeats`.
+double measure_bandwidth(size_t bytes, int threads, int repeats) {
+    std::vector<uint64_t> data(bytes / 8, 1);
+    std::vector<uint64_t> sums(threads * 8);
+    ThreadPool pool(threads);
+    double best = 1e30;
+    for (int r = 0; r < repeats; r++) {
+        const auto begin = std::chrono::steady_clock::now();
+        pool.run([&](int t) {
+            const size_t from = data.size() * t / threads, to = data.size() * (t + 1) / threads;
+            uint64_t lanes[32] = {};
+            for (size_t i = from; i + 32 <= to; i += 32)
+                for (int j = 0; j < 32; j++) lanes[j] += data[i + j];
+            for (const uint64_t lane : lanes) sums[t * 8] += lane;
+        });
+        best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
+    }
+    return (sums[0] ? 1.0 : 0.0) * bytes / best / 1e9;
+}
+
+}  // namespace
+
+NB_MODULE(_kernels, m) {
+    nb::register_exception_translator(
+        [](const std::exception_ptr& p, void*) {
+            try {
+                std::rethrow_exception(p);
+            } catch (const CacheFull& e) {
+                PyErr_SetString(nb::module_::import_("paceline.errors").attr("CapacityError").ptr(), e.what());
+            }
+        });
+
+    m.def("available", &available_kernels);
+    m.def("packed_bytes", [](const std::string& type, int rows, int columns) {
+        return block_bytes(weight_type(type), columns) * ((rows + kLanes - 1) / kLanes);
+    });
+    m.def("measure_bandwidth", &measure_bandwidth, nb::arg("bytes"), nb::arg("threads"), nb::arg("repeats"), nb::call_guard<nb::gil_scoped_release>());
+    m.def(
+        "draw",
+        [](Vector<float> logits, double temperature, int top_k, double top_p, double min_p, uint64_t key, const std::string& isa) {
+            thread_local std::vector<Candidate> room;
+            if (room.size() < logits.size()) room.resize(logits.size());
+            if (!logits.size()) throw std::invalid_argument("no logits");
+            static const Kernels& best = choose_kernels("");
+            const Kernels& kernels = isa.empty() ? best : choose_kernels(isa);
+            return kernels.draw(logits.data(), (int)logits.size(), {temperature, top_p, min_p, top_k, key}, room.data());
+        },
+        nb::arg("logits"), nb::arg("temperature"), nb::arg("top_k"), nb::arg("top_p"), nb::arg("min_p"), nb::arg("key"), nb::arg("isa") = "");
+    m.def(
+        "multiply",
+        [](const std::string& type, int rows, int columns, Bytes packed, Floats x, Floats out, const std::string& isa) {
+            const WeightType kind = weight_type(type);
+            if (packed.size() != block_bytes(kind, columns) * ((rows + kLanes - 1) / kLanes) || (int)x.shape(1) != columns ||
+                out.shape(0) != x.shape(0) || (int)out.shape(1) != (rows + kLanes - 1) / kLanes * kLanes)
+                throw std::invalid_argument("multiply: shapes do not agree");
+            const Kernels& kernels = choose_kernels(isa);
+            const int n = (int)x.shape(0), groups = columns / kGroup;
+            const size_t padded = (size_t)padded_rows(n) * groups;
+            std::vector<int8_t> numbers(padded * kGroup);
+            std::vector<float> scales(padded), scaled_sums(padded);
+            std::vector<int32_t> sums(padded);
+            kernels.matmul(describe(kind, rows, columns, packed.data()), x.data(), n,
+                           {numbers.data(), scales.data(), sums.data(), scaled_sums.data(), groups, 1}, out.data(), out.shape(1));
+        },
+        nb::arg("type"), nb::arg("rows"), nb::arg("columns"), nb::arg("packed"), nb::arg("x"), nb::arg("out"), nb::arg("isa") = "");
+
+    nb::class_<BoundModel>(m, "Model")
+        .def(nb::init<nb::dict, nb::dict, int, int, double, int, const std::string&>(), nb::arg("shape"), nb::arg("tensors"), nb::kw_only(),
+             nb::arg("cache_pages"), nb::arg("max_positions"), nb::arg("rope_theta"), nb::arg("threads"), nb::arg("isa"))
+        .def("forward", &BoundModel::forward)
+        .def("commit", [](BoundModel& b, const std::vector<int>& known, const std::vector<std::vector<int>>& kept) { b.model().commit(known, kept); })
+        .def("release", [](BoundModel& b, const std::vector<int>& slots) { b.model().release(slots); })
+        .def("length", [](BoundModel& b, int slot) { return b.model().length(slot); })
+        .def("read_cache",
+             [](BoundModel& b, int slot, int layer, Cube keys, Cube values) {
+                 const size_t length = b.model().length(slot);
+                 if (keys.shape(0) != length || values.shape(0) != length) throw std::invalid_argument("read_cache: wrong length");
+                 b.model().read_cache(slot, layer, keys.data(), values.data());
+             })
+        .def("measure_stages", [](BoundModel& b, bool on) { b.model().stage_seconds.assign(on ? kStages : 0, 0.0); })
+        .def_prop_ro("stage_seconds", &stage_seconds)
+        .def_prop_ro("free_pages", [](BoundModel& b) { return b.model().free_pages(); })
+        .def_prop_ro("threads", [](BoundModel& b) { return b.model().threads(); })
+        .def_prop_ro("isa", [](BoundModel& b) { return std::string(b.model().kernels().name); });
+}

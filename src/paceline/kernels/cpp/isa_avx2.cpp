@@ -1,0 +1,10 @@
+#include "simd_avx2.hpp"
+
+#include "kernels.inl"
+
+namespace paceline {
+const Kernels& kernels_avx2() {
+    static const Kernels kernels{kIsaName, run, draw, matmul};
+    return kernels;
+}
+}  // namespace paceline

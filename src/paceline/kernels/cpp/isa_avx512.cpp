@@ -1,0 +1,10 @@
+#include "simd_avx512.hpp"
+
+#include "kernels.inl"
+
+namespace paceline {
+const Kernels& kernels_avx512() {
+    static const Kernels kernels{kIsaName, run, draw, matmul};
+    return kernels;
+}
+}  // namespace paceline

@@ -1,0 +1,10 @@
+#include "simd_portable.hpp"
+
+#include "kernels.inl"
+
+namespace paceline {
+const Kernels& kernels_portable() {
+    static const Kernels kernels{kIsaName, run, draw, matmul};
+    return kernels;
+}
+}  // namespace paceline

@@ -1,0 +1,449 @@
+// The kernels, written once over the sixteen lanes of a simd_*.hpp header. Every function handles one row (or several
+// independently) and adds in an order that depends on nothing but that row: this is what makes a row's bits
+// independent of its neighbours, of their number, and of the threads.
+#include <cmath>
+
+#include "records.hpp"
+
+namespace {
+using namespace paceline;
+
+constexpr int kPrefetchAhead = 8192;     // bytes of weights; measured
+
+// Loops over rows or queries held in registers must be unrolled whole, or their sums go through memory.
+#define PACELINE_UNROLL _Pragma("GCC unroll 16")
+
+inline int least(int a, int b) { return a < b ? a : b; }
+inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
+// exp for every lane, after Cephes' expf; arguments below -87 give exp(-87), above 88 exp(88).
+inline F32 exp(F32 x) {
+    x = max(min(x, splat(88.0f)), splat(-87.0f));
+    const I32 n = round_to_int(x * splat(1.44269504f));
+    const F32 f = to_float(n);
+    const F32 r = fma(f, splat(2.12194440e-4f), fma(f, splat(-0.693359375f), x));
+    F32 p = splat(1.9875691500e-4f);
+    p = fma(p, r, splat(1.3981999507e-3f));
+    p = fma(p, r, splat(8.3334519073e-3f));
+    p = fma(p, r, splat(4.1665795894e-2f));
+    p = fma(p, r, splat(1.6666665459e-1f));
+    p = fma(p, r, splat(5.0000001201e-1f));
+    return scale_by_power(fma(p, r * r, r) + splat(1.0f), n);
+}
+
+// ---------------------------------------------------------------------------------- 8-bit activations
+
+inline void quantise_group(F32 a, F32 b, const Quantised& out, int row, int group) {
+    const size_t at = out.at(row, group);
+    const float largest = max_lanes(max(abs(a), abs(b)));
+    const float scale = largest / 127.0f, inverse = largest > 0.0f ? 127.0f / largest : 0.0f;
+    const I32 low = round_to_int(a * splat(inverse)), high = round_to_int(b * splat(inverse));
+    store_bytes(out.numbers + at * kGroup, low);
+    store_bytes(out.numbers + at * kGroup + kLanes, high);
+    const int32_t sum = sum_lanes(add_int(low, high));
+    out.scales[at] = scale;
+    out.sums[at] = sum;
+    out.scaled_sums[at] = scale * (float)sum;
+}
+
+// Root mean square norm (Zhang & Sennrich, 2019), then 8-bit numbers.
+void norm_and_quantise(const float* x, const float* weight, int columns, float eps, const Quantised& out, int row) {
+    F32 squares = splat(0.0f);
+    for (int i = 0; i < columns; i += kLanes) squares = fma(load(x + i), load(x + i), squares);
+    const F32 scale = splat(1.0f / __builtin_sqrtf(sum_lanes(squares) / (float)columns + eps));
+    for (int g = 0; g < columns / kGroup; g++) {
+        const int i = g * kGroup;
+        quantise_group(load(x + i) * scale * load(weight + i), load(x + i + kLanes) * scale * load(weight + i + kLanes), out, row, g);
+    }
+}
+
+// ---------------------------------------------------------------------------------- matrix product
+
+// Rows multiplied at once, so that all tiles are about equally full.
+inline int tile_of(int rows) { return ceil_div(rows, ceil_div(rows, kRowBlock)); }
+
+inline Quantised tiled(Quantised x, int rows) {
+    x.tile = rows > 0 ? tile_of(rows) : 1;
+    return x;
+}
+
+// One block of 16 outputs for the T rows of a tile: integer products inside a group, groups added in order.
+template <WeightType type, int T>
+inline void multiply_tile(const Matrix& w, const uint8_t* block, const Quantised& x, int tile, int rows, float* out, size_t out_stride) {
+    constexpr int kLoads = type == WeightType::Q8_0 ? 8 : 4;
+    const size_t at = (size_t)tile * x.groups * T;
+    const int8_t* numbers = x.numbers + at * kGroup;
+    const float* scales = x.scales + at;
+    const int32_t* sums = x.sums + at;
+    const float* scaled_sums = x.scaled_sums + at;
+    const uint16_t* weight_scales = (const uint16_t*)block;
+    const uint16_t* minima = (const uint16_t*)(block + w.minima_at);
+    const uint8_t* stored = block + w.numbers_at;
+    F32 total[T];
+    PACELINE_UNROLL
+    for (int m = 0; m < T; m++) total[m] = splat(0.0f);
+    for (int g = 0; g < x.groups; g++) {
+        I32 sum[T];
+        PACELINE_UNROLL
+        for (int m = 0; m < T; m++) {
+            if constexpr (type == WeightType::Q8_0) sum[m] = start_signed(sums[m]);
+            if constexpr (type == WeightType::Q4_0) sum[m] = splat_int(-8 * sums[m]);
+            if constexpr (type == WeightType::Q4_1) sum[m] = splat_int(0);
+        }
+        for (int i = 0; i < kLoads; i++) {
+            const U8 bytes = load_bytes(stored + i * 64);
+            prefetch(stored + i * 64 + kPrefetchAhead);
+            if constexpr (type == WeightType::Q8_0) {
+                PACELINE_UNROLL
+                for (int m = 0; m < T; m++) sum[m] = dot_signed(sum[m], bytes, numbers + m * kGroup + i * 4);
+            } else {
+                const U8 low = low_halves(bytes), high = high_halves(bytes);
+                PACELINE_UNROLL
+                for (int m = 0; m < T; m++) sum[m] = dot(sum[m], low, numbers + m * kGroup + i * 8);
+                PACELINE_UNROLL
+                for (int m = 0; m < T; m++) sum[m] = dot(sum[m], high, numbers + m * kGroup + i * 8 + 4);
+            }
+        }
+        const F32 scale = load_half(weight_scales);
+        PACELINE_UNROLL
+        for (int m = 0; m < T; m++) total[m] = fma(to_float(sum[m]), scale * splat(scales[m]), total[m]);
+        if constexpr (type == WeightType::Q4_1) {
+            const F32 minimum = load_half(minima);
+            PACELINE_UNROLL
+            for (int m = 0; m < T; m++) total[m] = fma(minimum, splat(scaled_sums[m]), total[m]);
+        }
+        numbers += T * kGroup, scales += T, sums += T, scaled_sums += T;
+        weight_scales += kLanes, minima += kLanes, stored += kLoads * 64;
+    }
+    PACELINE_UNROLL
+    for (int m = 0; m < T; m++)
+        if (m < rows) store(out + m * out_stride, total[m]);
+}
+
+template <WeightType type, int T = kRowBlock>
+inline void multiply_tiles(const Matrix& w, const uint8_t* block, const Quantised& x, int rows, float* out, size_t out_stride) {
+    if (x.tile == T) {
+        for (int tile = 0; tile * T < rows; tile++)
+            multiply_tile<type, T>(w, block, x, tile, rows - tile * T, out + (size_t)tile * T * out_stride, out_stride);
+    } else if constexpr (T > 1) {
+        multiply_tiles<type, T - 1>(w, block, x, rows, out, out_stride);
+    }
+}
+
+// out[m * out_stride + i] = row m times output 16 * block + i.
+void multiply(const Matrix& w, int block, const Quantised& x, int rows, float* out, size_t out_stride) {
+    const uint8_t* data = w.data + (size_t)block * w.block_bytes;
+    switch (w.type) {
+        case WeightType::Q8_0: return multiply_tiles<WeightType::Q8_0>(w, data, x, rows, out, out_stride);
+        case WeightType::Q4_0: return multiply_tiles<WeightType::Q4_0>(w, data, x, rows, out, out_stride);
+        case WeightType::Q4_1: return multiply_tiles<WeightType::Q4_1>(w, data, x, rows, out, out_stride);
+    }
+}
+
+void matmul(const Matrix& w, const float* x, int rows, Quantised room, float* out, size_t out_stride) {
+    const Quantised q = tiled(room, rows);
+    for (int r = 0; r < rows; r++)
+        for (int g = 0; g < q.groups; g++) {
+            const float* at = x + (size_t)r * w.columns + g * kGroup;
+            quantise_group(load(at), load(at + kLanes), q, r, g);
+        }
+    for (int block = 0; block < ceil_div(w.rows, kLanes); block++) multiply(w, block, q, rows, out + block * kLanes, out_stride);
+}
+
+// ---------------------------------------------------------------------------------- attention
+
+// Where the keys or values of one row and one head lie: `stride` halves from page to page.
+struct Pages {
+    const uint16_t* base;
+    size_t stride;
+    const int32_t* numbers;
+    int dim;
+    const uint16_t* page(int i) const { return base + (size_t)numbers[i] * stride; }
+};
+
+// Scores of Q queries, float [dim][Q], against the keys of `count` pages, half [dim][16] each.
+template <int Q>
+inline void score_pages(const Pages& keys, int count, const float* query, float* out, size_t stride) {
+    for (int page = 0; page < count; page++) {
+        const uint16_t *key = keys.page(page), *next = keys.page(least(page + 1, count - 1));
+        F32 total[Q];
+        PACELINE_UNROLL
+        for (int i = 0; i < Q; i++) total[i] = splat(0.0f);
+        for (int d = 0; d < keys.dim; d++) {
+            const F32 k = load_half(key + d * kLanes);
+            prefetch(next + d * kLanes);
+            PACELINE_UNROLL
+            for (int i = 0; i < Q; i++) total[i] = fma(splat(query[d * Q + i]), k, total[i]);
+        }
+        PACELINE_UNROLL
+        for (int i = 0; i < Q; i++) store(out + i * stride + page * kLanes, total[i]);
+    }
+}
+
+template <int Q = kKeyBlock>
+inline void score_queries(int queries, const Pages& keys, int count, const float* query, float* out, size_t stride) {
+    if (queries == Q) return score_pages<Q>(keys, count, query, out, stride);
+    if constexpr (Q > 1) score_queries<Q - 1>(queries, keys, count, query, out, stride);
+}
+
+// Turns scores [0, length) into weights exp(score - largest); returns their sum. Lane i adds the positions i, i+16, ...
+inline float soften(float* scores, int length) {
+    const int padded = ceil_div(length, kLanes) * kLanes;
+    for (int p = length; p < padded; p++) scores[p] = -1e30f;
+    F32 largest = load(scores);
+    for (int p = kLanes; p < padded; p += kLanes) largest = max(largest, load(scores + p));
+    const F32 shift = splat(max_lanes(largest));
+    F32 sum = splat(0.0f);
+    for (int p = 0; p < padded; p += kLanes) {
+        const F32 weight = exp(load(scores + p) - shift);
+        store(scores + p, weight);
+        sum = sum + weight;
+    }
+    return sum_lanes(sum);
+}
+
+// Weighted sums of 16*C value columns for Q queries, position by position. The first `shared` positions lie at the
+// slot of the same number for all of them; the rest is found through each query's node.
+template <int Q, int C>
+inline void gather_values(const Pages& values, int column, const Node* const* node, int start, int shared, const float* weights,
+                          size_t stride, const float* inverse, float* out) {
+    F32 total[Q][C];
+    PACELINE_UNROLL
+    for (int i = 0; i < Q; i++)
+        PACELINE_UNROLL
+        for (int c = 0; c < C; c++) total[i][c] = splat(0.0f);
+    for (int p = 0; p < shared;) {
+        const uint16_t *value = values.page(p / kLanes) + column, *next = values.page(least(p + kLanes, shared - 1) / kLanes) + column;
+        for (const int end = least(shared, p + kLanes); p < end; p++, value += values.dim, next += values.dim) {
+            F32 v[C];
+            for (int c = 0; c < C; c += 2) prefetch(next + c * kLanes);
+            PACELINE_UNROLL
+            for (int c = 0; c < C; c++) v[c] = load_half(value + c * kLanes);
+            PACELINE_UNROLL
+            for (int i = 0; i < Q; i++)
+                PACELINE_UNROLL
+                for (int c = 0; c < C; c++) total[i][c] = fma(splat(weights[i * stride + p]), v[c], total[i][c]);
+        }
+    }
+    PACELINE_UNROLL
+    for (int i = 0; i < Q; i++) {
+        const Node& n = *node[i];
+        for (int p = shared; p < start + n.length; p++) {
+            const int j = p - start, slot = j < n.linear ? p : start + n.path[j - n.linear];
+            const uint16_t* value = values.page(slot / kLanes) + slot % kLanes * values.dim + column;
+            PACELINE_UNROLL
+            for (int c = 0; c < C; c++) total[i][c] = fma(splat(weights[i * stride + p]), load_half(value + c * kLanes), total[i][c]);
+        }
+        PACELINE_UNROLL
+        for (int c = 0; c < C; c++) store(out + i * values.dim + column + c * kLanes, total[i][c] * splat(inverse[i]));
+    }
+}
+
+template <int Q = kQueryBlock>
+inline void gather_queries(int queries, const Pages& values, const Node* const* node, int start, int shared, const float* weights,
+                           size_t stride, const float* inverse, float* out) {
+    if (queries == Q) {
+        int column = 0;
+        for (; column + 4 * kLanes <= values.dim; column += 4 * kLanes)
+            gather_values<Q, 4>(values, column, node, start, shared, weights, stride, inverse, out);
+        for (; column < values.dim; column += kLanes) gather_values<Q, 1>(values, column, node, start, shared, weights, stride, inverse, out);
+    } else if constexpr (Q > 1) {
+        gather_queries<Q - 1>(queries, values, node, start, shared, weights, stride, inverse, out);
+    }
+}
+
+// Attention of one unit for all query heads that share its key/value head (Ainslie et al., 2023, grouped queries).
+void attend(const Pass& pass, int layer, const AttentionUnit& unit, const Quantised& out, float* scratch) {
+    const ModelRecord& model = *pass.model;
+    const int dim = model.head_dim, group = model.heads / model.kv_heads, queries = unit.nodes * group;
+    const Row& row = pass.row[unit.row];
+    const size_t head_offset = ((size_t)layer * model.kv_heads + unit.kv_head) * pass.head_stride;
+    const Pages keys{pass.keys + head_offset, (size_t)dim * kLanes, row.pages, dim};
+    const Pages values{pass.values + head_offset, keys.stride, row.pages, dim};
+    const size_t stride = pass.score_stride;
+    float* result = scratch + (size_t)queries * stride;     // [queries][dim]
+
+    // Scores against every slot that any node of the unit may see.
+    const int slots = row.start + unit.first + unit.nodes - row.first;
+    for (int begin = 0; begin < queries; begin += kKeyBlock) {
+        const int count = least(kKeyBlock, queries - begin);
+        float* packed = result;                             // [dim][count], overwritten by the result later
+        for (int i = 0; i < count; i++) {
+            const int node = unit.first + (begin + i) / group, head = unit.kv_head * group + (begin + i) % group;
+            const float* query = pass.q + ((size_t)node * model.heads + head) * dim;
+            for (int d = 0; d < dim; d++) packed[d * count + i] = query[d];
+        }
+        score_queries(count, keys, ceil_div(slots, kLanes), packed, scratch + begin * stride, stride);
+    }
+
+    for (int begin = 0; begin < queries; begin += kQueryBlock) {
+        const int count = least(kQueryBlock, queries - begin);
+        const Node* node[kQueryBlock];
+        float inverse[kQueryBlock];
+        int shared = 1 << 30;
+        for (int i = 0; i < count; i++) {
+            const Node& n = pass.node[unit.first + (begin + i) / group];
+            float* scores = scratch + (begin + i) * stride;
+            // Slots to positions: ancestors ascend and never lie before their own place, so this can be done in place.
+            for (int j = n.linear; j < n.length; j++) scores[row.start + j] = scores[row.start + n.path[j - n.linear]];
+            inverse[i] = 1.0f / soften(scores, row.start + n.length);
+            node[i] = &n;
+            shared = least(shared, row.start + n.linear);
+        }
+        gather_queries(count, values, node, row.start, shared, scratch + begin * stride, stride, inverse, result + (size_t)begin * dim);
+    }
+
+    const int first_group = unit.kv_head * group * dim / kGroup;
+    for (int n = 0; n < unit.nodes; n++)
+        for (int g = 0; g < group * dim / kGroup; g++) {
+            const float* at = result + (size_t)n * group * dim + g * kGroup;
+            quantise_group(load(at), load(at + kLanes), out, unit.first + n, first_group + g);
+        }
+}
+
+// ---------------------------------------------------------------------------------- one pass
+
+// Rotary positions (Su et al., 2021) on pairs of neighbours.
+inline F32 rotate(F32 x, const ModelRecord& model, int position, int dim) {
+    const size_t at = (size_t)position * model.head_dim + dim;
+    return fma(swap_pairs(x), load(model.rope_sin + at), x * load(model.rope_cos + at));
+}
+
+void embed(const Pass& pass, int node) {
+    const Matrix& w = pass.model->embedding;
+    const int token = pass.tokens[node], lane = token % kLanes;
+    const uint8_t* block = w.data + (size_t)(token / kLanes) * w.block_bytes;
+    float* x = pass.x + (size_t)node * pass.model->hidden;
+    for (int g = 0; g < w.columns / kGroup; g++) {
+        float scale[kLanes], minimum[kLanes];
+        store(scale, load_half((const uint16_t*)block + g * kLanes));
+        if (w.type == WeightType::Q4_1) store(minimum, load_half((const uint16_t*)(block + w.minima_at) + g * kLanes));
+        for (int i = 0; i < kGroup; i++) {
+            const uint8_t* numbers = block + w.numbers_at;
+            if (w.type == WeightType::Q8_0) {
+                x[g * kGroup + i] = scale[lane] * (float)(numbers[(size_t)g * 512 + i / 4 * 64 + lane * 4 + i % 4] - 128);
+            } else {
+                const uint8_t byte = numbers[(size_t)g * 256 + i / 8 * 64 + lane * 4 + i % 4];
+                const int number = i % 8 < 4 ? byte & 15 : byte >> 4;
+                x[g * kGroup + i] = w.type == WeightType::Q4_0 ? scale[lane] * (float)(number - 8) : scale[lane] * (float)number + minimum[lane];
+            }
+        }
+    }
+}
+
+void project_qkv(const Pass& pass, int layer, int block, const Quantised& normed, float* out) {
+    const ModelRecord& model = *pass.model;
+    const Layer& l = model.layer[layer];
+    const int dim = model.head_dim, q_blocks = model.heads * dim / kLanes, k_blocks = model.kv_heads * dim / kLanes;
+    const bool is_q = block < q_blocks, is_k = !is_q && block < q_blocks + k_blocks;
+    const Matrix& w = is_q ? l.q : is_k ? l.k : l.v;
+    if (!is_q) block -= is_k ? q_blocks : q_blocks + k_blocks;
+    multiply(w, block, normed, pass.nodes, out, kLanes);
+
+    const int head = block * kLanes / dim, d = block * kLanes % dim;
+    const F32 query_scale = splat(1.0f / __builtin_sqrtf((float)dim));
+    for (int n = 0; n < pass.nodes; n++) {
+        F32 x = load(out + n * kLanes);
+        if (is_q) {
+            store(pass.q + ((size_t)n * model.heads + head) * dim + d, rotate(x, model, pass.positions[n], d) * query_scale);
+            continue;
+        }
+        const Row& row = pass.row[pass.row_of[n]];
+        const int slot = row.start + n - row.first, lane = slot % kLanes;
+        const size_t page = ((size_t)layer * model.kv_heads + head) * pass.head_stride + (size_t)row.pages[slot / kLanes] * dim * kLanes;
+        if (is_k) {
+            uint16_t halves[kLanes];
+            store_half(halves, rotate(x, model, pass.positions[n], d));
+            for (int i = 0; i < kLanes; i++) pass.keys[page + (size_t)(d + i) * kLanes + lane] = halves[i];
+        } else {
+            store_half(pass.values + page + (size_t)lane * dim + d, x);
+        }
+    }
+}
+
+void add_projection(const Pass& pass, const Matrix& w, int block, const Quantised& in, float* out) {
+    multiply(w, block, in, pass.nodes, out, kLanes);
+    for (int n = 0; n < pass.nodes; n++) {
+        float* x = pass.x + (size_t)n * pass.model->hidden + block * kLanes;
+        store(x, load(x) + load(out + n * kLanes));
+    }
+}
+
+// Two blocks of silu(gate) * up (Shazeer, 2020), which make one group of 8-bit numbers.
+void gate_and_up(const Pass& pass, const Layer& layer, int group, const Quantised& normed, const Quantised& gated, float* out) {
+    const size_t part = (size_t)pass.nodes * kLanes;
+    for (int half = 0; half < 2; half++) {
+        multiply(layer.gate, 2 * group + half, normed, pass.nodes, out + 2 * half * part, kLanes);
+        multiply(layer.up, 2 * group + half, normed, pass.nodes, out + (2 * half + 1) * part, kLanes);
+    }
+    for (int n = 0; n < pass.nodes; n++) {
+        F32 product[2];
+        for (int half = 0; half < 2; half++) {
+            const F32 gate = load(out + 2 * half * part + n * kLanes), up = load(out + (2 * half + 1) * part + n * kLanes);
+            product[half] = gate / (splat(1.0f) + exp(splat(0.0f) - gate)) * up;
+        }
+        quantise_group(product[0], product[1], gated, n, group);
+    }
+}
+
+void copy_taps(const Pass& pass, int layers_done, int thread, int threads) {
+    for (int t = 0; t < pass.taps; t++)
+        if (pass.tap_layers[t] == layers_done)
+            for (size_t n = thread; n < (size_t)pass.nodes; n += threads)
+                __builtin_memcpy(pass.tap_rows[t] + n * pass.model->hidden, pass.x + n * pass.model->hidden, sizeof(float) * pass.model->hidden);
+}
+
+void score_tokens(const Pass& pass, int block, const Quantised& normed, float* out) {
+    const Matrix& w = pass.model->head;
+    if ((block + 1) * kLanes <= w.rows) return multiply(w, block, normed, pass.scored, pass.logits + block * kLanes, w.rows);
+    multiply(w, block, normed, pass.scored, out, kLanes);
+    for (int s = 0; s < pass.scored; s++)
+        __builtin_memcpy(pass.logits + (size_t)s * w.rows + block * kLanes, out + s * kLanes, sizeof(float) * (w.rows - block * kLanes));
+}
+
+// The whole forward pass, as one thread of `threads` sees it. Work is shared out by outputs, never by terms of a sum.
+void run(const Pass& pass, int thread, int threads) {
+    const ModelRecord& model = *pass.model;
+    const Quantised attended = tiled(pass.attended, pass.nodes), gated = tiled(pass.gated, pass.nodes);
+    Quantised normed = tiled(pass.normed[thread], pass.nodes);
+    float* scratch = pass.scratch[thread];
+    const auto each = [&](int count, auto work) {
+        for (int i = (int)((int64_t)count * thread / threads), end = (int)((int64_t)count * (thread + 1) / threads); i < end; i++) work(i);
+    };
+    const auto finish = [&](Stage stage) {
+        wait(*pass.barrier);
+        if (pass.stage_seconds && thread == 0) mark(pass, stage);
+    };
+    // Every thread norms all rows for itself: cheaper than one more barrier.
+    const auto norm = [&](const float* weight, int rows, const int32_t* chosen) {
+        for (int r = 0; r < rows; r++)
+            norm_and_quantise(pass.x + (size_t)(chosen ? chosen[r] : r) * model.hidden, weight, model.hidden, model.norm_eps, normed, r);
+    };
+
+    each(pass.nodes, [&](int node) { embed(pass, node); });
+    finish(kEmbed);
+    copy_taps(pass, 0, thread, threads);
+    for (int i = 0; i < model.layers; i++) {
+        const Layer& layer = model.layer[i];
+        norm(layer.attention_norm, pass.nodes, nullptr);
+        each((model.heads + 2 * model.kv_heads) * model.head_dim / kLanes, [&](int block) { project_qkv(pass, i, block, normed, scratch); });
+        finish(kQkv);
+        for (int u = thread; u < pass.units; u += threads) attend(pass, i, pass.unit[u], attended, scratch);
+        finish(kAttention);
+        each(model.hidden / kLanes, [&](int block) { add_projection(pass, layer.o, block, attended, scratch); });
+        finish(kOutput);
+        norm(layer.ffn_norm, pass.nodes, nullptr);
+        each(model.ffn / kGroup, [&](int group) { gate_and_up(pass, layer, group, normed, gated, scratch); });
+        finish(kGateUp);
+        each(model.hidden / kLanes, [&](int block) { add_projection(pass, layer.down, block, gated, scratch); });
+        finish(kDown);
+        copy_taps(pass, i + 1, thread, threads);
+    }
+    normed = tiled(normed, pass.scored);
+    norm(model.output_norm, pass.scored, pass.scored_nodes);
+    if (pass.scored) each(ceil_div(model.vocab, kLanes), [&](int block) { score_tokens(pass, block, normed, scratch); });
+    finish(kHead);
+}
+}  // namespace
+
+#include "draw.inl"

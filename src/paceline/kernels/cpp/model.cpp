@@ -1,0 +1,263 @@
+#include "model.hpp"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstring>
+#include <new>
+
+namespace paceline {
+namespace {
+
+thread_local std::chrono::steady_clock::time_point last_mark;
+
+size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
+
+// Arrays of one pass, cut from one allocation, each at a multiple of 64 bytes.
+class Arena {
+  public:
+    template <typename T>
+    void plan(T*& pointer, size_t count) {
+        wanted_.push_back({(void**)&pointer, bytes_});
+        bytes_ += round_up(count * sizeof(T), 64);
+    }
+    void allocate() {
+        thread_local std::vector<char> memory;
+        if (memory.size() < bytes_ + 64) memory.resize(bytes_ + bytes_ / 4 + 64);
+        char* base = (char*)round_up((size_t)memory.data(), 64);
+        for (auto& [pointer, at] : wanted_) *pointer = base + at;
+    }
+
+  private:
+    size_t bytes_ = 0;
+    std::vector<std::pair<void**, size_t>> wanted_;
+};
+
+void plan(Arena& arena, Quantised& q, int rows, int columns) {
+    q.groups = columns / kGroup;
+    const size_t padded = padded_rows(rows);
+    arena.plan(q.numbers, padded * columns);
+    arena.plan(q.scales, padded * q.groups);
+    arena.plan(q.sums, padded * q.groups);
+    arena.plan(q.scaled_sums, padded * q.groups);
+}
+
+float half_to_float(uint16_t h) {
+    const int exponent = h >> 10 & 31, mantissa = h & 1023;
+    const float magnitude = exponent == 31 ? (mantissa ? NAN : INFINITY)
+                            : exponent     ? std::ldexp((float)(mantissa + 1024), exponent - 25)
+                                           : std::ldexp((float)mantissa, -24);
+    return h & 0x8000 ? -magnitude : magnitude;
+}
+
+}  // namespace
+
+void mark(const Pass& pass, Stage stage) {
+    const auto now = std::chrono::steady_clock::now();
+    pass.stage_seconds[stage] += std::chrono::duration<double>(now - last_mark).count();
+    last_mark = now;
+}
+
+size_t block_bytes(WeightType type, int columns) { return describe(type, kLanes, columns, nullptr).block_bytes; }
+
+Matrix describe(WeightType type, int rows, int columns, const uint8_t* data) {
+    Matrix m{type, rows, columns, data, 0, 0, 0};
+    const size_t groups = columns / kGroup, scales = round_up(groups * kLanes * 2, 64);
+    m.minima_at = scales;
+    m.numbers_at = type == WeightType::Q4_1 ? 2 * scales : scales;
+    m.block_bytes = m.numbers_at + groups * (type == WeightType::Q8_0 ? 512 : 256);
+    return m;
+}
+
+LazyMemory::LazyMemory(size_t bytes) : bytes_(bytes) {
+    data_ = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (data_ == MAP_FAILED) throw std::bad_alloc();
+}
+LazyMemory::~LazyMemory() { munmap(data_, bytes_); }
+
+Model::Model(const ModelRecord& record, std::vector<Layer> layers, int cache_pages, int max_positions, double rope_theta, int threads,
+             const std::string& isa)
+    : record_(record),
+      layers_(std::move(layers)),
+      kernels_(choose_kernels(isa)),
+      pool_(threads),
+      head_stride_((size_t)record.head_dim * kLanes * cache_pages),
+      keys_(head_stride_ * record.kv_heads * record.layers * sizeof(uint16_t)),
+      values_(head_stride_ * record.kv_heads * record.layers * sizeof(uint16_t)) {
+    record_.layer = layers_.data();
+    rope_cos_.resize((size_t)max_positions * record.head_dim);
+    rope_sin_.resize(rope_cos_.size());
+    for (int pair = 0; pair < record.head_dim / 2; pair++) {
+        const double frequency = std::pow(rope_theta, -2.0 * pair / record.head_dim);
+        for (int position = 0; position < max_positions; position++) {
+            const size_t at = (size_t)position * record.head_dim + 2 * pair;
+            rope_cos_[at] = rope_cos_[at + 1] = (float)std::cos(position * frequency);
+            rope_sin_[at + 1] = (float)std::sin(position * frequency);
+            rope_sin_[at] = -rope_sin_[at + 1];
+        }
+    }
+    record_.rope_cos = rope_cos_.data();
+    record_.rope_sin = rope_sin_.data();
+    for (int page = cache_pages; page-- > 0;) free_.push_back(page);
+}
+
+void Model::reserve(Sequence& sequence, int tokens) {
+    while ((int)sequence.pages.size() * kLanes < tokens) {
+        sequence.pages.push_back(free_.back());
+        free_.pop_back();
+    }
+}
+
+void Model::forward(const PackedDraft& draft, float* logits, const std::vector<int32_t>& tap_layers, const std::vector<float*>& tap_rows) {
+    // Room first: nothing changes when there is none.
+    int missing = 0, longest = 0;
+    for (int r = 0; r < draft.rows; r++) {
+        const int end = draft.starts[r] + draft.offsets[r + 1] - draft.offsets[r];
+        const auto found = sequences_.find(draft.slots[r]);
+        const int length = found == sequences_.end() ? 0 : found->second.length;
+        if (length != draft.starts[r])
+            throw std::invalid_argument("slot " + std::to_string(draft.slots[r]) + " holds " + std::to_string(length) +
+                                        " tokens, the draft starts at " + std::to_string(draft.starts[r]));
+        const int pages = found == sequences_.end() ? 0 : (int)found->second.pages.size();
+        missing += std::max(0, (end + kLanes - 1) / kLanes - pages);
+        longest = std::max(longest, end);
+    }
+    if (missing > (int)free_.size())
+        throw CacheFull("the cache has " + std::to_string(free_.size() * kLanes) + " tokens free, this pass needs " + std::to_string(missing * kLanes) + " more");
+
+    const int group = record_.heads / record_.kv_heads, threads = pool_.size();
+    std::vector<Row> rows(draft.rows);
+    std::vector<int32_t> row_of(draft.nodes);
+    std::vector<Node> nodes(draft.nodes);
+    std::vector<AttentionUnit> units;
+    std::vector<std::vector<int32_t>> paths;     // of nodes that do not follow all earlier nodes of their row
+    paths.reserve(draft.nodes);
+    last_slots_.assign(draft.slots, draft.slots + draft.rows);
+    last_starts_.assign(draft.starts, draft.starts + draft.rows);
+    last_sizes_.clear();
+    for (int r = 0; r < draft.rows; r++) {
+        const int first = draft.offsets[r], count = draft.offsets[r + 1] - first;
+        last_sizes_.push_back(count);
+        Sequence& sequence = sequences_[draft.slots[r]];
+        reserve(sequence, draft.starts[r] + count);
+        rows[r] = {first, count, draft.starts[r], sequence.pages.data()};
+        for (int i = 0; i < count; i++) {
+            const int n = first + i, parent = draft.parents[n];
+            row_of[n] = r;
+            if (i == 0) {
+                nodes[n] = {1, 1, nullptr};
+            } else if (nodes[parent].linear == nodes[parent].length && parent == n - 1) {
+                nodes[n] = {nodes[parent].length + 1, nodes[parent].length + 1, nullptr};
+            } else {
+                const Node& above = nodes[parent];
+                std::vector<int32_t> path(above.path, above.path + (above.length - above.linear));
+                path.push_back(i);
+                paths.push_back(std::move(path));
+                nodes[n] = {above.length + 1, above.linear, paths.back().data()};
+            }
+        }
+        for (int begin = 0; begin < count; begin += kUnitNodes)
+            for (int head = 0; head < record_.kv_heads; head++) units.push_back({r, first + begin, std::min(kUnitNodes, count - begin), head});
+    }
+
+    Pass pass{};
+    pass.model = &record_;
+    pass.nodes = draft.nodes, pass.rows = draft.rows, pass.scored = draft.scored, pass.units = (int)units.size();
+    pass.tokens = draft.tokens, pass.positions = draft.positions, pass.scored_nodes = draft.scored_nodes;
+    pass.row_of = row_of.data(), pass.row = rows.data(), pass.node = nodes.data(), pass.unit = units.data();
+    pass.keys = keys_.halves(), pass.values = values_.halves(), pass.head_stride = head_stride_;
+    pass.logits = logits;
+    pass.taps = (int)tap_layers.size(), pass.tap_layers = tap_layers.data(), pass.tap_rows = const_cast<float**>(tap_rows.data());
+    pass.barrier = &pool_.barrier;
+    pass.stage_seconds = stage_seconds.empty() ? nullptr : stage_seconds.data();
+    pass.score_stride = round_up(longest, kLanes);
+
+    std::vector<Quantised> normed(threads);
+    std::vector<float*> scratch(threads);
+    const int queries = kUnitNodes * group;
+    const size_t scratch_floats = std::max<size_t>((size_t)queries * (pass.score_stride + record_.head_dim), (size_t)std::max(draft.nodes, draft.scored) * 4 * kLanes);
+    Arena arena;
+    arena.plan(pass.x, (size_t)draft.nodes * record_.hidden);
+    arena.plan(pass.q, (size_t)draft.nodes * record_.heads * record_.head_dim);
+    plan(arena, pass.attended, draft.nodes, record_.heads * record_.head_dim);
+    plan(arena, pass.gated, draft.nodes, record_.ffn);
+    for (int t = 0; t < threads; t++) {
+        plan(arena, normed[t], draft.nodes, record_.hidden);
+        arena.plan(scratch[t], scratch_floats);
+    }
+    arena.allocate();
+    pass.normed = normed.data(), pass.scratch = scratch.data();
+
+    last_mark = std::chrono::steady_clock::now();
+    pool_.run([&](int thread) { kernels_.run(pass, thread, threads); });
+}
+
+size_t Model::page_at(const Sequence& sequence, int layer, int head, int slot) const {
+    return ((size_t)layer * record_.kv_heads + head) * head_stride_ + (size_t)sequence.pages[slot / kLanes] * record_.head_dim * kLanes;
+}
+
+void Model::move(const Sequence& sequence, int from, int to) {
+    const int dim = record_.head_dim;
+    for (int layer = 0; layer < record_.layers; layer++)
+        for (int head = 0; head < record_.kv_heads; head++) {
+            const auto at = [&](int slot) { return page_at(sequence, layer, head, slot); };
+            uint16_t* keys = keys_.halves();
+            uint16_t* values = values_.halves();
+            for (int d = 0; d < dim; d++) keys[at(to) + (size_t)d * kLanes + to % kLanes] = keys[at(from) + (size_t)d * kLanes + from % kLanes];
+            memcpy(values + at(to) + (size_t)(to % kLanes) * dim, values + at(from) + (size_t)(from % kLanes) * dim, dim * 2);
+        }
+}
+
+void Model::commit(const std::vector<int>& known, const std::vector<std::vector<int>>& kept) {
+    if (known.size() != last_slots_.size() || kept.size() != last_slots_.size())
+        throw std::invalid_argument("commit has " + std::to_string(known.size()) + " rows, the last forward had " + std::to_string(last_slots_.size()));
+    for (size_t r = 0; r < known.size(); r++) {
+        int previous = known[r] - 1;
+        for (const int node : kept[r]) {
+            if (node <= previous || node >= last_sizes_[r]) throw std::invalid_argument("commit: node " + std::to_string(node) + " of row " + std::to_string(r) + " is not below the one before it");
+            previous = node;
+        }
+        if (known[r] < 1 || known[r] > last_sizes_[r]) throw std::invalid_argument("commit: row " + std::to_string(r) + " has no " + std::to_string(known[r]) + " known nodes");
+    }
+    for (size_t r = 0; r < known.size(); r++) {
+        Sequence& sequence = sequences_.at(last_slots_[r]);
+        int to = last_starts_[r] + known[r];
+        for (const int node : kept[r]) {
+            const int from = last_starts_[r] + node;
+            if (from != to) move(sequence, from, to);
+            to++;
+        }
+        sequence.length = to;
+    }
+    last_slots_.clear();
+}
+
+void Model::release(const std::vector<int>& slots) {
+    for (const int slot : slots)
+        if (const auto found = sequences_.find(slot); found != sequences_.end()) {
+            free_.insert(free_.end(), found->second.pages.rbegin(), found->second.pages.rend());
+            sequences_.erase(found);
+        }
+}
+
+int Model::length(int slot) const {
+    const auto found = sequences_.find(slot);
+    return found == sequences_.end() ? 0 : found->second.length;
+}
+
+void Model::read_cache(int slot, int layer, float* keys, float* values) const {
+    const Sequence& sequence = sequences_.at(slot);
+    const int dim = record_.head_dim, heads = record_.kv_heads;
+    for (int p = 0; p < sequence.length; p++)
+        for (int head = 0; head < heads; head++) {
+            const size_t at = page_at(sequence, layer, head, p);
+            for (int d = 0; d < dim; d++) {
+                keys[((size_t)p * heads + head) * dim + d] = half_to_float(keys_.halves()[at + (size_t)d * kLanes + p % kLanes]);
+                values[((size_t)p * heads + head) * dim + d] = half_to_float(values_.halves()[at + (size_t)(p % kLanes) * dim + d]);
+            }
+        }
+}
+
+}  // namespace paceline

@@ -1,0 +1,92 @@
+// A dense decoder with a paged key/value cache: what Python holds.
+#pragma once
+#include <map>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "records.hpp"
+#include "threads.hpp"
+
+namespace paceline {
+
+// Too many tokens for the cache.
+struct CacheFull : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+const Kernels& choose_kernels(const std::string& wanted);    // "" picks the best; throws std::invalid_argument
+std::vector<std::string> available_kernels();
+
+size_t block_bytes(WeightType type, int columns);
+Matrix describe(WeightType type, int rows, int columns, const uint8_t* data);
+
+// Memory whose pages the system provides when they are first touched.
+class LazyMemory {
+  public:
+    explicit LazyMemory(size_t bytes);
+    ~LazyMemory();
+    LazyMemory(const LazyMemory&) = delete;
+    LazyMemory& operator=(const LazyMemory&) = delete;
+    uint16_t* halves() const { return (uint16_t*)data_; }
+
+  private:
+    void* data_;
+    size_t bytes_;
+};
+
+struct Sequence {
+    int length = 0;                  // committed tokens
+    std::vector<int32_t> pages;
+};
+
+// What the rows of a pass look like from outside; see paceline.core.Draft for the meaning.
+struct PackedDraft {
+    int rows, nodes, scored;
+    const int32_t *slots, *offsets, *starts, *tokens, *parents, *positions, *scored_nodes;
+};
+
+class Model {
+  public:
+    // `record` and what it points to must outlive the model.
+    Model(const ModelRecord& record, std::vector<Layer> layers, int cache_pages, int max_positions, double rope_theta, int threads,
+          const std::string& isa);
+
+    // Fills logits [scored][vocab] and tap_rows[t] [nodes][hidden]. Throws CacheFull before anything changed.
+    void forward(const PackedDraft& draft, float* logits, const std::vector<int32_t>& tap_layers, const std::vector<float*>& tap_rows);
+
+    // Keeps, for row r of the last forward, its first `known[r]` nodes and then the nodes kept[kept_offsets[r]...],
+    // numbered within the row, root first.
+    void commit(const std::vector<int>& known, const std::vector<std::vector<int>>& kept);
+
+    void release(const std::vector<int>& slots);
+
+    int free_pages() const { return (int)free_.size(); }
+    int length(int slot) const;
+    // Committed keys and values of one layer as float [length][kv_heads][head_dim]. For tests.
+    void read_cache(int slot, int layer, float* keys, float* values) const;
+
+    const Kernels& kernels() const { return kernels_; }
+    const ModelRecord& record() const { return record_; }
+    int threads() const { return pool_.size(); }
+    std::vector<double> stage_seconds;     // empty = not measured, else one sum per Stage
+
+  private:
+    void reserve(Sequence& sequence, int tokens);
+    void move(const Sequence& sequence, int from, int to);
+    size_t page_at(const Sequence& sequence, int layer, int head, int slot) const;
+
+    ModelRecord record_;
+    std::vector<Layer> layers_;
+    const Kernels& kernels_;
+    ThreadPool pool_;
+    std::vector<float> rope_cos_, rope_sin_;
+    size_t head_stride_;
+    LazyMemory keys_, values_;
+    std::map<int, Sequence> sequences_;
+    std::vector<int32_t> free_;
+    std::vector<int> last_slots_, last_starts_, last_sizes_;     // rows of the last forward, for commit
+};
+
+}  // namespace paceline

@@ -1,0 +1,36 @@
+// A few threads that run the same function together, and the barrier between its stages.
+#pragma once
+#include <atomic>
+#include <functional>
+#include <thread>
+#include <vector>
+
+namespace paceline {
+
+// Sense-reversing barrier. Waiting threads spin, and give way to others once a wait is long.
+struct Barrier {
+    explicit Barrier(int count) : threads(count) {}
+    const int threads;
+    alignas(64) std::atomic<int> arrived{0};
+    alignas(64) std::atomic<uint32_t> round{0};
+};
+
+// Runs a function on all threads at once; the caller is thread 0. Workers spin for about a millisecond after a run,
+// so that they are awake for the next step of a decoding loop, and then sleep.
+class ThreadPool {
+  public:
+    explicit ThreadPool(int threads);
+    ~ThreadPool();
+    void run(const std::function<void(int)>& work);
+    int size() const { return (int)workers_.size() + 1; }
+    Barrier barrier;
+
+  private:
+    void serve(int thread);
+    const std::function<void(int)>* work_ = nullptr;
+    alignas(64) std::atomic<uint32_t> round_{0};
+    std::atomic<bool> stop_{false};
+    std::vector<std::thread> workers_;
+};
+
+}  // namespace paceline

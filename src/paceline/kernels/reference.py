@@ -1,0 +1,205 @@
+"""The forward pass in NumPy: slow, short, and what the compiled kernels are checked against.
+
+`Model` has the methods of the compiled `_kernels.Model`, so a target can run on either. It multiplies row
+by row, so that here, too, a row's bits do not depend on its neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paceline.errors import CapacityError
+from paceline.kernels.packing import GROUP, LANES, Bytes, Floats, dequantise
+
+Ints = NDArray[np.int32]
+
+
+def quantise(x: Floats) -> Floats:
+    """Round activations [..., K] to 8-bit numbers with one scale per 32, and back to float32."""
+    grouped = x.reshape(*x.shape[:-1], -1, GROUP)
+    largest = np.abs(grouped).max(-1, keepdims=True)
+    inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0)
+    return (np.rint(grouped * inverse) * (largest / np.float32(127))).reshape(x.shape)
+
+
+class Model:
+    """See `_kernels.pyi` for the methods. `exact_activations=True` leaves activations in float32, which is
+    the arithmetic that the law of a quantised model is measured against."""
+
+    isa = "reference"
+    threads = 1
+
+    def __init__(
+        self,
+        shape: Mapping[str, float],
+        tensors: Mapping[str, Any],
+        *,
+        cache_pages: int,
+        max_positions: int,
+        rope_theta: float,
+        exact_activations: bool = False,
+    ) -> None:
+        self._hidden, self._ffn = int(shape["hidden"]), int(shape["ffn"])
+        self._heads, self._kv_heads = int(shape["heads"]), int(shape["kv_heads"])
+        self._dim, self._vocab = int(shape["head_dim"]), int(shape["vocab_size"])
+        self._layers, self._eps = int(shape["layers"]), np.float32(shape["norm_eps"])
+        self._round = (lambda x: x) if exact_activations else quantise
+        self._weights = {name: self._read(name, tensors) for name in tensors if name.endswith(".weight")}
+        self._head = self._weights.get("output.weight", self._weights["token_embd.weight"])
+        self._max_positions, self._theta = max_positions, rope_theta
+        self._pages = cache_pages
+        self._cache: dict[int, list[NDArray[np.float16]]] = {}
+        """Per slot: [keys, values], each [layers, length, kv_heads, head_dim]."""
+        self._last: tuple[Ints, Ints, list[NDArray[np.float16]]] | None = None
+
+    def _read(self, name: str, tensors: Mapping[str, Any]) -> Floats:
+        if name + ".type" not in tensors:
+            return np.asarray(tensors[name]).view(np.float32)
+        kv, q = self._kv_heads * self._dim, self._heads * self._dim
+        rows, columns = {
+            "token_embd": (self._vocab, self._hidden),
+            "output": (self._vocab, self._hidden),
+            "attn_q": (q, self._hidden),
+            "attn_k": (kv, self._hidden),
+            "attn_v": (kv, self._hidden),
+            "attn_output": (self._hidden, q),
+            "ffn_gate": (self._ffn, self._hidden),
+            "ffn_up": (self._ffn, self._hidden),
+            "ffn_down": (self._hidden, self._ffn),
+        }[name.split(".")[-2]]
+        return dequantise(tensors[name + ".type"], rows, columns, np.asarray(tensors[name]))
+
+    def _multiply(self, x: Floats, name: str) -> Floats:
+        return np.stack([self._weights[name] @ row for row in self._round(x)])
+
+    def _norm(self, x: Floats, name: str) -> Floats:
+        mean = (x * x).mean(-1, keepdims=True, dtype=np.float32)
+        return x / np.sqrt(mean + self._eps) * self._weights[name]
+
+    def _rotate(self, x: Floats, positions: Ints) -> Floats:
+        """Rotary positions (Su et al., 2021) on neighbouring pairs of x [N, heads, dim]."""
+        frequencies = self._theta ** (-np.arange(0, self._dim, 2) / self._dim)
+        angles = positions[:, None, None] * frequencies
+        cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+        even, odd = x[..., ::2], x[..., 1::2]
+        return np.stack([even * cos - odd * sin, odd * cos + even * sin], -1).reshape(x.shape)
+
+    def forward(
+        self,
+        slots: Ints,
+        offsets: Ints,
+        starts: Ints,
+        tokens: Ints,
+        parents: Ints,
+        positions: Ints,
+        scored: Ints,
+        logits: Floats,
+        tap_layers: Sequence[int],
+        taps: Sequence[Floats],
+    ) -> None:
+        """One pass over packed rows."""
+        for slot, start in zip(slots, starts, strict=True):
+            if self.length(int(slot)) != start:
+                raise ValueError(f"slot {slot} holds {self.length(int(slot))} tokens, the draft starts at {start}")
+        needed = sum(-(-int(n) // LANES) for n in starts + np.diff(offsets))
+        others = sum(-(-self.length(s) // LANES) for s in self._cache if s not in slots)
+        if needed + others > self._pages:
+            raise CapacityError(f"the cache holds {self._pages * LANES} tokens, this pass needs more")
+        paths = _paths(parents, offsets)
+        fresh = [np.zeros((self._layers, len(tokens), self._kv_heads, self._dim), np.float16) for _ in range(2)]
+        x = self._weights["token_embd.weight"][tokens]
+        for layer in range(self._layers + 1):
+            for wanted, tap in zip(tap_layers, taps, strict=True):
+                if wanted == layer:
+                    tap[:] = x
+            if layer < self._layers:
+                x = self._layer(layer, x, slots, offsets, starts, positions, paths, fresh)
+        if len(scored):
+            final = self._round(self._norm(x[scored], "output_norm.weight"))
+            for i, row in enumerate(final):
+                logits[i] = self._head @ row
+        self._last = (slots, offsets, fresh)
+
+    def _layer(
+        self,
+        layer: int,
+        x: Floats,
+        slots: Ints,
+        offsets: Ints,
+        starts: Ints,
+        positions: Ints,
+        paths: list[list[int]],
+        fresh: list[NDArray[np.float16]],
+    ) -> Floats:
+        at, n = f"blk.{layer}.", len(x)
+        normed = self._norm(x, at + "attn_norm.weight")
+        q = self._multiply(normed, at + "attn_q.weight").reshape(n, self._heads, self._dim)
+        k = self._multiply(normed, at + "attn_k.weight").reshape(n, self._kv_heads, self._dim)
+        q = self._rotate(q, positions) / np.float32(np.sqrt(self._dim))
+        fresh[0][layer] = self._rotate(k, positions)
+        fresh[1][layer] = self._multiply(normed, at + "attn_v.weight").reshape(k.shape)
+        attended = np.zeros((n, self._heads, self._dim), np.float32)
+        for row, slot in enumerate(slots):
+            cached = self._cache.get(int(slot))
+            for node in range(offsets[row], offsets[row + 1]):
+                keys, values = (
+                    np.concatenate([*([cached[i][layer]] if cached else []), fresh[i][layer][paths[node]]])
+                    .astype(np.float32)
+                    .repeat(self._heads // self._kv_heads, axis=1)
+                    for i in range(2)
+                )
+                scores = (q[node] * keys).sum(-1)  # [positions, heads]
+                weights = np.exp(scores - scores.max(0))
+                attended[node] = (weights[..., None] * values).sum(0) / weights.sum(0)[:, None]
+        x = x + self._multiply(attended.reshape(n, -1), at + "attn_output.weight")
+        normed = self._norm(x, at + "ffn_norm.weight")
+        gate = self._multiply(normed, at + "ffn_gate.weight")
+        gated = gate / (1 + np.exp(-gate)) * self._multiply(normed, at + "ffn_up.weight")
+        return x + self._multiply(gated, at + "ffn_down.weight")
+
+    def commit(self, known: Sequence[int], kept: Sequence[Sequence[int]]) -> None:
+        """Keep the known nodes and the given path of every row of the last pass."""
+        if self._last is None:
+            raise ValueError("commit without a forward")
+        slots, offsets, fresh = self._last
+        for row, slot in enumerate(slots):
+            nodes = offsets[row] + np.array([*range(known[row]), *kept[row]], int)
+            grown = [part[:, nodes] for part in fresh]
+            cached = self._cache.get(int(slot))
+            if cached:
+                grown = [np.concatenate([old, new], axis=1) for old, new in zip(cached, grown, strict=True)]
+            self._cache[int(slot)] = grown
+        self._last = None
+
+    def release(self, slots: Sequence[int]) -> None:
+        """Forget sequences."""
+        for slot in slots:
+            self._cache.pop(slot, None)
+
+    def length(self, slot: int) -> int:
+        """Committed tokens."""
+        return self._cache[slot][0].shape[1] if slot in self._cache else 0
+
+    def read_cache(self, slot: int, layer: int, keys: Floats, values: Floats) -> None:
+        """Committed keys and values [length, kv_heads, head_dim]."""
+        keys[:], values[:] = self._cache[slot][0][layer], self._cache[slot][1][layer]
+
+    @property
+    def free_pages(self) -> int:
+        """Pages that no sequence uses."""
+        return self._pages - sum(-(-self.length(slot) // LANES) for slot in self._cache)
+
+
+def _paths(parents: Ints, offsets: Ints) -> list[list[int]]:
+    """For every node its ancestors inside its row and itself, root first."""
+    paths: list[list[int]] = []
+    for node, parent in enumerate(parents.tolist()):
+        paths.append([*(paths[parent] if parent >= 0 else ()), node])
+    return paths
+
+
+__all__ = ["Bytes", "Model", "quantise"]

@@ -1,0 +1,30 @@
+"""From a model's name to a target and its tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from paceline.models.registry import resolve
+from paceline.models.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from paceline.targets.native import NativeTarget
+
+
+def load_model(
+    model: str | Path,
+    *,
+    threads: int | None = None,
+    cache_tokens: int | None = None,
+    context: int | None = None,
+) -> tuple[NativeTarget, Tokenizer]:
+    """The native target and the tokenizer of a model, fetched first if need be.
+
+    model: a known name or the path of a GGUF file; the other options are NativeTarget.load's. Raises
+    ConfigError and ModelFileError.
+    """
+    from paceline.targets.native import NativeTarget
+
+    target = NativeTarget.load(resolve(model), threads=threads, cache_tokens=cache_tokens, context=context)
+    return target, Tokenizer.from_json(target.tokenizer_json)

@@ -1,0 +1,147 @@
+"""A dense decoder on the CPU, run by our own kernels straight from the numbers of a GGUF file.
+
+Row-invariant: the bits of a row's logits do not depend on which or how many rows share the pass, nor on the
+number of threads. That is what makes speculative output equal plain output bit for bit.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paceline import kernels
+from paceline.core import Draft, Scores, TargetInfo, Verdict
+from paceline.errors import ConfigError
+from paceline.kernels.packing import LANES
+from paceline.targets.weights import PackedWeights, load_weights
+
+CACHE_SEQUENCES = 4
+"""Unless told otherwise the cache holds this many sequences of full length."""
+
+
+class NativeTarget:
+    """The target behind `pip install paceline` on a CPU."""
+
+    def __init__(
+        self,
+        weights: PackedWeights,
+        *,
+        threads: int | None = None,
+        context: int | None = None,
+        cache_tokens: int | None = None,
+    ) -> None:
+        """threads: None = one per core this process may use; context: tokens one sequence may hold, None =
+        what the model was trained for; cache_tokens: tokens of all sequences together, None = four full ones
+        (memory is taken only as it is used).
+
+        Raises ConfigError if one of them is out of range.
+        """
+        config = weights.config
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        threads = _within("threads", threads, cores, 1, 256)
+        context = _within("context", context, config.context, LANES, config.context)
+        cache_tokens = _within("cache_tokens", cache_tokens, CACHE_SEQUENCES * context, LANES, 1 << 28)
+        pages = -(-cache_tokens // LANES)
+        self.tokenizer_json = weights.tokenizer_json
+        self.config = config
+        self.weight_bytes = weights.nbytes
+        self.info = TargetInfo(
+            name=config.name,
+            vocab_size=config.vocab_size,
+            max_positions=context,
+            cache_tokens=pages * LANES,
+            page_tokens=LANES,
+            taps=frozenset(f"hidden.{layer}" for layer in range(config.layers + 1)),
+        )
+        shape = {key: value for key, value in asdict(config).items() if not isinstance(value, str)}
+        common: dict[str, Any] = {
+            "cache_pages": pages,
+            "max_positions": context + LANES,
+            "rope_theta": config.rope_theta,
+        }
+        isa = kernels.chosen()
+        self.model: Any
+        if isa == "reference" or kernels.compiled is None:
+            from paceline.kernels.reference import Model
+
+            self.model = Model(shape, weights.tensors, **common)
+        else:
+            self.model = kernels.compiled.Model(
+                shape, dict(weights.tensors), **common, threads=threads, isa=isa
+            )
+        self._logits = np.empty((0, config.vocab_size), np.float32)
+
+    @staticmethod
+    def load(
+        path: str | Path,
+        *,
+        threads: int | None = None,
+        cache_tokens: int | None = None,
+        context: int | None = None,
+    ) -> NativeTarget:
+        """A target from a GGUF file; its packed form is kept in the cache on disk.
+
+        Raises ModelFileError for the file, ConfigError for an option.
+        """
+        return NativeTarget(load_weights(Path(path)), threads=threads, context=context, cache_tokens=cache_tokens)
+
+    def forward(self, draft: Draft, taps: frozenset[str]) -> Scores:
+        """One pass. The logits, float32 [S, V], lie in a buffer that the next pass overwrites.
+
+        Raises CapacityError if the cache is too full, and then nothing has changed.
+        """
+        scored = len(draft.scored)
+        if len(self._logits) < scored:
+            self._logits = np.empty((scored, self.info.vocab_size), np.float32)
+        names = sorted(taps)
+        features: list[NDArray[np.float32]] = [
+            np.empty((len(draft.tokens), self.config.hidden), np.float32) for _ in names
+        ]
+        self.model.forward(
+            draft.slots,
+            draft.offsets,
+            draft.starts,
+            draft.tokens,
+            draft.parents,
+            draft.positions,
+            draft.scored,
+            self._logits,
+            [int(name.removeprefix("hidden.")) for name in names],
+            features,
+        )
+        return Scores(self._logits[:scored], dict(zip(names, features, strict=True)))
+
+    def commit(self, draft: Draft, verdict: Verdict) -> None:
+        """Keep what the verdict keeps; other nodes' cache entries are simply never read again."""
+        offsets = draft.offsets.tolist()
+        known, kept = [], []
+        for row, (root, path) in enumerate(zip(draft.roots, verdict.paths, strict=True)):
+            first = offsets[row]
+            known.append((root if root >= 0 else offsets[row + 1] - 1) - first + 1)
+            kept.append([node - first for node in path])
+        self.model.commit(known, kept)
+
+    def release(self, slots: Sequence[int]) -> None:
+        """Forget these sequences and free their pages."""
+        self.model.release(list(slots))
+
+    def read_cache(self, slot: int, layer: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Committed keys and values of one layer, float32 [length, kv_heads, head_dim] each. For tests."""
+        shape = (self.model.length(slot), self.config.kv_heads, self.config.head_dim)
+        keys, values = np.empty(shape, np.float32), np.empty(shape, np.float32)
+        self.model.read_cache(slot, layer, keys, values)
+        return keys, values
+
+
+def _within(name: str, value: int | None, default: int, low: int, high: int) -> int:
+    if value is None:
+        return default
+    if not low <= value <= high:
+        raise ConfigError(f"{name} is {value}, allowed: {low} to {high}")
+    return value

@@ -1,0 +1,164 @@
+"""Packed weights: made once from a model file, kept on disk, read back in a fraction of a second.
+
+The file: 8 bytes magic, uint64 length of a JSON header, the header, then the tensors, each at a multiple of
+64 bytes from the start of the file. The header holds the config, the tokenizer, the place of every tensor
+and a CRC of all their bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paceline.errors import ModelFileError
+from paceline.kernels.packing import GROUP, TYPES, Bytes, pack
+from paceline.models.cache import cache_dir, write_atomically
+from paceline.models.config import ModelConfig
+
+MAGIC = b"PACELN01"
+_ALIGNMENT = 64
+
+
+@dataclass(frozen=True, slots=True)
+class PackedWeights:
+    """A model, ready for the kernels.
+
+    tensors  for every matrix its packed bytes and under NAME.type its weight type; for every norm its
+             float32 bytes; all uint8, at addresses that are multiples of 64
+    """
+
+    config: ModelConfig
+    tokenizer_json: str
+    tensors: Mapping[str, Any]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(part.nbytes for part in self.tensors.values() if isinstance(part, np.ndarray))
+
+
+def load_weights(path: Path) -> PackedWeights:
+    """The packed weights of a GGUF file, from the cache on disk if it holds them, else packed now and kept.
+
+    A cache that cannot be written is no error: the weights are then packed again at the next start.
+    Raises ModelFileError if the file is missing, damaged or not supported.
+    """
+    cached = _cache_path(path)
+    if cached is not None and cached.exists():
+        try:
+            return _read(cached)
+        except (ModelFileError, OSError):
+            pass  # a damaged cache entry is made again from the file itself
+    weights = pack_gguf(path)
+    if cached is not None:
+        _write(cached, weights)
+    return weights
+
+
+def pack_gguf(path: Path) -> PackedWeights:
+    """Read a GGUF file and pack its weights. Raises ModelFileError if it holds what the kernels cannot run."""
+    from paceline.models.gguf_file import read_gguf
+
+    checkpoint = read_gguf(path)
+    config = checkpoint.config
+    for what, value in (
+        ("embedding_length", config.hidden),
+        ("head width", config.head_dim),
+        ("feed_forward_length", config.ffn),
+    ):
+        if value % GROUP:
+            raise ModelFileError(f"{path}: {what} is {value}, the kernels need a multiple of {GROUP}")
+    tensors: dict[str, Any] = {}
+    for name, tensor in checkpoint.tensors.items():
+        if len(tensor.shape) == 1:
+            tensors[name] = _aligned(np.ascontiguousarray(tensor.data, np.float32).view(np.uint8))
+        elif tensor.type in TYPES:
+            tensors[name] = _aligned(pack(tensor.type, tensor.data))
+            tensors[name + ".type"] = tensor.type
+        else:
+            raise ModelFileError(f"{path}: tensor {name} is {tensor.type}, the kernels run {', '.join(TYPES)}")
+    return PackedWeights(config, json.dumps(checkpoint.tokenizer), tensors)
+
+
+def _aligned(data: Bytes) -> Bytes:
+    out = _room(data.size)
+    out[:] = data
+    return out
+
+
+def _room(size: int) -> Bytes:
+    """Memory that starts at a multiple of 64."""
+    raw = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % _ALIGNMENT
+    return raw[start : start + size]
+
+
+def _cache_path(path: Path) -> Path | None:
+    """Where the packed form of this very file (path, size, time of change) lies; None if it cannot be read."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    identity = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}|{MAGIC!r}"
+    return cache_dir() / "packed" / f"{path.stem[:80]}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.bin"
+
+
+def _write(path: Path, weights: PackedWeights) -> None:
+    arrays = {name: part for name, part in weights.tensors.items() if isinstance(part, np.ndarray)}
+    places, at, crc = {}, 0, 0
+    for name, part in arrays.items():
+        places[name] = {"at": at, "bytes": part.nbytes, "type": weights.tensors.get(name + ".type")}
+        at += -(-part.nbytes // _ALIGNMENT) * _ALIGNMENT
+        crc = zlib.crc32(part, crc)
+    header = json.dumps(
+        {
+            "config": weights.config.to_json(),
+            "tokenizer": weights.tokenizer_json,
+            "tensors": places,
+            "bytes": at,
+            "crc32": crc,
+        }
+    ).encode()
+    header += b" " * (-(len(MAGIC) + 8 + len(header)) % _ALIGNMENT)
+    try:
+        with write_atomically(path) as file:
+            file.write(MAGIC + len(header).to_bytes(8, "little") + header)
+            for part in arrays.values():
+                file.write(part)
+                file.write(bytes(-part.nbytes % _ALIGNMENT))
+    except OSError:
+        pass  # a full or read-only disk costs the next start a second, nothing else
+
+
+def _read(path: Path) -> PackedWeights:
+    size = path.stat().st_size
+    data = _room(size)
+    with path.open("rb") as file:
+        if file.readinto(memoryview(data)) != size or bytes(data[:8]) != MAGIC:
+            raise ModelFileError(f"{path} is not a file of packed weights")
+    start = 16 + int.from_bytes(data[8:16].tobytes(), "little")
+    try:
+        header = json.loads(data[16:start].tobytes())
+        body = data[start:]
+        if body.size != header["bytes"]:
+            raise ValueError("size")
+        tensors: dict[str, Any] = {}
+        crc = 0
+        for name, place in header["tensors"].items():
+            part = body[place["at"] : place["at"] + place["bytes"]]
+            crc = zlib.crc32(part, crc)
+            tensors[name] = part
+            if place["type"]:
+                tensors[name + ".type"] = place["type"]
+        if crc != header["crc32"]:
+            raise ValueError("checksum")
+        return PackedWeights(ModelConfig.from_json(header["config"]), header["tokenizer"], tensors)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelFileError(f"{path} is damaged: {error}") from None
