@@ -8,13 +8,15 @@ from functools import cache
 
 import pytest
 
-from paceline.core import Drafter, Rule
+from paceline.core import Drafter, Rule, Target
 from paceline.drafters import load, names
 from paceline.engine import Engine
 from paceline.results import Completion
 from paceline.rules.match import match
 from paceline.sampling import SamplingParams
+from paceline.targets.native import NativeTarget
 from paceline.targets.table import TableTarget
+from tests.native.models import random_weights
 from tests.toys import (
     ADVERSARIES,
     VOCABULARY,
@@ -68,7 +70,7 @@ def run(
     batch: int,
     *,
     rule: Rule = match,
-    target: TableTarget | None = None,
+    target: Target | None = None,
 ) -> list[Completion]:
     """Answer the jobs in an order of their own, and give the answers back in the jobs' order."""
     target = target or TableTarget(VOCABULARY)
@@ -85,7 +87,8 @@ def run(
     order = random.Random(batch).sample(range(len(work)), len(work))
     done = engine.generate([work[i][0] for i in order], [work[i][1] for i in order])
     assert engine.idle
-    assert not target._cache, "every sequence was released"
+    if isinstance(target, TableTarget):
+        assert not target._cache, "every sequence was released"
     return [completion for _, completion in sorted(zip(order, done, strict=True))]
 
 
@@ -140,6 +143,20 @@ def test_every_drafter_gives_the_answers_of_plain_decoding(name: str, batch: int
     assert (drafted > 0) == (name not in SILENT)
     assert (accepted > 0) == (name not in SILENT | NEVER_RIGHT)
     assert (rejected > 0) == (name not in SILENT)  # the oracle knows nothing past an answer's end
+
+
+@pytest.mark.parametrize("name", sorted(DRAFTERS.keys() - SILENT))
+def test_the_native_target_and_its_fused_draws_give_the_answers_of_plain_decoding(name: str) -> None:
+    weights, work = random_weights(), jobs(15, first_seed=9 * 10**6)
+    expected = run(work, Empty(), 1, target=NativeTarget(weights, threads=1))
+    answers = {c.seed: c.token_ids for c in expected}
+    for batch in (1, 5):
+        done = run(work, DRAFTERS[name](answers), batch, target=NativeTarget(weights, threads=1))
+        assert different(done, expected) == 0
+        drafted, accepted, rejected = totals(done)
+        assert drafted > 0
+        assert rejected > 0 or name == "Oracle"
+        assert (accepted > 0) == (name not in NEVER_RIGHT)
 
 
 def test_requests_with_different_drafters_share_a_batch_without_a_trace() -> None:
