@@ -36,9 +36,7 @@ SLOT = 0
 Note = Callable[[str], None]
 
 
-def run(
-    *, model: str, rows: list[int], context: int, threads: int | None, note: Note
-) -> dict[str, Any]:
+def run(*, model: str, rows: list[int], context: int, threads: int | None, note: Note) -> dict[str, Any]:
     """Time passes of a model, and return the report that `paceline bench step --json` prints.
 
     rows: numbers of tokens in a pass; context: tokens in the cache before it; note: called with remarks on
@@ -165,7 +163,7 @@ def table(report: dict[str, Any]) -> str:
     where = report["machine"]
     lines = [
         f"{report['title']}, one sequence, {report['context']} tokens in the cache",
-        f"{where['cpu']}, {where['threads']} threads, {where['isa']}",
+        f"{where['cpu']}, {where['isa']}, threads: {where['threads']}",
         "",
         f"{'tokens':>6}{'ms':>9}{'quartiles':>18}{'cost':>7}{'ms per token':>14}",
     ]
@@ -180,8 +178,8 @@ def table(report: dict[str, Any]) -> str:
     else:
         lines += [
             "",
-            f"{megabytes} at {report['bandwidth_gb_per_s']:.1f} GB/s, read again and again: no pass takes less "
-            f"than {report['floor_ms']:.2f} ms",
+            f"{megabytes} at {report['bandwidth_gb_per_s']:.1f} GB/s, read again and again: "
+            f"no pass takes less than {report['floor_ms']:.2f} ms",
             f"memory alone: {report['memory_bandwidth_gb_per_s']:.1f} GB/s",
         ]
     return "\n".join(lines)
