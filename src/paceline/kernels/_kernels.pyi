@@ -64,7 +64,8 @@ class Model:
         tap_layers: list[int],
         taps: list[NDArray[np.float32]],
     ) -> None:
-        """One pass; see paceline.core.Draft for the arrays. Fills logits [>= S, V] and one [N, H] per tap.
+        """One pass; see paceline.core.Draft for the arrays. Fills logits [>= S, V], whose rows may lie
+        apart, and one [N, H] per tap.
 
         Raises CapacityError before anything changed if the cache is too full, ValueError if a row's start
         is not what the cache holds."""

@@ -27,8 +27,8 @@ def quantise(x: Floats) -> Floats:
 
 
 class Model:
-    """See `_kernels.pyi` for the methods. `exact_activations=True` leaves activations in float32, which is
-    the arithmetic that the law of a quantised model is measured against."""
+    """See `_kernels.pyi` for the methods. `exact_activations=True` leaves activations in float32, the
+    arithmetic that the law of a quantised model is measured against; its rows are not invariant."""
 
     isa = "reference"
     threads = 1
@@ -47,7 +47,7 @@ class Model:
         self._heads, self._kv_heads = int(shape["heads"]), int(shape["kv_heads"])
         self._dim, self._vocab = int(shape["head_dim"]), int(shape["vocab_size"])
         self._layers, self._eps = int(shape["layers"]), np.float32(shape["norm_eps"])
-        self._round = (lambda x: x) if exact_activations else quantise
+        self._exact = exact_activations
         self._weights = {name: self._read(name, tensors) for name in tensors if name.endswith(".weight")}
         self._head = self._weights.get("output.weight", self._weights["token_embd.weight"])
         self._max_positions, self._theta = max_positions, rope_theta
@@ -73,8 +73,10 @@ class Model:
         }[name.split(".")[-2]]
         return dequantise(tensors[name + ".type"], rows, columns, np.asarray(tensors[name]))
 
-    def _multiply(self, x: Floats, name: str) -> Floats:
-        return np.stack([self._weights[name] @ row for row in self._round(x)])
+    def _multiply(self, x: Floats, weights: Floats) -> Floats:
+        if self._exact:
+            return x @ weights.T
+        return np.stack([weights @ row for row in quantise(x)])
 
     def _norm(self, x: Floats, name: str) -> Floats:
         mean = (x * x).mean(-1, keepdims=True, dtype=np.float32)
@@ -119,9 +121,7 @@ class Model:
             if layer < self._layers:
                 x = self._layer(layer, x, slots, offsets, starts, positions, paths, fresh)
         if len(scored):
-            final = self._round(self._norm(x[scored], "output_norm.weight"))
-            for i, row in enumerate(final):
-                logits[i] = self._head @ row
+            logits[: len(scored)] = self._multiply(self._norm(x[scored], "output_norm.weight"), self._head)
         self._last = (slots, offsets, fresh)
 
     def _layer(
@@ -136,12 +136,13 @@ class Model:
         fresh: list[NDArray[np.float16]],
     ) -> Floats:
         at, n = f"blk.{layer}.", len(x)
+        weights = {name[len(at) :]: part for name, part in self._weights.items() if name.startswith(at)}
         normed = self._norm(x, at + "attn_norm.weight")
-        q = self._multiply(normed, at + "attn_q.weight").reshape(n, self._heads, self._dim)
-        k = self._multiply(normed, at + "attn_k.weight").reshape(n, self._kv_heads, self._dim)
+        q = self._multiply(normed, weights["attn_q.weight"]).reshape(n, self._heads, self._dim)
+        k = self._multiply(normed, weights["attn_k.weight"]).reshape(n, self._kv_heads, self._dim)
         q = self._rotate(q, positions) / np.float32(np.sqrt(self._dim))
         fresh[0][layer] = self._rotate(k, positions)
-        fresh[1][layer] = self._multiply(normed, at + "attn_v.weight").reshape(k.shape)
+        fresh[1][layer] = self._multiply(normed, weights["attn_v.weight"]).reshape(k.shape)
         attended = np.zeros((n, self._heads, self._dim), np.float32)
         for row, slot in enumerate(slots):
             cached = self._cache.get(int(slot))
@@ -153,13 +154,13 @@ class Model:
                     for i in range(2)
                 )
                 scores = (q[node] * keys).sum(-1)  # [positions, heads]
-                weights = np.exp(scores - scores.max(0))
-                attended[node] = (weights[..., None] * values).sum(0) / weights.sum(0)[:, None]
-        x = x + self._multiply(attended.reshape(n, -1), at + "attn_output.weight")
+                shares = np.exp(scores - scores.max(0))
+                attended[node] = (shares[..., None] * values).sum(0) / shares.sum(0)[:, None]
+        x = x + self._multiply(attended.reshape(n, -1), weights["attn_output.weight"])
         normed = self._norm(x, at + "ffn_norm.weight")
-        gate = self._multiply(normed, at + "ffn_gate.weight")
-        gated = gate / (1 + np.exp(-gate)) * self._multiply(normed, at + "ffn_up.weight")
-        return x + self._multiply(gated, at + "ffn_down.weight")
+        gate = self._multiply(normed, weights["ffn_gate.weight"])
+        gated = gate / (1 + np.exp(-gate)) * self._multiply(normed, weights["ffn_up.weight"])
+        return x + self._multiply(gated, weights["ffn_down.weight"])
 
     def commit(self, known: Sequence[int], kept: Sequence[Sequence[int]]) -> None:
         """Keep the known nodes and the given path of every row of the last pass."""

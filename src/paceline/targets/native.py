@@ -75,7 +75,7 @@ class NativeTarget:
             self.model = kernels.compiled.Model(
                 shape, dict(weights.tensors), **common, threads=threads, isa=isa
             )
-        self._logits = np.empty((0, config.vocab_size), np.float32)
+        self._logits = self._logits_room(1)
 
     @staticmethod
     def load(
@@ -98,7 +98,7 @@ class NativeTarget:
         """
         scored = len(draft.scored)
         if len(self._logits) < scored:
-            self._logits = np.empty((scored, self.info.vocab_size), np.float32)
+            self._logits = self._logits_room(scored)
         names = sorted(taps)
         features: list[NDArray[np.float32]] = [
             np.empty((len(draft.tokens), self.config.hidden), np.float32) for _ in names
@@ -116,6 +116,12 @@ class NativeTarget:
             features,
         )
         return Scores(self._logits[:scored], dict(zip(names, features, strict=True)))
+
+    def _logits_room(self, rows: int) -> NDArray[np.float32]:
+        """float32 [rows, V]. Rows start a few cache lines apart from whole memory pages, or stores to the
+        same token of different rows would push each other out of the cache."""
+        padded = -(-self.info.vocab_size // LANES) * LANES + 5 * LANES
+        return np.empty((rows, padded), np.float32)[:, : self.info.vocab_size]
 
     def commit(self, draft: Draft, verdict: Verdict) -> None:
         """Keep what the verdict keeps; other nodes' cache entries are simply never read again."""

@@ -1,8 +1,8 @@
 """Packed weights: made once from a model file, kept on disk, read back in a fraction of a second.
 
-The file: 8 bytes magic, uint64 length of a JSON header, the header, then the tensors, each at a multiple of
-64 bytes from the start of the file. The header holds the config, the tokenizer, the place of every tensor
-and a CRC of all their bytes.
+The file: 8 bytes magic, uint64 length of a JSON header, uint64 CRC of all that follows, the header, then the
+tensors, each at a multiple of 64 bytes. The header holds the config, the tokenizer and the place of every
+tensor.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from paceline.models.config import ModelConfig
 
 MAGIC = b"PACELN01"
 _ALIGNMENT = 64
+_PREFIX = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,16 +79,17 @@ def pack_gguf(path: Path) -> PackedWeights:
     tensors: dict[str, Any] = {}
     for name, tensor in checkpoint.tensors.items():
         if len(tensor.shape) == 1:
-            tensors[name] = _aligned(np.ascontiguousarray(tensor.data, np.float32).view(np.uint8))
+            tensors[name] = aligned(np.ascontiguousarray(tensor.data, np.float32).view(np.uint8))
         elif tensor.type in TYPES:
-            tensors[name] = _aligned(pack(tensor.type, tensor.data))
+            tensors[name] = aligned(pack(tensor.type, tensor.data))
             tensors[name + ".type"] = tensor.type
         else:
             raise ModelFileError(f"{path}: tensor {name} is {tensor.type}, the kernels run {', '.join(TYPES)}")
     return PackedWeights(config, json.dumps(checkpoint.tokenizer), tensors)
 
 
-def _aligned(data: Bytes) -> Bytes:
+def aligned(data: Bytes) -> Bytes:
+    """A copy that starts at a multiple of 64."""
     out = _room(data.size)
     out[:] = data
     return out
@@ -111,28 +113,24 @@ def _cache_path(path: Path) -> Path | None:
 
 
 def _write(path: Path, weights: PackedWeights) -> None:
-    arrays = {name: part for name, part in weights.tensors.items() if isinstance(part, np.ndarray)}
-    places, at, crc = {}, 0, 0
-    for name, part in arrays.items():
-        places[name] = {"at": at, "bytes": part.nbytes, "type": weights.tensors.get(name + ".type")}
-        at += -(-part.nbytes // _ALIGNMENT) * _ALIGNMENT
+    parts: list[Any] = []
+    places, at = {}, 0
+    for name, part in weights.tensors.items():
+        if isinstance(part, np.ndarray):
+            places[name] = {"at": at, "bytes": part.nbytes, "type": weights.tensors.get(name + ".type")}
+            parts += [part, bytes(-part.nbytes % _ALIGNMENT)]
+            at += -(-part.nbytes // _ALIGNMENT) * _ALIGNMENT
+    contents = {"config": weights.config.to_json(), "tokenizer": weights.tokenizer_json, "tensors": places}
+    header = json.dumps(contents).encode()
+    header += b" " * (-(_PREFIX + len(header)) % _ALIGNMENT)
+    crc = zlib.crc32(header)
+    for part in parts:
         crc = zlib.crc32(part, crc)
-    header = json.dumps(
-        {
-            "config": weights.config.to_json(),
-            "tokenizer": weights.tokenizer_json,
-            "tensors": places,
-            "bytes": at,
-            "crc32": crc,
-        }
-    ).encode()
-    header += b" " * (-(len(MAGIC) + 8 + len(header)) % _ALIGNMENT)
     try:
         with write_atomically(path) as file:
-            file.write(MAGIC + len(header).to_bytes(8, "little") + header)
-            for part in arrays.values():
+            file.write(MAGIC + len(header).to_bytes(8, "little") + crc.to_bytes(8, "little") + header)
+            for part in parts:
                 file.write(part)
-                file.write(bytes(-part.nbytes % _ALIGNMENT))
     except OSError:
         pass  # a full or read-only disk costs the next start a second, nothing else
 
@@ -143,22 +141,14 @@ def _read(path: Path) -> PackedWeights:
     with path.open("rb") as file:
         if file.readinto(memoryview(data)) != size or bytes(data[:8]) != MAGIC:
             raise ModelFileError(f"{path} is not a file of packed weights")
-    start = 16 + int.from_bytes(data[8:16].tobytes(), "little")
-    try:
-        header = json.loads(data[16:start].tobytes())
-        body = data[start:]
-        if body.size != header["bytes"]:
-            raise ValueError("size")
-        tensors: dict[str, Any] = {}
-        crc = 0
-        for name, place in header["tensors"].items():
-            part = body[place["at"] : place["at"] + place["bytes"]]
-            crc = zlib.crc32(part, crc)
-            tensors[name] = part
-            if place["type"]:
-                tensors[name + ".type"] = place["type"]
-        if crc != header["crc32"]:
-            raise ValueError("checksum")
-        return PackedWeights(ModelConfig.from_json(header["config"]), header["tokenizer"], tensors)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ModelFileError(f"{path} is damaged: {error}") from None
+    length, crc = (int.from_bytes(data[at : at + 8].tobytes(), "little") for at in (8, 16))
+    if zlib.crc32(data[_PREFIX:]) != crc or length > size:
+        raise ModelFileError(f"{path} is damaged")
+    header = json.loads(data[_PREFIX : _PREFIX + length].tobytes())
+    body = data[_PREFIX + length :]
+    tensors: dict[str, Any] = {}
+    for name, place in header["tensors"].items():
+        tensors[name] = body[place["at"] : place["at"] + place["bytes"]]
+        if place["type"]:
+            tensors[name + ".type"] = place["type"]
+    return PackedWeights(ModelConfig.from_json(header["config"]), header["tokenizer"], tensors)

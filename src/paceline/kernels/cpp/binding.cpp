@@ -20,6 +20,8 @@ using Vector = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Bytes = Vector<uint8_t>;
 using Ints = Vector<int32_t>;
 using Floats = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+// Rows may lie apart, each one is contiguous.
+using StridedRows = nb::ndarray<float, nb::ndim<2>, nb::device::cpu>;
 using Cube = nb::ndarray<float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
 
 WeightType weight_type(const std::string& name) {
@@ -55,9 +57,10 @@ class BoundModel {
         model_ = std::make_unique<Model>(record, std::move(layers), cache_pages, max_positions, rope_theta, threads, isa);
     }
 
-    void forward(Ints slots, Ints offsets, Ints starts, Ints tokens, Ints parents, Ints positions, Ints scored, Floats logits,
+    void forward(Ints slots, Ints offsets, Ints starts, Ints tokens, Ints parents, Ints positions, Ints scored, StridedRows logits,
                  const std::vector<int32_t>& tap_layers, const std::vector<Floats>& taps) {
-        if (logits.shape(0) < scored.shape(0) || (int)logits.shape(1) != model_->record().vocab) throw std::invalid_argument("logits have the wrong shape");
+        if (logits.shape(0) < scored.shape(0) || (int)logits.shape(1) != model_->record().vocab || logits.stride(1) != 1)
+            throw std::invalid_argument("logits have the wrong shape");
         std::vector<float*> tap_rows;
         for (const auto& tap : taps) {
             if (tap.shape(0) != tokens.shape(0) || (int)tap.shape(1) != model_->record().hidden) throw std::invalid_argument("a tap has the wrong shape");
@@ -69,7 +72,7 @@ class BoundModel {
         const PackedDraft draft{(int)slots.shape(0), (int)tokens.shape(0), (int)scored.shape(0), slots.data(), offsets.data(), starts.data(),
                                 tokens.data(), parents.data(), positions.data(), scored.data()};
         nb::gil_scoped_release release;
-        model_->forward(draft, logits.data(), tap_layers, tap_rows);
+        model_->forward(draft, logits.data(), (size_t)logits.stride(0), tap_layers, tap_rows);
     }
 
     Model& model() { return *model_; }

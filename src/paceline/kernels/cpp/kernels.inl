@@ -9,6 +9,7 @@ namespace {
 using namespace paceline;
 
 constexpr int kPrefetchAhead = 8192;     // bytes of weights; measured
+constexpr int kFetchBefore = 8192;       // bytes of weights asked for before a stage
 
 // Loops over rows or queries held in registers must be unrolled whole, or their sums go through memory.
 #define PACELINE_UNROLL _Pragma("GCC unroll 16")
@@ -36,7 +37,7 @@ inline F32 exp(F32 x) {
 inline void quantise_group(F32 a, F32 b, const Quantised& out, int row, int group) {
     const size_t at = out.at(row, group);
     const float largest = max_lanes(max(abs(a), abs(b)));
-    const float scale = largest / 127.0f, inverse = largest > 0.0f ? 127.0f / largest : 0.0f;
+    const float scale = largest * (1.0f / 127.0f), inverse = largest > 0.0f ? 127.0f / largest : 0.0f;
     const I32 low = round_to_int(a * splat(inverse)), high = round_to_int(b * splat(inverse));
     store_bytes(out.numbers + at * kGroup, low);
     store_bytes(out.numbers + at * kGroup + kLanes, high);
@@ -395,29 +396,32 @@ void copy_taps(const Pass& pass, int layers_done, int thread, int threads) {
 
 void score_tokens(const Pass& pass, int block, const Quantised& normed, float* out) {
     const Matrix& w = pass.model->head;
-    if ((block + 1) * kLanes <= w.rows) return multiply(w, block, normed, pass.scored, pass.logits + block * kLanes, w.rows);
+    if ((block + 1) * kLanes <= w.rows) return multiply(w, block, normed, pass.scored, pass.logits + block * kLanes, pass.logits_stride);
     multiply(w, block, normed, pass.scored, out, kLanes);
     for (int s = 0; s < pass.scored; s++)
-        __builtin_memcpy(pass.logits + (size_t)s * w.rows + block * kLanes, out + s * kLanes, sizeof(float) * (w.rows - block * kLanes));
+        __builtin_memcpy(pass.logits + s * pass.logits_stride + block * kLanes, out + s * kLanes, sizeof(float) * (w.rows - block * kLanes));
 }
 
 // The whole forward pass, as one thread of `threads` sees it. Work is shared out by outputs, never by terms of a sum.
 void run(const Pass& pass, int thread, int threads) {
     const ModelRecord& model = *pass.model;
-    const Quantised attended = tiled(pass.attended, pass.nodes), gated = tiled(pass.gated, pass.nodes);
-    Quantised normed = tiled(pass.normed[thread], pass.nodes);
+    const Quantised normed = tiled(pass.normed, pass.nodes), attended = tiled(pass.attended, pass.nodes), gated = tiled(pass.gated, pass.nodes);
     float* scratch = pass.scratch[thread];
     const auto each = [&](int count, auto work) {
         for (int i = (int)((int64_t)count * thread / threads), end = (int)((int64_t)count * (thread + 1) / threads); i < end; i++) work(i);
+    };
+    const auto share_begins = [&](int count) { return (int)((int64_t)count * thread / threads); };
+    // The first weights of the next stage, asked for while the others finish this one.
+    const auto fetch = [&](const Matrix& w, int block) {
+        const uint8_t* at = w.data + (size_t)block * w.block_bytes;
+        for (size_t i = 0; i < kFetchBefore && i < w.block_bytes; i += 64) prefetch(at + i);
     };
     const auto finish = [&](Stage stage) {
         wait(*pass.barrier);
         if (pass.stage_seconds && thread == 0) mark(pass, stage);
     };
-    // Every thread norms all rows for itself: cheaper than one more barrier.
-    const auto norm = [&](const float* weight, int rows, const int32_t* chosen) {
-        for (int r = 0; r < rows; r++)
-            norm_and_quantise(pass.x + (size_t)(chosen ? chosen[r] : r) * model.hidden, weight, model.hidden, model.norm_eps, normed, r);
+    const auto norm = [&](const float* weight, int node, const Quantised& out, int row) {
+        norm_and_quantise(pass.x + (size_t)node * model.hidden, weight, model.hidden, model.norm_eps, out, row);
     };
 
     each(pass.nodes, [&](int node) { embed(pass, node); });
@@ -425,23 +429,32 @@ void run(const Pass& pass, int thread, int threads) {
     copy_taps(pass, 0, thread, threads);
     for (int i = 0; i < model.layers; i++) {
         const Layer& layer = model.layer[i];
-        norm(layer.attention_norm, pass.nodes, nullptr);
+        each(pass.nodes, [&](int node) { norm(layer.attention_norm, node, normed, node); });
+        wait(*pass.barrier);
         each((model.heads + 2 * model.kv_heads) * model.head_dim / kLanes, [&](int block) { project_qkv(pass, i, block, normed, scratch); });
         finish(kQkv);
         for (int u = thread; u < pass.units; u += threads) attend(pass, i, pass.unit[u], attended, scratch);
+        fetch(layer.o, share_begins(model.hidden / kLanes));
         finish(kAttention);
         each(model.hidden / kLanes, [&](int block) { add_projection(pass, layer.o, block, attended, scratch); });
+        fetch(layer.gate, 2 * share_begins(model.ffn / kGroup));
+        fetch(layer.up, 2 * share_begins(model.ffn / kGroup));
         finish(kOutput);
-        norm(layer.ffn_norm, pass.nodes, nullptr);
+        each(pass.nodes, [&](int node) { norm(layer.ffn_norm, node, normed, node); });
+        wait(*pass.barrier);
         each(model.ffn / kGroup, [&](int group) { gate_and_up(pass, layer, group, normed, gated, scratch); });
+        fetch(layer.down, share_begins(model.hidden / kLanes));
         finish(kGateUp);
         each(model.hidden / kLanes, [&](int block) { add_projection(pass, layer.down, block, gated, scratch); });
+        if (i + 1 < model.layers) fetch(thread == 0 ? model.layer[i + 1].q : model.layer[i + 1].k, 0);
+        else fetch(model.head, share_begins(ceil_div(model.vocab, kLanes)));
         finish(kDown);
         copy_taps(pass, i + 1, thread, threads);
     }
-    normed = tiled(normed, pass.scored);
-    norm(model.output_norm, pass.scored, pass.scored_nodes);
-    if (pass.scored) each(ceil_div(model.vocab, kLanes), [&](int block) { score_tokens(pass, block, normed, scratch); });
+    const Quantised scored = tiled(pass.normed, pass.scored);
+    each(pass.scored, [&](int row) { norm(model.output_norm, pass.scored_nodes[row], scored, row); });
+    wait(*pass.barrier);
+    if (pass.scored) each(ceil_div(model.vocab, kLanes), [&](int block) { score_tokens(pass, block, scored, scratch); });
     finish(kHead);
 }
 }  // namespace

@@ -110,7 +110,7 @@ void Model::reserve(Sequence& sequence, int tokens) {
     }
 }
 
-void Model::forward(const PackedDraft& draft, float* logits, const std::vector<int32_t>& tap_layers, const std::vector<float*>& tap_rows) {
+void Model::forward(const PackedDraft& draft, float* logits, size_t logits_stride, const std::vector<int32_t>& tap_layers, const std::vector<float*>& tap_rows) {
     // Room first: nothing changes when there is none.
     int missing = 0, longest = 0;
     for (int r = 0; r < draft.rows; r++) {
@@ -168,27 +168,24 @@ void Model::forward(const PackedDraft& draft, float* logits, const std::vector<i
     pass.tokens = draft.tokens, pass.positions = draft.positions, pass.scored_nodes = draft.scored_nodes;
     pass.row_of = row_of.data(), pass.row = rows.data(), pass.node = nodes.data(), pass.unit = units.data();
     pass.keys = keys_.halves(), pass.values = values_.halves(), pass.head_stride = head_stride_;
-    pass.logits = logits;
+    pass.logits = logits, pass.logits_stride = logits_stride;
     pass.taps = (int)tap_layers.size(), pass.tap_layers = tap_layers.data(), pass.tap_rows = const_cast<float**>(tap_rows.data());
     pass.barrier = &pool_.barrier;
     pass.stage_seconds = stage_seconds.empty() ? nullptr : stage_seconds.data();
     pass.score_stride = round_up(longest, kLanes);
 
-    std::vector<Quantised> normed(threads);
     std::vector<float*> scratch(threads);
     const int queries = kUnitNodes * group;
     const size_t scratch_floats = std::max<size_t>((size_t)queries * (pass.score_stride + record_.head_dim), (size_t)std::max(draft.nodes, draft.scored) * 4 * kLanes);
     Arena arena;
     arena.plan(pass.x, (size_t)draft.nodes * record_.hidden);
     arena.plan(pass.q, (size_t)draft.nodes * record_.heads * record_.head_dim);
+    plan(arena, pass.normed, draft.nodes, record_.hidden);
     plan(arena, pass.attended, draft.nodes, record_.heads * record_.head_dim);
     plan(arena, pass.gated, draft.nodes, record_.ffn);
-    for (int t = 0; t < threads; t++) {
-        plan(arena, normed[t], draft.nodes, record_.hidden);
-        arena.plan(scratch[t], scratch_floats);
-    }
+    for (int t = 0; t < threads; t++) arena.plan(scratch[t], scratch_floats);
     arena.allocate();
-    pass.normed = normed.data(), pass.scratch = scratch.data();
+    pass.scratch = scratch.data();
 
     last_mark = std::chrono::steady_clock::now();
     pool_.run([&](int thread) { kernels_.run(pass, thread, threads); });

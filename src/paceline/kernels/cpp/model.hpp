@@ -53,8 +53,8 @@ class Model {
     Model(const ModelRecord& record, std::vector<Layer> layers, int cache_pages, int max_positions, double rope_theta, int threads,
           const std::string& isa);
 
-    // Fills logits [scored][vocab] and tap_rows[t] [nodes][hidden]. Throws CacheFull before anything changed.
-    void forward(const PackedDraft& draft, float* logits, const std::vector<int32_t>& tap_layers, const std::vector<float*>& tap_rows);
+    // Fills logits [scored][vocab], rows logits_stride apart, and tap_rows[t] [nodes][hidden]. Throws CacheFull before anything changed.
+    void forward(const PackedDraft& draft, float* logits, size_t logits_stride, const std::vector<int32_t>& tap_layers, const std::vector<float*>& tap_rows);
 
     // Keeps, for row r of the last forward, its first `known[r]` nodes and then the nodes kept[kept_offsets[r]...],
     // numbered within the row, root first.

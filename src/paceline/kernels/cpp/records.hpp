@@ -95,12 +95,13 @@ struct Pass {
     size_t head_stride;         // elements of one head's keys, and of its values
     float* x;                   // [nodes][hidden]: the residual stream
     float* q;                   // [nodes][heads*head_dim]
-    Quantised attended;         // [nodes], heads*head_dim columns; the kernels choose the tiles of all three
+    Quantised normed;           // [nodes], hidden columns; the kernels choose the tiles of all three
+    Quantised attended;         // [nodes], heads*head_dim columns
     Quantised gated;            // [nodes], ffn columns
-    const Quantised* normed;    // one per thread, [nodes], hidden columns
     float** scratch;            // one per thread: see scratch_floats
     size_t score_stride;        // floats between the attention scores of two queries
-    float* logits;              // [scored][vocab]
+    float* logits;              // [scored][logits_stride]
+    size_t logits_stride;
     int taps;
     const int32_t* tap_layers;  // [taps]: k = after k layers; 0 = the embeddings
     float** tap_rows;           // [taps] -> [nodes][hidden]

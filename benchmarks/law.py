@@ -1,0 +1,100 @@
+"""How far the native kernels' law is from float32 arithmetic on the same weights, over the model's own text.
+
+    python benchmarks/law.py --prompts prompts.jsonl --limit 24 --tokens 96
+
+Both read the same greedy answers; at every position the two next-token laws are compared. Prints one JSON
+line: mean KL(float32 || native) in nats, top-1 agreement, positions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+
+from paceline import Engine, SamplingParams
+from paceline.core import NOTHING, Draft, Tree, Verdict, View
+from paceline.kernels.reference import Model
+from paceline.models.registry import resolve
+from paceline.targets.weights import load_weights
+
+CHUNK = 32
+
+
+def answer_logits(target: object, tokens: list[int], prompt: int) -> NDArray[np.float32]:
+    """Logits before every answer token, float32 [answer, V]; the slot is released."""
+    rows = []
+    none = [None]
+    for start in range(0, len(tokens), CHUNK):
+        chunk = tokens[start : start + CHUNK]
+        # The first token of a chunk is pending, the rest is drafted below it and all of it is kept.
+        view = View([0], [tokens[: start + 1]], [start], [start + 1], none, [0], [prompt], ["none"])
+        draft = Draft.pack(view, [Tree.chain(chunk[1:]) if len(chunk) > 1 else NOTHING])
+        scores = target.forward(draft, frozenset())
+        rows.append(np.array(scores.logits[: len(chunk)], np.float32))
+        target.commit(draft, Verdict([list(range(1, len(chunk)))], [-1]))
+    target.release([0])
+    return np.concatenate(rows)[prompt - 1 : -1]
+
+
+def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    x = logits.astype(np.float64)
+    x -= x.max(-1, keepdims=True)
+    return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2-135m", help="name or path of a GGUF file")
+    parser.add_argument("--prompts", type=Path, required=True, help="Spec-Bench style JSON lines")
+    parser.add_argument("--limit", type=int, default=24)
+    parser.add_argument("--tokens", type=int, default=96, help="answer tokens per prompt")
+    options = parser.parse_args()
+
+    engine = Engine.from_pretrained(options.model, drafter="none")
+    native = engine.target
+    weights = load_weights(resolve(options.model))
+    config = weights.config
+    shape = {key: value for key, value in asdict(config).items() if not isinstance(value, str)}
+    float32 = type(native)(weights, context=4096)
+    float32.model = Model(
+        shape,
+        weights.tensors,
+        cache_pages=4096 // 16,
+        max_positions=4096,
+        rope_theta=config.rope_theta,
+        exact_activations=True,
+    )
+    lines = options.prompts.read_text().splitlines()[: options.limit]
+    kl: list[float] = []
+    agree: list[bool] = []
+    for line in track(lines, console=Console(stderr=True), description="Comparing"):
+        messages = [{"role": "user", "content": json.loads(line)["turns"][0][:2000]}]
+        params = SamplingParams(temperature=0, max_tokens=options.tokens)
+        prompt = engine.tokenizer.apply_chat_template(messages)
+        answer = engine.generate(messages, params)[0].token_ids
+        tokens = [*prompt, *answer]
+        p, q = (log_softmax(answer_logits(t, tokens, len(prompt))) for t in (float32, native))
+        kl += (np.exp(p) * (p - q)).sum(-1).tolist()
+        agree += (p.argmax(-1) == q.argmax(-1)).tolist()
+    print(
+        json.dumps(
+            {
+                "model": options.model,
+                "isa": native.model.isa,
+                "positions": len(kl),
+                "mean_kl_nats": float(np.mean(kl)),
+                "top1_agreement": float(np.mean(agree)),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

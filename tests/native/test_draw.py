@@ -1,0 +1,71 @@
+"""The fused draw finds the token that the slow reference finds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from paceline import kernels
+from paceline.noise import gumbel
+from paceline.sampling import SamplingParams, truncate
+
+assert kernels.compiled is not None, "these tests need the compiled kernels"
+draw = kernels.compiled.draw
+
+
+def reference(logits: np.ndarray, params: SamplingParams, key: int) -> int:
+    return int((truncate(logits, params) + gumbel(key, len(logits))).argmax())
+
+
+@pytest.mark.parametrize("isa", kernels.compiled.available())
+@settings(max_examples=300, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    size=st.sampled_from([1, 2, 15, 16, 17, 100, 1000, 49152]),
+    spread=st.sampled_from([0.0, 0.1, 2.0, 8.0]),
+    temperature=st.sampled_from([0.05, 0.7, 1.0, 2.0]),
+    top_k=st.sampled_from([0, 1, 2, 40, 3000]),
+    top_p=st.sampled_from([1.0, 0.999, 0.9, 0.5, 0.01]),
+    min_p=st.sampled_from([0.0, 0.05, 0.5, 1.0]),
+    rounded=st.booleans(),
+    masked=st.booleans(),
+)
+def test_it_draws_the_references_token(
+    isa: str,
+    seed: int,
+    size: int,
+    spread: float,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    rounded: bool,
+    masked: bool,
+) -> None:
+    rng = np.random.default_rng(seed)
+    logits = (rng.standard_normal(size) * spread).astype(np.float32)
+    if rounded:  # many ties
+        logits = np.round(logits * 2) / 2
+    if masked:
+        logits[rng.random(size) < 0.3] = -np.inf
+        logits[rng.integers(size)] = 1.0
+    params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    for key in rng.integers(0, 2**63, 5).tolist():
+        found = draw(logits, temperature, top_k, top_p, min_p, key, isa)
+        assert found == reference(logits, params, key)
+
+
+@pytest.mark.parametrize("isa", kernels.compiled.available())
+def test_temperature_zero_takes_the_first_of_the_largest(isa: str) -> None:
+    rng = np.random.default_rng(0)
+    for size in (1, 5, 16, 33, 1000):
+        logits = rng.integers(0, 4, size).astype(np.float32)
+        assert draw(logits, 0.0, 0, 1.0, 0.0, 1, isa) == logits.argmax()
+
+
+def test_different_keys_draw_different_tokens() -> None:
+    """The comparison above would pass if both sides ignored the noise."""
+    logits = np.zeros(1000, np.float32)
+    assert len({draw(logits, 1.0, 0, 1.0, 0.0, key) for key in range(200)}) > 150

@@ -1,0 +1,175 @@
+"""The compiled forward pass against its NumPy reference, and its own promises: row invariance and a cache
+that holds what a fresh pass would have put there."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+
+from paceline import kernels
+from paceline.core import NOTHING, Tree
+from paceline.errors import CapacityError, ConfigError
+from paceline.targets.native import NativeTarget
+from tests.native.models import CONFIG, Row, draft_of, path_to, random_tree, random_weights, read, step
+
+V = CONFIG.vocab_size
+COMPILED = [isa for isa in kernels.available() if isa != "reference"]
+assert COMPILED, "these tests need the compiled kernels"
+
+
+def make(monkeypatch: pytest.MonkeyPatch, isa: str, threads: int = 2, **options: Any) -> NativeTarget:
+    monkeypatch.setenv(kernels.ISA_VARIABLE, isa)
+    target = NativeTarget(options.pop("weights", None) or random_weights(), threads=threads, **options)
+    assert target.model.isa == isa
+    return target
+
+
+def tokens(seed: int, count: int) -> list[int]:
+    rng = random.Random(seed)
+    return [rng.randrange(V) for _ in range(count)]
+
+
+@pytest.mark.parametrize("isa", COMPILED)
+@pytest.mark.parametrize("kind", ["Q4_1", "Q8_0", "Q4_0"])
+def test_logits_and_taps_equal_the_references(isa: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = random_weights([kind])
+    targets = [make(monkeypatch, name, weights=weights) for name in (isa, "reference")]
+    rng = random.Random(7)
+    a, b, c = tokens(1, 40), tokens(2, 19), tokens(3, 9)
+    rows: list[Row] = [
+        (4, a, 39, 40, random_tree(rng, 9, V)),
+        (7, b, 12, 19, Tree.chain(tokens(4, 5))),
+        (2, c, 0, 6, NOTHING),
+    ]
+    found = []
+    for target in targets:
+        read(target, 4, a[:39])
+        read(target, 7, b[:12])
+        scores = target.forward(draft_of(rows), frozenset({"hidden.0", "hidden.2", "hidden.3"}))
+        found.append({"logits": scores.logits.copy(), **scores.features})
+    assert found[0]["logits"].shape == (10 + 6, V)
+    for name, wanted in found[1].items():
+        # 8-bit activations turn a last bit into a step of 1/127 here and there: compare against the spread.
+        error = np.abs(found[0][name] - wanted) / wanted.std()
+        assert error.max() < 0.15, (name, error.max())
+        assert error.mean() < 0.015, (name, error.mean())
+
+
+@pytest.mark.parametrize("isa", COMPILED)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_rows_bits_do_not_depend_on_the_other_rows(
+    isa: str, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chains and trees of 1 to 33 nodes, with neighbours, against one token at a time on one thread."""
+    one_by_one, together = make(monkeypatch, isa, 1), make(monkeypatch, isa, threads)
+    rng = random.Random(threads)
+    history = tokens(5, 37)
+    read(one_by_one, 0, history[:-1], chunk=1)
+    read(together, 0, history[:-1], chunk=36)
+    compared = 0
+    for nodes in range(1, 34):
+        tree = random_tree(rng, nodes - 1, V, chain=nodes % 2 == 0)
+        neighbour = tokens(nodes, 3 + nodes)
+        rows: list[Row] = [
+            (0, history, 36, 37, tree),
+            (1, neighbour, 0, len(neighbour), random_tree(rng, nodes % 7, V)),
+        ]
+        order = [1, 0] if nodes % 3 == 0 else [0, 1]
+        draft = draft_of([rows[i] for i in order])
+        logits = together.forward(draft, frozenset()).logits
+        first = list(draft.scored).index(draft.roots[order.index(0)])
+        for node in range(-1, nodes - 1):
+            path = [tree.tokens[i] for i in path_to(tree, node)]
+            grown = history + path
+            if len(path) == 0 or rng.random() < 0.3:
+                for end in range(37, len(grown) + 1):
+                    alone = step(one_by_one, [(0, grown[:end], end - 1, end, NOTHING)])
+                np.testing.assert_array_equal(logits[first + 1 + node], alone[0])
+                compared += 1
+                one_by_one.release([0])
+                read(one_by_one, 0, history[:-1], chunk=1)
+        together.commit(draft, _keep_nothing(draft, order))
+        together.release([0, 1])
+        read(together, 0, history[:-1], chunk=nodes)
+    assert compared > 100
+
+
+def _keep_nothing(draft: Any, order: list[int]) -> Any:
+    from paceline.core import Verdict
+
+    return Verdict([[] for _ in order], [-1] * len(order))
+
+
+@pytest.mark.parametrize("isa", COMPILED)
+def test_the_cache_after_random_walks_equals_a_fresh_one(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    walked, fresh = make(monkeypatch, isa), make(monkeypatch, isa, threads=1)
+    rng = random.Random(3)
+    histories = {slot: tokens(slot, rng.randrange(1, 30)) for slot in range(3)}
+    for slot, history in histories.items():
+        read(walked, slot, history[:-1])
+    moved = 0
+    for _ in range(80):
+        rows: list[Row] = []
+        paths = []
+        for slot, history in histories.items():
+            tree = random_tree(rng, rng.randrange(0, 9), V, chain=rng.random() < 0.3)
+            path = path_to(tree, rng.randrange(-1, len(tree.tokens))) if tree.tokens else []
+            path = path[: rng.randrange(len(path) + 1)]
+            moved += path != list(range(len(path)))
+            rows.append((slot, list(history), len(history) - 1, len(history), tree))
+            paths.append(path)
+        step(walked, rows, paths)
+        for (slot, *_, tree), path in zip(rows, paths, strict=True):
+            histories[slot] += [tree.tokens[i] for i in path] + [rng.randrange(V)]
+    assert moved > 20, "no accepted node had to be moved"
+    for slot, history in histories.items():
+        read(fresh, slot, history[:-1], chunk=50)
+        for layer in range(CONFIG.layers):
+            for found, wanted in zip(walked.read_cache(slot, layer), fresh.read_cache(slot, layer), strict=True):
+                np.testing.assert_array_equal(found, wanted)
+    assert walked.model.length(0) == len(histories[0]) - 1
+
+
+def test_a_full_cache_refuses_the_pass_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for isa in kernels.available():
+        target = make(monkeypatch, isa, cache_tokens=64)
+        history = tokens(1, 60)
+        read(target, 0, history)
+        before, pages = target.read_cache(0, 1)[0], target.model.free_pages
+        with pytest.raises(CapacityError):
+            target.forward(draft_of([(1, tokens(2, 30), 0, 20, NOTHING)]), frozenset())
+        assert target.model.free_pages == pages == 0
+        np.testing.assert_array_equal(target.read_cache(0, 1)[0], before)
+        target.release([0, 5])
+        assert target.model.free_pages == 4
+        read(target, 1, tokens(2, 30))
+
+
+def test_a_draft_that_starts_elsewhere_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for isa in kernels.available():
+        target = make(monkeypatch, isa)
+        read(target, 0, tokens(1, 10))
+        with pytest.raises(ValueError, match="holds 10 tokens"):
+            target.forward(draft_of([(0, tokens(1, 10), 9, 10, NOTHING)]), frozenset())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"threads": 0}, "threads is 0, allowed: 1 to 256"),
+        ({"context": 513}, "context is 513, allowed: 16 to 512"),
+        ({"cache_tokens": 3}, "cache_tokens is 3, allowed: 16 to"),
+    ],
+)
+def test_options_out_of_range_are_refused(options: dict[str, int], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        NativeTarget(random_weights(), **options)
+
+
+def test_an_unknown_instruction_set_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(kernels.ISA_VARIABLE, "sse1")
+    with pytest.raises(ConfigError, match="PACELINE_ISA='sse1' cannot run here; allowed: .*reference"):
+        NativeTarget(random_weights())
