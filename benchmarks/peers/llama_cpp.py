@@ -231,7 +231,8 @@ def table(report: dict[str, Any]) -> str:
     lines += [
         "",
         f"after the first token Paceline is {report['ratio']:.2f} times as fast "
-        f"({report['ratio_low']:.2f} to {report['ratio_high']:.2f}); llama.cpp {VERSION} with {report['llama_cpp']['setting']}",
+        f"({report['ratio_low']:.2f} to {report['ratio_high']:.2f})",
+        f"llama.cpp {VERSION} with {report['llama_cpp']['setting']}",
     ]
     return "\n".join(lines)
 

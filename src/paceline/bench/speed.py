@@ -260,8 +260,8 @@ def table(report: dict[str, Any]) -> str:
     lines += [
         "",
         "tokens/s: of whole answers, reading the prompt included. ratio: median over prompts of plain's time",
-        "by the drafter's; total: plain's time of all prompts by the drafter's; decode: as ratio, without the",
-        "time to the first token. outside: share of the time after the first token that is not the target",
+        "by the drafter's; total: plain's time of all prompts by the drafter's; decode: as ratio, without",
+        "the time to the first token. outside: share of the time after the first token that is not the target",
         "pass. different: outputs that are not plain decoding's, which must be 0.",
     ]
     return "\n".join(lines)
