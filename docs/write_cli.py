@@ -16,7 +16,9 @@ def page() -> str:
     """The page as it should be."""
     sections = ["# The command line\n\nMade from the `--help` texts by `make docs`.\n"]
     for path, command in commands("paceline", cli, None):
-        context = click.Context(command, info_name=path, terminal_width=WIDTH, help_option_names=["-h", "--help"])
+        context = click.Context(
+            command, info_name=path, terminal_width=WIDTH, help_option_names=["-h", "--help"]
+        )
         sections.append(f"## {path}\n\n```\n{command.get_help(context).rstrip()}\n```\n")
     return "\n".join(sections)
 

@@ -12,7 +12,6 @@ import pytest
 from paceline.models.registry import known
 from paceline.models.tokenizer import byte_characters
 
-
 ONLY_IF_ASKED_FOR = {
     "network": "needs the network: run with -m network",
     "prove": "takes long: run with -m prove, or make prove",
@@ -21,7 +20,9 @@ ONLY_IF_ASKED_FOR = {
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--require-model", action="store_true", help="fail, instead of skipping tests, if the model is missing"
+        "--require-model",
+        action="store_true",
+        help="fail, instead of skipping tests, if the model is missing",
     )
 
 

@@ -259,10 +259,10 @@ def table(report: dict[str, Any]) -> str:
         lines += [_line(f"  {category}", part) for category, part in entry["by_category"].items()]
     lines += [
         "",
-        "tokens/s: of whole answers, reading the prompt included. ratio: median over prompts of plain's time",
-        "by the drafter's; total: plain's time of all prompts by the drafter's; decode: as ratio, without",
-        "the time to the first token. outside: share of the time after the first token that is not the target",
-        "pass. different: outputs that are not plain decoding's, which must be 0.",
+        "tokens/s: of whole answers, reading the prompt included. ratio: median over prompts of plain's",
+        "time by the drafter's; total: plain's time of all prompts by the drafter's; decode: as ratio,",
+        "without the time to the first token. outside: share of the time after the first token that is",
+        "not the target pass. different: outputs that are not plain decoding's, which must be 0.",
     ]
     return "\n".join(lines)
 
