@@ -65,7 +65,7 @@ clean:
 
 $(VENV)/created:
 	@set -e; \
-	for python in $(PYTHON) python3.11 python3 python3.12 python3.13; do \
+	for python in $(or $(PYTHON),python3.11 python3 python3.12 python3.13); do \
 		if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
 			echo "Making $(VENV) with $$($$python --version)"; \
 			$$python -m venv $(VENV) || { \
@@ -75,7 +75,7 @@ $(VENV)/created:
 			exit 0; \
 		fi; \
 	done; \
-	echo 'make: Paceline needs Python 3.11 or newer and found none;' \
+	echo 'make: Paceline needs Python 3.11 or newer and found none$(if $(PYTHON), in $(PYTHON));' \
 		'install it, or name it: make demo PYTHON=/path/to/python3.11' >&2; \
 	exit 1
 

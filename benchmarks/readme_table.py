@@ -75,8 +75,8 @@ def _step(report: Report) -> str:
     ratios = (f"{report['ratios'][n]:.2f}" for n in rows)
     lines = [
         f"One target pass over n tokens after {report['context']} tokens of context, all of them scored; "
-        f"reading the weights alone takes {report['floor_ms']:.2f} ms ({report['weight_bytes'] / 1e6:.0f} MB at "
-        f"{report['bandwidth_gb_per_s']:.1f} GB/s):",
+        f"reading the weights alone takes {report['floor_ms']:.2f} ms "
+        f"({report['weight_bytes'] / 1e6:.0f} MB at {report['bandwidth_gb_per_s']:.1f} GB/s):",
         "",
         f"| n | {' | '.join(rows)} |",
         "|---" * (len(rows) + 1) + "|",
