@@ -9,14 +9,37 @@ from typing import Any
 import numpy as np
 import pytest
 
+from paceline.models.registry import known
 from paceline.models.tokenizer import byte_characters
+
+ONLY_IF_ASKED_FOR = {
+    "network": "needs the network: run with -m network",
+    "prove": "takes long: run with -m prove, or make prove",
+}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--require-model",
+        action="store_true",
+        help="fail, instead of skipping tests, if the model is missing",
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if "network" not in config.option.markexpr:
-        for item in items:
-            if item.get_closest_marker("network"):
-                item.add_marker(pytest.mark.skip(reason="needs the network: run with -m network"))
+    skipped = {
+        name: reason for name, reason in ONLY_IF_ASKED_FOR.items() if name not in config.option.markexpr
+    }
+    model = known("smollm2-135m")
+    if not model.present:
+        missing = f"{model.name} is not here: run `paceline models pull {model.name}`"
+        if config.getoption("--require-model"):
+            raise pytest.UsageError(missing)
+        skipped["model"] = missing
+    for item in items:
+        for name, reason in skipped.items():
+            if item.get_closest_marker(name):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 WriteGguf = Callable[..., Path]

@@ -8,7 +8,6 @@ import platform
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Literal
 
 import click
@@ -98,20 +97,10 @@ def _packages() -> Check:
 
 
 def _processor() -> Check:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    found = f"{_processor_name()}, {cores} of {os.cpu_count()} cores usable"
+    from paceline.bench.machine import processor_name, usable_cores
+
+    found = f"{processor_name()}, {usable_cores()} of {os.cpu_count()} cores usable"
     return Check("processor", "ok", found)
-
-
-def _processor_name() -> str:
-    try:
-        with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-    except OSError:
-        pass  # not Linux
-    return platform.processor() or platform.machine()
 
 
 def _kernels() -> Check:

@@ -16,6 +16,7 @@ from paceline.cli.help import EXIT_CODES, examples
 from paceline.errors import PacelineError
 
 COMMANDS = {
+    "demo": "See it work: the same answer, plain and with speculation.",
     "generate": "Answer one prompt.",
     "chat": "Talk with a model.",
     "models": "List, fetch and inspect models.",
@@ -57,6 +58,7 @@ def _show_version(ctx: click.Context, param: click.Parameter, value: bool) -> No
     cls=_Lazy,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=examples(
+        "paceline demo",
         'paceline generate "Why is the sky blue?"',
         "paceline chat",
         "paceline models list",

@@ -1,0 +1,97 @@
+# make demo and make test are all a newcomer needs; CONTRIBUTING.md has the rest.
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
+MODEL := smollm2-135m
+SOURCES := $(shell find src CMakeLists.txt pyproject.toml README.md LICENSE -type f \
+	-not -name '*.so' -not -path '*/__pycache__/*')
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test prove check format docs peers results clean
+
+help:
+	@echo 'make demo     install Paceline in .venv, fetch a small model, answer a prompt with speculation'
+	@echo 'make test     install what the tests need and run them'
+	@echo 'make check    the whole gate: format, lint, types, tests'
+	@echo 'make prove    the long proofs'
+	@echo 'make format   put the code into its form'
+	@echo 'make docs     write the pages that are made from the code'
+	@echo 'make peers    measure plain decoding against llama.cpp (builds it once, some minutes)'
+	@echo 'make results  measure everything in the README and write it there; PROMPTS=FILE to choose prompts'
+	@echo 'make clean    remove what was built'
+
+demo: $(VENV)/installed
+	@$(BIN)/paceline demo
+
+test: $(VENV)/installed-for-tests
+	$(BIN)/paceline models pull $(MODEL)
+	$(BIN)/python -m pytest --require-model
+
+prove: $(VENV)/installed-for-tests
+	$(BIN)/paceline models pull $(MODEL)
+	$(BIN)/python -m pytest --require-model -m prove
+
+check: $(VENV)/installed-for-tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	@$(MAKE) --no-print-directory test
+
+format: $(VENV)/tools
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: $(VENV)/installed-for-tests
+	$(BIN)/python docs/write_cli.py
+
+peers: $(VENV)/installed
+	$(BIN)/python benchmarks/peers/llama_cpp.py $(if $(LLAMA_PYTHON),--python $(LLAMA_PYTHON))
+
+RESULTS := benchmarks/results
+results: $(VENV)/installed
+	mkdir -p $(RESULTS)
+	$(BIN)/paceline bench step --json > $(RESULTS)/step.json
+	$(BIN)/paceline bench speed --drafter suffix,ngram $(if $(PROMPTS),--prompts $(PROMPTS)) --json \
+		> $(RESULTS)/speed.json
+	$(BIN)/python benchmarks/peers/llama_cpp.py $(if $(LLAMA_PYTHON),--python $(LLAMA_PYTHON)) --json \
+		> $(RESULTS)/llama_cpp.json
+	$(BIN)/python benchmarks/readme_table.py
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
+
+# Each stamp says that a step was done; it is done again when something it depends on is younger.
+
+$(VENV)/created:
+	@set -e; \
+	for python in $(or $(PYTHON),python3.11 python3 python3.12 python3.13); do \
+		if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+			echo "Making $(VENV) with $$($$python --version)"; \
+			$$python -m venv $(VENV) || { \
+				echo "make: $$python cannot make an environment; on Debian: apt install python3-venv" >&2; \
+				exit 1; }; \
+			touch $@; \
+			exit 0; \
+		fi; \
+	done; \
+	echo 'make: Paceline needs Python 3.11 or newer and found none$(if $(PYTHON), in $(PYTHON));' \
+		'install it, or name it: make demo PYTHON=/path/to/python3.11' >&2; \
+	exit 1
+
+$(VENV)/installed: $(VENV)/created $(SOURCES)
+	@echo 'Building and installing Paceline (about a minute the first time)'
+	@if [ -e $(VENV)/tools ]; then \
+		$(PIP) --no-build-isolation --no-deps .; \
+	else \
+		$(PIP) .; \
+	fi
+	@touch $@
+
+$(VENV)/tools: $(VENV)/created pyproject.toml constraints-dev.txt
+	@echo 'Installing what tests and checks need'
+	@$(PIP) --constraint constraints-dev.txt '.[dev]'
+	@touch $@
+
+$(VENV)/installed-for-tests: $(VENV)/tools $(VENV)/installed
+	@touch $@

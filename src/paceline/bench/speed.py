@@ -1,0 +1,282 @@
+"""Drafters against plain decoding: the same prompts, the same target, the same run.
+
+How it is measured, so that the comparison is fair:
+
+- One target serves all contenders. For every prompt each contender answers once, alone, directly after
+  one another, so that a machine that gets slower or faster does so for all; who goes first rotates.
+- Before that each contender answers a prompt that is not among the measured ones, with drafters that are
+  then thrown away: the measured ones start knowing nothing.
+- Drafters that learn from earlier answers learn across prompts, as in real use, but each from its own
+  requests only: what plain decoding or another drafter answered does not reach it, and no prompt comes
+  twice. So nobody is ever drafted for from an earlier run of the same prompt.
+- Times are of the whole answer, from the request to the last token, by a clock outside the engine. The
+  figures named "decode" leave out the time up to the first token.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paceline.bench import prompts as prompt_files
+from paceline.bench.machine import machine, versions
+from paceline.bench.measure import Answer, answer, same
+from paceline.engine import Engine
+from paceline.errors import ConfigError
+from paceline.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from paceline.core import Target
+    from paceline.models.tokenizer import Tokenizer
+
+PLAIN = "none"
+WARM_UP = "Name three colours of the rainbow."
+WARM_UP_TOKENS = 16
+RESAMPLES = 10_000
+CONFIDENCE = 0.95
+FEW = 5
+"""An interval from fewer prompts would say nothing; the table leaves it out."""
+
+Note = Callable[[str], None]
+
+
+def run(
+    *,
+    model: str,
+    drafters: list[str],
+    prompts: Path | None,
+    limit: int | None,
+    params: SamplingParams,
+    threads: int | None,
+    note: Note,
+) -> dict[str, Any]:
+    """Measure drafters on a model, and return the report that `paceline bench speed --json` prints.
+
+    drafters: names, with options where wanted; prompts: a file, None for those that come along; limit: how
+    many of them; note: called with remarks on what is going on. A missing seed becomes 0.
+
+    Raises ConfigError, ModelFileError.
+    """
+    from paceline.models.load import load_model
+
+    chosen = prompt_files.load(prompts or prompt_files.SHIPPED)[:limit]
+    note(f"loading {model}")
+    target, tokenizer = load_model(model, threads=threads)
+    return {
+        "model": model,
+        "title": target.info.name,
+        **compare(target, tokenizer, drafters, chosen, params, note),
+        "machine": machine(target.model.isa, target.model.threads),
+        "versions": versions(),
+    }
+
+
+def compare(
+    target: Target,
+    tokenizer: Tokenizer,
+    drafters: Sequence[str],
+    prompts: Sequence[prompt_files.Prompt],
+    params: SamplingParams,
+    note: Note,
+) -> dict[str, Any]:
+    """Measure drafters on a target; the report without what only `run` knows. Raises ConfigError."""
+    params = params if params.seed is not None else replace(params, seed=0)
+    questions = [_tokens(prompt, tokenizer, target) for prompt in prompts]
+    # The baseline is always there; naming it as a drafter as well shows how much noise there is.
+    contenders = ["plain", *dict.fromkeys(drafters)]
+    note(f"warming up, then {len(prompts)} prompts with {', '.join(contenders)}")
+    warm_up = replace(params, max_tokens=WARM_UP_TOKENS, min_tokens=0)
+    unmeasured = _engine(target, tokenizer, drafters)
+    for name in contenders:
+        answer(unmeasured, _question(WARM_UP, tokenizer), warm_up, _drafter(name))
+    answers = _measure(_engine(target, tokenizer, drafters), contenders, prompts, questions, params)
+    return _report(answers, [prompt.category for prompt in prompts], params)
+
+
+def _measure(
+    engine: Engine,
+    contenders: Sequence[str],
+    prompts: Sequence[prompt_files.Prompt],
+    questions: Sequence[Sequence[int]],
+    params: SamplingParams,
+) -> dict[str, list[Answer]]:
+    """Every contender's answers, in the order of the prompts."""
+    answers: dict[str, list[Answer]] = {name: [] for name in contenders}
+    categories = list(dict.fromkeys(prompt.category for prompt in prompts))
+    turns: Counter[str] = Counter()
+    with _progress() as progress:
+        task = progress.add_task("Measuring", total=len(prompts) * len(contenders))
+        for prompt, question in zip(prompts, questions, strict=True):
+            # Within each category everyone goes first equally often, and categories start differently.
+            first = (turns[prompt.category] + categories.index(prompt.category)) % len(contenders)
+            turns[prompt.category] += 1
+            for name in (*contenders[first:], *contenders[:first]):
+                answers[name].append(answer(engine, question, params, _drafter(name)))
+                progress.advance(task)
+    return answers
+
+
+def _engine(target: Target, tokenizer: Tokenizer, drafters: Sequence[str]) -> Engine:
+    from paceline.drafters import load
+
+    loaded = {name: load(name, target.info) for name in dict.fromkeys((PLAIN, *drafters))}
+    return Engine(target, loaded, drafter=PLAIN, tokenizer=tokenizer)
+
+
+def _drafter(contender: str) -> str:
+    return PLAIN if contender == "plain" else contender
+
+
+def _question(text: str, tokenizer: Tokenizer) -> list[int]:
+    if tokenizer.has_chat_template:
+        return tokenizer.apply_chat_template([{"role": "user", "content": text}])
+    return tokenizer.encode(text)
+
+
+def _tokens(prompt: prompt_files.Prompt, tokenizer: Tokenizer, target: Target) -> list[int]:
+    tokens = _question(prompt.text, tokenizer)
+    if len(tokens) >= target.info.max_positions:
+        raise ConfigError(
+            f"prompt {prompt.id} has {len(tokens)} tokens; {target.info.name} takes up to "
+            f"{target.info.max_positions - 1}"
+        )
+    return tokens
+
+
+def _progress() -> AbstractContextManager[Progress]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True), transient=True)
+
+
+def _report(
+    answers: dict[str, list[Answer]], categories: Sequence[str], params: SamplingParams
+) -> dict[str, Any]:
+    plain = answers["plain"]
+    rows_of = {name: [i for i, c in enumerate(categories) if c == name] for name in dict.fromkeys(categories)}
+    drafters = {}
+    for name, own in answers.items():
+        if name != "plain":
+            by_category = {
+                category: _compared([plain[i] for i in rows], [own[i] for i in rows])
+                for category, rows in rows_of.items()
+            }
+            drafters[name] = {**_compared(plain, own), "by_category": by_category}
+    return {
+        "prompts": len(plain),
+        "max_tokens": params.max_tokens,
+        "temperature": params.temperature,
+        "top_p": params.top_p,
+        "seed": params.seed,
+        "plain": _figures(plain),
+        "drafters": drafters,
+    }
+
+
+def _figures(answers: Sequence[Answer]) -> dict[str, Any]:
+    """How fast these answers came, and where the time after the first token went."""
+    stats = [item.completion.stats for item in answers]
+    tokens, passes = sum(s.tokens for s in stats), sum(s.passes for s in stats)
+    drafted, accepted = sum(s.drafted for s in stats), sum(s.accepted for s in stats)
+    decode_s = sum(item.decode_s for item in answers)
+    target, draft = sum(item.target_s for item in answers), sum(item.draft_s for item in answers)
+    shares = {"target": target, "draft": draft, "other": decode_s - target - draft}
+    return {
+        "prompts": len(answers),
+        "tau": _divide(tokens, passes),
+        "acceptance_rate": _divide(accepted, drafted),
+        "tokens": tokens,
+        "tokens_per_second": _divide(tokens, sum(item.seconds for item in answers)),
+        "decode_tokens_per_second": _divide(tokens - len(answers), decode_s),
+        "share_of_decode_time": {name: _divide(seconds, decode_s) for name, seconds in shares.items()},
+    }
+
+
+def _compared(plain: Sequence[Answer], own: Sequence[Answer]) -> dict[str, Any]:
+    """The figures of a drafter's answers beside plain decoding's of the same prompts.
+
+    ratio is the median over prompts of plain's time by the drafter's; low and high bound its bootstrap
+    interval. total_ratio compares the sums, so that long answers weigh more. Above 1 is faster.
+    """
+    whole = np.array([p.seconds / o.seconds for p, o in zip(plain, own, strict=True)])
+    decode = np.array(
+        [p.decode_s / o.decode_s for p, o in zip(plain, own, strict=True) if min(p.decode_s, o.decode_s) > 0]
+    )
+    low, high = bootstrap_interval(whole)
+    return {
+        **_figures(own),
+        "ratio": float(np.median(whole)),
+        "ratio_low": low,
+        "ratio_high": high,
+        "total_ratio": sum(p.seconds for p in plain) / sum(o.seconds for o in own),
+        "decode_ratio": float(np.median(decode)) if len(decode) else None,
+        "decode_total_ratio": _divide(sum(p.decode_s for p in plain), sum(o.decode_s for o in own)),
+        "different_outputs": sum(
+            not same(p.completion, o.completion) for p, o in zip(plain, own, strict=True)
+        ),
+    }
+
+
+def bootstrap_interval(values: NDArray[np.float64]) -> tuple[float, float]:
+    """The 95 % percentile-bootstrap interval of the median of values [n]; the same numbers every time."""
+    picks = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
+    low, high = np.quantile(np.median(values[picks], axis=1), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)
+
+
+def _divide(above: float, below: float) -> float:
+    """0 where there was nothing to divide by: no drafts, or answers of one token."""
+    return above / below if below else 0.0
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report for people."""
+    plain, where = report["plain"], report["machine"]
+    lines = [
+        f"{report['title']}, {report['prompts']} prompts, {report['max_tokens']} tokens at most, "
+        f"temperature {report['temperature']:g}",
+        f"{where['cpu']}, {where['isa']}, threads: {where['threads']}",
+        "",
+        f"{'':16}{'tokens/s':>9}{'ratio':>7}{'95 % interval':>15}{'total':>7}{'decode':>8}{'τ':>7}"
+        f"{'accepted':>10}{'outside':>9}{'different':>11}",
+        f"{'plain':16}{plain['tokens_per_second']:9.1f}{1:7.2f}{'':15}{1:7.2f}{1:8.2f}{plain['tau']:7.2f}{'':10}"
+        f"{_outside(plain):>9}",
+    ]
+    lines += [_line(name, entry) for name, entry in report["drafters"].items()]
+    for name, entry in report["drafters"].items():
+        lines += ["", f"{name} by category"]
+        lines += [_line(f"  {category}", part) for category, part in entry["by_category"].items()]
+    lines += [
+        "",
+        "tokens/s: of whole answers, reading the prompt included. ratio: median over prompts of plain's",
+        "time by the drafter's; total: plain's time of all prompts by the drafter's; decode: as ratio,",
+        "without the time to the first token. outside: share of the time after the first token that is",
+        "not the target pass. different: outputs that are not plain decoding's, which must be 0.",
+    ]
+    return "\n".join(lines)
+
+
+def _line(name: str, entry: dict[str, Any]) -> str:
+    interval = f"{entry['ratio_low']:.2f} to {entry['ratio_high']:.2f}"
+    return (
+        f"{name[:15]:16}{entry['tokens_per_second']:9.1f}{entry['ratio']:7.2f}"
+        f"{interval if entry['prompts'] >= FEW else '':>15}{entry['total_ratio']:7.2f}"
+        f"{entry['decode_ratio'] or 1:8.2f}{entry['tau']:7.2f}{entry['acceptance_rate']:10.0%}"
+        f"{_outside(entry):>9}{entry['different_outputs']:11}"
+    )
+
+
+def _outside(entry: dict[str, Any]) -> str:
+    shares = entry["share_of_decode_time"]
+    return f"{shares['draft'] + shares['other']:.1%}"

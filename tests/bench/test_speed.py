@@ -1,0 +1,172 @@
+"""bench speed, on the table target and on the real model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from paceline.bench import speed
+from paceline.bench.prompts import Prompt
+from paceline.core import Draft, Scores, Verdict
+from paceline.drafters.suffix import Suffix
+from paceline.errors import ConfigError
+from paceline.sampling import SamplingParams
+from paceline.targets.table import TableTarget
+from tests.toys import VOCABULARY, Letters
+
+GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+PROMPTS = [Prompt(str(n), "ab"[n % 2], text) for n, text in enumerate(("bcd", "dcb", "ccb", "bbd", "ddd"))]
+
+
+class Words(Letters):
+    """Letters that also take what is no letter, as real tokenizers do."""
+
+    has_chat_template = True
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(letter) % VOCABULARY for letter in text]
+
+
+def compare(
+    target: Any = None, drafters: tuple[str, ...] = ("suffix", "ngram"), **more: Any
+) -> dict[str, Any]:
+    options: dict[str, Any] = {"prompts": PROMPTS, "params": GREEDY, "note": lambda text: None, **more}
+    return speed.compare(target or TableTarget(VOCABULARY), Words(), drafters, **options)  # type: ignore[arg-type]
+
+
+def test_the_report_has_every_figure_that_it_promises() -> None:
+    report = compare()
+    assert report["prompts"] == 5
+    assert report["plain"]["tokens_per_second"] > 0
+    assert report["plain"]["tau"] == 1
+    assert list(report["drafters"]) == ["suffix", "ngram"]
+    for entry in report["drafters"].values():
+        assert entry["different_outputs"] == 0
+        assert entry["ratio_low"] <= entry["ratio"] <= entry["ratio_high"]
+        assert 0 <= entry["acceptance_rate"] <= 1 <= entry["tau"]
+        assert sum(entry["share_of_decode_time"].values()) == pytest.approx(1)
+        assert {name: part["prompts"] for name, part in entry["by_category"].items()} == {"a": 3, "b": 2}
+        assert sum(part["tokens"] for part in entry["by_category"].values()) == entry["tokens"] == 60
+    assert json.loads(json.dumps(report)) == report
+    report |= {"title": "t", "model": "m", "machine": {"cpu": "c", "isa": "i", "threads": 1}}
+    assert "suffix by category" in speed.table(report)
+
+
+def test_everyone_goes_first_equally_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    real = speed.answer
+
+    def answer(engine: Any, prompt: Any, params: Any, drafter: str, *rest: Any) -> Any:
+        order.append(drafter)
+        return real(engine, prompt, params, drafter, *rest)
+
+    monkeypatch.setattr(speed, "answer", answer)
+    prompts = [Prompt(str(n), "ab"[n % 2], "b" * (n + 1)) for n in range(12)]
+    compare(prompts=prompts, drafters=("suffix", "ngram"))
+    measured = order[3:]
+    rounds = [measured[place : place + 3] for place in range(0, 36, 3)]
+    assert all(sorted(names) == ["ngram", "none", "suffix"] for names in rounds)
+    for category in (0, 1):
+        first = [names[0] for names in rounds[category::2]]
+        assert {first.count(name) for name in ("none", "suffix", "ngram")} == {2}
+
+
+def test_no_drafter_is_drafted_for_from_an_earlier_run_of_the_same_prompt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What a suffix store holds at any time are the answers of its own drafter to other prompts."""
+    stored: list[list[int]] = []
+    prompts: list[tuple[int, ...]] = []
+    real = Suffix.release
+
+    def release(self: Suffix, slots: Any) -> None:
+        stored.append([int(token) for slot in slots for token in self._texts[slot].tokens])
+        real(self, slots)
+
+    monkeypatch.setattr(Suffix, "release", release)
+    compare(drafters=("suffix",))
+    prompts = [tuple(text[: len(PROMPTS[0].text)]) for text in stored[1:]]
+    assert stored[0][0] == ord("N") % VOCABULARY, "the first is the warm-up"
+    assert len(stored) == 1 + len(PROMPTS), "one answer per prompt: none of plain decoding's"
+    assert len(set(prompts)) == len(PROMPTS)
+
+
+def test_the_measured_drafters_know_nothing_of_the_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    engines: list[Any] = []
+    real = speed._engine
+    monkeypatch.setattr(speed, "_engine", lambda *rest: engines.append(real(*rest)) or engines[-1])
+    compare(drafters=("suffix",))
+    warm, measured = engines
+    assert warm.drafters["suffix"] is not measured.drafters["suffix"]
+    assert warm.target is measured.target
+
+
+class Forgetful(TableTarget):
+    """A broken target: its logits depend on how many nodes are scored."""
+
+    def forward(self, draft: Draft, taps: frozenset[str]) -> Scores:
+        scores = super().forward(draft, taps)
+        if len(draft.scored) == 1:
+            return scores
+        return Scores(np.roll(scores.logits, 1, axis=-1), scores.features)
+
+    def commit(self, draft: Draft, verdict: Verdict) -> None:
+        super().commit(draft, verdict)
+
+
+def test_outputs_that_differ_from_plain_are_counted() -> None:
+    report = compare(Forgetful(VOCABULARY), ("suffix:min_probability=1e-6",))
+    (entry,) = report["drafters"].values()
+    assert entry["different_outputs"] > 0
+    assert (
+        sum(part["different_outputs"] for part in entry["by_category"].values()) == entry["different_outputs"]
+    )
+
+
+def test_the_baseline_may_be_measured_against_itself() -> None:
+    report = compare(drafters=("none",))
+    assert report["drafters"]["none"]["different_outputs"] == 0
+    assert report["drafters"]["none"]["tau"] == 1
+
+
+def test_answers_of_one_token_divide_by_nothing() -> None:
+    report = compare(params=SamplingParams(temperature=0, max_tokens=1))
+    assert report["drafters"]["suffix"]["decode_ratio"] is not None or report["plain"]["tokens"] == 5
+
+
+def test_a_prompt_that_is_too_long_is_refused_before_anything_is_measured() -> None:
+    with pytest.raises(ConfigError, match="prompt 7 has 600 tokens; table takes up to 511"):
+        compare(prompts=[*PROMPTS, Prompt("7", "a", "b" * 600)])
+
+
+def test_the_bootstrap_interval_holds_the_median_and_repeats() -> None:
+    values = np.random.default_rng(1).normal(1.5, 0.2, 200)
+    low, high = speed.bootstrap_interval(values)
+    assert low < np.median(values) < high
+    assert high - low < 0.12
+    assert (low, high) == speed.bootstrap_interval(values)
+
+
+@pytest.mark.model
+def test_the_real_model_is_measured_with_equal_outputs(tmp_path: Path) -> None:
+    notes: list[str] = []
+    report = speed.run(
+        model="smollm2-135m",
+        drafters=["suffix"],
+        prompts=None,
+        limit=3,
+        params=SamplingParams(temperature=0, max_tokens=16, seed=0),
+        threads=1,
+        note=notes.append,
+    )
+    assert report["model"] == "smollm2-135m"
+    assert report["prompts"] == 3
+    assert report["drafters"]["suffix"]["different_outputs"] == 0
+    assert report["machine"]["threads"] == 1
+    assert report["versions"]["numpy"] == np.__version__
+    assert notes
+    assert "95 % interval" in speed.table(report)
