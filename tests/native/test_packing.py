@@ -44,14 +44,15 @@ def test_products_equal_those_of_the_rounded_activations(isa: str, kind: str, n:
 
 
 @pytest.mark.parametrize("kind", TYPES)
-def test_fused_multiply_adds_make_avx2_and_avx512_agree_to_the_bit(kind: str) -> None:
+@pytest.mark.parametrize("n", [1, 7, 12, 29])
+def test_instruction_sets_with_fused_multiply_adds_agree_to_the_bit(kind: str, n: int) -> None:
     isas = [isa for isa in compiled.available() if isa != "portable"]
     rng = np.random.default_rng(1)
     packed = aligned(pack(kind, random_blocks(kind, 64, 256, rng)))
-    x = rng.standard_normal((7, 256)).astype(np.float32)
+    x = rng.standard_normal((n, 256)).astype(np.float32)
     results = []
     for isa in isas:
-        results.append(np.empty((7, 64), np.float32))
+        results.append(np.empty((n, 64), np.float32))
         compiled.multiply(kind, 64, 256, packed, x, results[-1], isa)
     for result in results[1:]:
         np.testing.assert_array_equal(result, results[0])

@@ -1,24 +1,51 @@
 // Which of the compiled instruction sets this CPU can run.
 #include <algorithm>
 
+#if defined(PACELINE_X86)
+#include <cpuid.h>
+#endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include "model.hpp"
 
 namespace paceline {
 
 const Kernels& kernels_portable();
 #if defined(PACELINE_X86)
+const Kernels& kernels_amx();
 const Kernels& kernels_avx512();
 const Kernels& kernels_avx2();
 #endif
 
 namespace {
 
+#if defined(PACELINE_X86)
+// AMX with 8-bit integers: the CPU has it, and the system lets this process use its registers.
+bool may_use_amx() {
+    unsigned a, b, c, d;
+    constexpr unsigned kTile = 1u << 24, kInt8 = 1u << 25;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & kTile) == 0 || (d & kInt8) == 0) return false;
+#if defined(__linux__)
+    constexpr long kRequestPermission = 0x1023, kTileData = 18;      // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+    return false;
+#endif
+}
+#endif
+
 std::vector<const Kernels*> usable() {
     std::vector<const Kernels*> found;
 #if defined(PACELINE_X86)
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni"))
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni")) {
+        static const bool amx = may_use_amx();
+        if (amx) found.push_back(&kernels_amx());
         found.push_back(&kernels_avx512());
+    }
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) found.push_back(&kernels_avx2());
 #endif
     found.push_back(&kernels_portable());

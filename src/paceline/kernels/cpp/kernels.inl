@@ -121,23 +121,38 @@ inline void multiply_tile(const Matrix& w, const uint8_t* block, const Quantised
         if (m < rows) store(out + m * out_stride, total[m]);
 }
 
+#ifdef PACELINE_AMX
+#include "amx.inl"
+#else
+inline void begin_tiles(int) {}
+inline void end_tiles() {}
+#endif
+
 template <WeightType type, int T = kRowBlock>
-inline void multiply_tiles(const Matrix& w, const uint8_t* block, const Quantised& x, int rows, float* out, size_t out_stride) {
+inline void multiply_tiles(const Matrix& w, int first, int last, const Quantised& x, int rows, float* out, size_t out_stride) {
     if (x.tile == T) {
-        for (int tile = 0; tile * T < rows; tile++)
-            multiply_tile<type, T>(w, block, x, tile, rows - tile * T, out + (size_t)tile * T * out_stride, out_stride);
+#ifdef PACELINE_AMX
+        if constexpr (T >= kLeastTileRows) {
+            for (int tile = 0; tile * T < rows; tile++)
+                multiply_blocks_amx<type, T>(w, first, last, x, tile, rows - tile * T, out + (size_t)tile * T * out_stride, out_stride);
+            return;
+        }
+#endif
+        for (int block = first; block < last; block++)
+            for (int tile = 0; tile * T < rows; tile++)
+                multiply_tile<type, T>(w, w.data + (size_t)block * w.block_bytes, x, tile, rows - tile * T,
+                                       out + (size_t)tile * T * out_stride + (block - first) * kLanes, out_stride);
     } else if constexpr (T > 1) {
-        multiply_tiles<type, T - 1>(w, block, x, rows, out, out_stride);
+        multiply_tiles<type, T - 1>(w, first, last, x, rows, out, out_stride);
     }
 }
 
-// out[m * out_stride + i] = row m times output 16 * block + i.
-void multiply(const Matrix& w, int block, const Quantised& x, int rows, float* out, size_t out_stride) {
-    const uint8_t* data = w.data + (size_t)block * w.block_bytes;
+// out[m * out_stride + i] = row m times output 16 * first + i, up to the end of block last - 1.
+void multiply(const Matrix& w, int first, int last, const Quantised& x, int rows, float* out, size_t out_stride) {
     switch (w.type) {
-        case WeightType::Q8_0: return multiply_tiles<WeightType::Q8_0>(w, data, x, rows, out, out_stride);
-        case WeightType::Q4_0: return multiply_tiles<WeightType::Q4_0>(w, data, x, rows, out, out_stride);
-        case WeightType::Q4_1: return multiply_tiles<WeightType::Q4_1>(w, data, x, rows, out, out_stride);
+        case WeightType::Q8_0: return multiply_tiles<WeightType::Q8_0>(w, first, last, x, rows, out, out_stride);
+        case WeightType::Q4_0: return multiply_tiles<WeightType::Q4_0>(w, first, last, x, rows, out, out_stride);
+        case WeightType::Q4_1: return multiply_tiles<WeightType::Q4_1>(w, first, last, x, rows, out, out_stride);
     }
 }
 
@@ -148,7 +163,9 @@ void matmul(const Matrix& w, const float* x, int rows, Quantised room, float* ou
             const float* at = x + (size_t)r * w.columns + g * kGroup;
             quantise_group(load(at), load(at + kLanes), q, r, g);
         }
-    for (int block = 0; block < ceil_div(w.rows, kLanes); block++) multiply(w, block, q, rows, out + block * kLanes, out_stride);
+    begin_tiles(q.tile);
+    multiply(w, 0, ceil_div(w.rows, kLanes), q, rows, out, out_stride);
+    end_tiles();
 }
 
 // ---------------------------------------------------------------------------------- attention
@@ -332,59 +349,65 @@ void embed(const Pass& pass, int node) {
     }
 }
 
-void project_qkv(const Pass& pass, int layer, int block, const Quantised& normed, float* out) {
+// Which of a layer's three projections a block of the concatenated outputs q, k, v belongs to.
+struct Projection {
+    const Matrix* matrix;
+    int first, last;            // its blocks in the concatenation
+};
+
+// The blocks [first, last) of one projection: rotated queries for this pass, rotated keys and values into the cache.
+void project_qkv(const Pass& pass, int layer, const Projection& part, int first, int last, const Quantised& normed, float* out) {
     const ModelRecord& model = *pass.model;
     const Layer& l = model.layer[layer];
-    const int dim = model.head_dim, q_blocks = model.heads * dim / kLanes, k_blocks = model.kv_heads * dim / kLanes;
-    const bool is_q = block < q_blocks, is_k = !is_q && block < q_blocks + k_blocks;
-    const Matrix& w = is_q ? l.q : is_k ? l.k : l.v;
-    if (!is_q) block -= is_k ? q_blocks : q_blocks + k_blocks;
-    multiply(w, block, normed, pass.nodes, out, kLanes);
-
-    const int head = block * kLanes / dim, d = block * kLanes % dim;
+    const int dim = model.head_dim, blocks = last - first;
+    multiply(*part.matrix, first, last, normed, pass.nodes, out, (size_t)blocks * kLanes);
     const F32 query_scale = splat(1.0f / __builtin_sqrtf((float)dim));
     for (int n = 0; n < pass.nodes; n++) {
-        F32 x = load(out + n * kLanes);
-        if (is_q) {
-            store(pass.q + ((size_t)n * model.heads + head) * dim + d, rotate(x, model, pass.positions[n], d) * query_scale);
-            continue;
-        }
         const Row& row = pass.row[pass.row_of[n]];
         const int slot = row.start + n - row.first, lane = slot % kLanes;
-        const size_t page = ((size_t)layer * model.kv_heads + head) * pass.head_stride + (size_t)row.pages[slot / kLanes] * dim * kLanes;
-        if (is_k) {
-            uint16_t halves[kLanes];
-            store_half(halves, rotate(x, model, pass.positions[n], d));
-            for (int i = 0; i < kLanes; i++) pass.keys[page + (size_t)(d + i) * kLanes + lane] = halves[i];
-        } else {
-            store_half(pass.values + page + (size_t)lane * dim + d, x);
+        for (int b = 0; b < blocks; b++) {
+            const int head = (first + b) * kLanes / dim, d = (first + b) * kLanes % dim;
+            const F32 x = load(out + ((size_t)n * blocks + b) * kLanes);
+            const size_t page = ((size_t)layer * model.kv_heads + head) * pass.head_stride + (size_t)row.pages[slot / kLanes] * dim * kLanes;
+            if (part.matrix == &l.q) {
+                store(pass.q + ((size_t)n * model.heads + head) * dim + d, rotate(x, model, pass.positions[n], d) * query_scale);
+            } else if (part.matrix == &l.k) {
+                uint16_t halves[kLanes];
+                store_half(halves, rotate(x, model, pass.positions[n], d));
+                for (int i = 0; i < kLanes; i++) pass.keys[page + (size_t)(d + i) * kLanes + lane] = halves[i];
+            } else {
+                store_half(pass.values + page + (size_t)lane * dim + d, x);
+            }
         }
     }
 }
 
-void add_projection(const Pass& pass, const Matrix& w, int block, const Quantised& in, float* out) {
-    multiply(w, block, in, pass.nodes, out, kLanes);
+void add_projection(const Pass& pass, const Matrix& w, int first, int last, const Quantised& in, float* out) {
+    const size_t width = (size_t)(last - first) * kLanes;
+    multiply(w, first, last, in, pass.nodes, out, width);
     for (int n = 0; n < pass.nodes; n++) {
-        float* x = pass.x + (size_t)n * pass.model->hidden + block * kLanes;
-        store(x, load(x) + load(out + n * kLanes));
+        float* x = pass.x + (size_t)n * pass.model->hidden + first * kLanes;
+        for (size_t i = 0; i < width; i += kLanes) store(x + i, load(x + i) + load(out + n * width + i));
     }
 }
 
-// Two blocks of silu(gate) * up (Shazeer, 2020), which make one group of 8-bit numbers.
-void gate_and_up(const Pass& pass, const Layer& layer, int group, const Quantised& normed, const Quantised& gated, float* out) {
-    const size_t part = (size_t)pass.nodes * kLanes;
-    for (int half = 0; half < 2; half++) {
-        multiply(layer.gate, 2 * group + half, normed, pass.nodes, out + 2 * half * part, kLanes);
-        multiply(layer.up, 2 * group + half, normed, pass.nodes, out + (2 * half + 1) * part, kLanes);
-    }
-    for (int n = 0; n < pass.nodes; n++) {
-        F32 product[2];
-        for (int half = 0; half < 2; half++) {
-            const F32 gate = load(out + 2 * half * part + n * kLanes), up = load(out + (2 * half + 1) * part + n * kLanes);
-            product[half] = gate / (splat(1.0f) + exp(splat(0.0f) - gate)) * up;
+// silu(gate) * up (Shazeer, 2020) for the groups [first, last) of 32 outputs, as 8-bit numbers.
+void gate_and_up(const Pass& pass, const Layer& layer, int first, int last, const Quantised& normed, const Quantised& gated, float* out) {
+    const size_t width = (size_t)(last - first) * kGroup;
+    float* gates = out;
+    float* ups = out + pass.nodes * width;
+    multiply(layer.gate, 2 * first, 2 * last, normed, pass.nodes, gates, width);
+    multiply(layer.up, 2 * first, 2 * last, normed, pass.nodes, ups, width);
+    for (int n = 0; n < pass.nodes; n++)
+        for (int g = first; g < last; g++) {
+            F32 product[2];
+            for (int half = 0; half < 2; half++) {
+                const size_t at = n * width + (g - first) * kGroup + half * kLanes;
+                const F32 gate = load(gates + at);
+                product[half] = gate / (splat(1.0f) + exp(splat(0.0f) - gate)) * load(ups + at);
+            }
+            quantise_group(product[0], product[1], gated, n, g);
         }
-        quantise_group(product[0], product[1], gated, n, group);
-    }
 }
 
 void copy_taps(const Pass& pass, int layers_done, int thread, int threads) {
@@ -394,12 +417,13 @@ void copy_taps(const Pass& pass, int layers_done, int thread, int threads) {
                 __builtin_memcpy(pass.tap_rows[t] + n * pass.model->hidden, pass.x + n * pass.model->hidden, sizeof(float) * pass.model->hidden);
 }
 
-void score_tokens(const Pass& pass, int block, const Quantised& normed, float* out) {
+void score_tokens(const Pass& pass, int first, int last, const Quantised& normed, float* out) {
     const Matrix& w = pass.model->head;
-    if ((block + 1) * kLanes <= w.rows) return multiply(w, block, normed, pass.scored, pass.logits + block * kLanes, pass.logits_stride);
-    multiply(w, block, normed, pass.scored, out, kLanes);
+    if (last * kLanes <= w.rows) return multiply(w, first, last, normed, pass.scored, pass.logits + first * kLanes, pass.logits_stride);
+    const size_t width = (size_t)(last - first) * kLanes;
+    multiply(w, first, last, normed, pass.scored, out, width);
     for (int s = 0; s < pass.scored; s++)
-        __builtin_memcpy(pass.logits + s * pass.logits_stride + block * kLanes, out + s * kLanes, sizeof(float) * (w.rows - block * kLanes));
+        __builtin_memcpy(pass.logits + s * pass.logits_stride + first * kLanes, out + s * width, sizeof(float) * (w.rows - first * kLanes));
 }
 
 // The whole forward pass, as one thread of `threads` sees it. Work is shared out by outputs, never by terms of a sum.
@@ -407,10 +431,12 @@ void run(const Pass& pass, int thread, int threads) {
     const ModelRecord& model = *pass.model;
     const Quantised normed = tiled(pass.normed, pass.nodes), attended = tiled(pass.attended, pass.nodes), gated = tiled(pass.gated, pass.nodes);
     float* scratch = pass.scratch[thread];
-    const auto each = [&](int count, auto work) {
-        for (int i = (int)((int64_t)count * thread / threads), end = (int)((int64_t)count * (thread + 1) / threads); i < end; i++) work(i);
-    };
+    // This thread's share of `count` pieces of work, at most `step` of them at a time.
     const auto share_begins = [&](int count) { return (int)((int64_t)count * thread / threads); };
+    const auto share_ends = [&](int count) { return (int)((int64_t)count * (thread + 1) / threads); };
+    const auto each = [&](int count, int step, auto work) {
+        for (int i = share_begins(count); i < share_ends(count); i += step) work(i, least(i + step, share_ends(count)));
+    };
     // The first weights of the next stage, asked for while the others finish this one.
     const auto fetch = [&](const Matrix& w, int block) {
         const uint8_t* at = w.data + (size_t)block * w.block_bytes;
@@ -424,37 +450,47 @@ void run(const Pass& pass, int thread, int threads) {
         norm_and_quantise(pass.x + (size_t)node * model.hidden, weight, model.hidden, model.norm_eps, out, row);
     };
 
-    each(pass.nodes, [&](int node) { embed(pass, node); });
+    begin_tiles(normed.tile);
+    each(pass.nodes, 1, [&](int node, int) { embed(pass, node); });
     finish(kEmbed);
     copy_taps(pass, 0, thread, threads);
     for (int i = 0; i < model.layers; i++) {
         const Layer& layer = model.layer[i];
-        each(pass.nodes, [&](int node) { norm(layer.attention_norm, node, normed, node); });
+        each(pass.nodes, 1, [&](int node, int) { norm(layer.attention_norm, node, normed, node); });
         wait(*pass.barrier);
-        each((model.heads + 2 * model.kv_heads) * model.head_dim / kLanes, [&](int block) { project_qkv(pass, i, block, normed, scratch); });
+        const int q_blocks = model.heads * model.head_dim / kLanes, kv_blocks = model.kv_heads * model.head_dim / kLanes;
+        const Projection parts[3] = {{&layer.q, 0, q_blocks}, {&layer.k, q_blocks, q_blocks + kv_blocks}, {&layer.v, q_blocks + kv_blocks, q_blocks + 2 * kv_blocks}};
+        each(q_blocks + 2 * kv_blocks, kBlocksAtOnce, [&](int first, int last) {
+            for (const Projection& part : parts) {
+                const int from = first > part.first ? first : part.first, to = least(last, part.last);
+                if (from < to) project_qkv(pass, i, part, from - part.first, to - part.first, normed, scratch);
+            }
+        });
         finish(kQkv);
         for (int u = thread; u < pass.units; u += threads) attend(pass, i, pass.unit[u], attended, scratch);
         fetch(layer.o, share_begins(model.hidden / kLanes));
         finish(kAttention);
-        each(model.hidden / kLanes, [&](int block) { add_projection(pass, layer.o, block, attended, scratch); });
+        each(model.hidden / kLanes, kBlocksAtOnce, [&](int first, int last) { add_projection(pass, layer.o, first, last, attended, scratch); });
         fetch(layer.gate, 2 * share_begins(model.ffn / kGroup));
         fetch(layer.up, 2 * share_begins(model.ffn / kGroup));
         finish(kOutput);
-        each(pass.nodes, [&](int node) { norm(layer.ffn_norm, node, normed, node); });
+        each(pass.nodes, 1, [&](int node, int) { norm(layer.ffn_norm, node, normed, node); });
         wait(*pass.barrier);
-        each(model.ffn / kGroup, [&](int group) { gate_and_up(pass, layer, group, normed, gated, scratch); });
+        each(model.ffn / kGroup, kBlocksAtOnce / 2, [&](int first, int last) { gate_and_up(pass, layer, first, last, normed, gated, scratch); });
         fetch(layer.down, share_begins(model.hidden / kLanes));
         finish(kGateUp);
-        each(model.hidden / kLanes, [&](int block) { add_projection(pass, layer.down, block, gated, scratch); });
+        each(model.hidden / kLanes, kBlocksAtOnce, [&](int first, int last) { add_projection(pass, layer.down, first, last, gated, scratch); });
         if (i + 1 < model.layers) fetch(thread == 0 ? model.layer[i + 1].q : model.layer[i + 1].k, 0);
         else fetch(model.head, share_begins(ceil_div(model.vocab, kLanes)));
         finish(kDown);
         copy_taps(pass, i + 1, thread, threads);
     }
     const Quantised scored = tiled(pass.normed, pass.scored);
-    each(pass.scored, [&](int row) { norm(model.output_norm, pass.scored_nodes[row], scored, row); });
+    begin_tiles(scored.tile);
+    each(pass.scored, 1, [&](int row, int) { norm(model.output_norm, pass.scored_nodes[row], scored, row); });
     wait(*pass.barrier);
-    if (pass.scored) each(ceil_div(model.vocab, kLanes), [&](int block) { score_tokens(pass, block, scored, scratch); });
+    if (pass.scored) each(ceil_div(model.vocab, kLanes), kBlocksAtOnce, [&](int first, int last) { score_tokens(pass, first, last, scored, scratch); });
+    end_tiles();
     finish(kHead);
 }
 }  // namespace

@@ -176,7 +176,7 @@ void Model::forward(const PackedDraft& draft, float* logits, size_t logits_strid
 
     std::vector<float*> scratch(threads);
     const int queries = kUnitNodes * group;
-    const size_t scratch_floats = std::max<size_t>((size_t)queries * (pass.score_stride + record_.head_dim), (size_t)std::max(draft.nodes, draft.scored) * 4 * kLanes);
+    const size_t scratch_floats = std::max<size_t>((size_t)queries * (pass.score_stride + record_.head_dim), (size_t)draft.nodes * 2 * kBlocksAtOnce * kLanes);
     Arena arena;
     arena.plan(pass.x, (size_t)draft.nodes * record_.hidden);
     arena.plan(pass.q, (size_t)draft.nodes * record_.heads * record_.head_dim);

@@ -71,6 +71,7 @@ struct Node {
 };
 
 constexpr int kUnitNodes = 4;           // most nodes of one attention unit
+constexpr int kBlocksAtOnce = 4;        // most blocks multiplied before their results are used
 
 // Attention work: the nodes [first, first + nodes) of a row, for one key/value head.
 struct AttentionUnit {

@@ -4,8 +4,13 @@
 #include <cstdint>
 
 namespace {
+#ifdef PACELINE_AMX
+constexpr const char* kIsaName = "amx";
+constexpr int kRowBlock = 16;        // rows of activations multiplied at once
+#else
 constexpr const char* kIsaName = "avx512-vnni";
-constexpr int kRowBlock = 12;        // rows of activations multiplied at once
+constexpr int kRowBlock = 12;
+#endif
 constexpr int kKeyBlock = 12;        // queries scored at once
 constexpr int kQueryBlock = 6;       // queries whose weighted values are summed at once
 

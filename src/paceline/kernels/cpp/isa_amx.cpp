@@ -1,0 +1,11 @@
+#define PACELINE_AMX
+#include "simd_avx512.hpp"
+
+#include "kernels.inl"
+
+namespace paceline {
+const Kernels& kernels_amx() {
+    static const Kernels kernels{kIsaName, run, draw, matmul};
+    return kernels;
+}
+}  // namespace paceline
