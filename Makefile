@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 MODEL := smollm2-135m
-SOURCES := $(shell find src CMakeLists.txt pyproject.toml README.md LICENSE -type f \
+SOURCES := $(shell find src CMakeLists.txt pyproject.toml -type f \
 	-not -name '*.so' -not -path '*/__pycache__/*')
 
 .DEFAULT_GOAL := help
