@@ -7,6 +7,7 @@ SOURCES := $(shell find src CMakeLists.txt pyproject.toml -type f \
 	-not -name '*.so' -not -path '*/__pycache__/*')
 
 .DEFAULT_GOAL := help
+.NOTPARALLEL:
 .PHONY: help demo test prove check format docs peers results clean
 
 help:
@@ -82,7 +83,7 @@ $(VENV)/created:
 $(VENV)/installed: $(VENV)/created $(SOURCES)
 	@echo 'Building and installing Paceline (about a minute the first time)'
 	@if [ -e $(VENV)/tools ]; then \
-		$(PIP) --no-build-isolation --no-deps .; \
+		$(PIP) --constraint constraints-dev.txt --no-build-isolation .; \
 	else \
 		$(PIP) .; \
 	fi
@@ -90,7 +91,9 @@ $(VENV)/installed: $(VENV)/created $(SOURCES)
 
 $(VENV)/tools: $(VENV)/created pyproject.toml constraints-dev.txt
 	@echo 'Installing what tests and checks need'
-	@$(PIP) --constraint constraints-dev.txt '.[dev]'
+	@$(BIN)/python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+		print(*project['optional-dependencies']['dev'], sep='\n')" > $(VENV)/tools.txt
+	@$(PIP) --constraint constraints-dev.txt --requirement $(VENV)/tools.txt
 	@touch $@
 
 $(VENV)/installed-for-tests: $(VENV)/tools $(VENV)/installed
