@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numbers
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -185,7 +185,7 @@ class Engine:
 
     def stream(
         self, prompt: Prompt, params: SamplingParams | None = None, drafter: str | None = None
-    ) -> Iterator[Event]:
+    ) -> Generator[Event, None, None]:
         """Answer one prompt, event by event; the last one has `finish`. Closing the iterator cancels.
 
         The request is queued at once, and other requests advance along with it. Raises like `submit`.
@@ -193,7 +193,7 @@ class Engine:
         outbox: list[Event] = []
         return self._events(self._submit(prompt, params, drafter, outbox), outbox)
 
-    def _events(self, request: int, outbox: list[Event]) -> Iterator[Event]:
+    def _events(self, request: int, outbox: list[Event]) -> Generator[Event, None, None]:
         finished = False
         try:
             while not finished:
@@ -232,13 +232,13 @@ class Engine:
 
     def _tokens(self, prompt: Prompt) -> list[int]:
         """The prompt as token ids, all in the vocabulary."""
-        if isinstance(prompt, str) or (prompt and isinstance(prompt[0], Mapping)):
+        tokens = prompt.tolist() if isinstance(prompt, np.ndarray) else prompt
+        if isinstance(tokens, str) or (tokens and isinstance(tokens[0], Mapping)):
             if self.tokenizer is None:
                 raise ConfigError("this engine has no tokenizer; give the prompt as token ids")
-            if isinstance(prompt, str):
-                return self.tokenizer.encode(prompt)
-            return self.tokenizer.apply_chat_template(cast(Sequence[Mapping[str, str]], prompt))
-        tokens = prompt.tolist() if isinstance(prompt, np.ndarray) else list(prompt)
+            if isinstance(tokens, str):
+                return self.tokenizer.encode(tokens)
+            return self.tokenizer.apply_chat_template(cast(Sequence[Mapping[str, str]], tokens))
         last = self.target.info.vocab_size - 1
         for token in tokens:
             if type(token) is not int or not 0 <= token <= last:

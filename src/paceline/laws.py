@@ -130,7 +130,8 @@ class Laws:
             return int(logits.argmax())
         key = noise.key(row, lane, position)
         if fused_draw is not None and logits.dtype == np.float32:
-            return fused_draw(logits, params.temperature, params.top_k, params.top_p, params.min_p, key)
+            token: int = fused_draw(logits, params.temperature, params.top_k, params.top_p, params.min_p, key)
+            return token
         return int((truncate(logits, params) + gumbel(key, len(logits))).argmax())
 
     def log_law(self, node: int) -> NDArray[np.float64]:

@@ -89,6 +89,7 @@ class Scheduler:
         self._waiting: deque[Request] = deque()
         self._running: list[Request] = []
         self._planned: list[Request] = []
+        self._requests: dict[int, Request] = {}  # all that wait or run
         self._free_slots = list(range(max_batch - 1, -1, -1))
         self._free_tokens = info.cache_tokens // info.page_tokens * info.page_tokens
         self._ended_slots: list[int] = []
@@ -135,12 +136,13 @@ class Scheduler:
             outbox=outbox,
         )
         self._waiting.append(request)
+        self._requests[request.id] = request
         return request.id
 
     @property
     def idle(self) -> bool:
         """Whether no request waits or runs."""
-        return not (self._waiting or self._running)
+        return not self._requests
 
     def plan(self) -> tuple[View, list[Budget]] | None:
         """The rows of the next step and what may be drafted for each; None when idle."""
@@ -247,15 +249,16 @@ class Scheduler:
 
     def cancel(self, request_id: int) -> list[int]:
         """End a request now and return its slot, if it had one. A request that is not here is no error."""
-        for request in (*self._waiting, *self._running):
-            if request.id == request_id:
-                text = request.transcript.finish().text
-                finish = self._end(request, "cancelled", None)
-                request.outbox.append(Event(request_id, text, (), finish))
+        request = self._requests.get(request_id)
+        if request is not None:
+            text = request.transcript.finish().text
+            finish = self._end(request, "cancelled", None)
+            request.outbox.append(Event(request_id, text, (), finish))
         ended, self._ended_slots = self._ended_slots, []
         return ended
 
     def _end(self, request: Request, reason: FinishReason, stop: str | int | None) -> Completion:
+        del self._requests[request.id]
         if request.slot < 0:
             self._waiting.remove(request)
         else:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 import random
-from importlib import import_module
 
 import pytest
 
@@ -63,13 +61,8 @@ def generate(drafter: Drafter, seeds: range, **engine_options: int) -> list[tupl
     return [completion.token_ids for completion in engine.generate(prompts, params)]
 
 
-def test_build_takes_the_target_and_keyword_options_with_defaults(name: str) -> None:
-    if name not in [file.removesuffix(".py") for file in names()]:
-        return
-    target, *rest = inspect.signature(import_module(f"paceline.drafters.{name}").build).parameters.values()
-    assert target.kind is target.POSITIONAL_OR_KEYWORD
-    assert all(p.kind is p.KEYWORD_ONLY and isinstance(p.default, int | float | str) for p in rest)
-    assert list(options(name)) == [p.name for p in rest]
+def test_every_option_has_a_default_of_a_kind_that_can_be_typed(name: str) -> None:
+    assert all(isinstance(default, int | float | bool | str) for default in options(name).values())
 
 
 def test_an_unknown_option_is_refused_by_name(name: str) -> None:

@@ -15,8 +15,8 @@ from paceline.noise import Noise, gumbel
 from paceline.rules.match import match
 from paceline.sampling import SamplingParams, truncate
 from paceline.targets.table import TableTarget
+from tests.chi_square import chi_square
 from tests.discovery import RULES
-from tests.statistics import chi_square
 from tests.toys import Quiet, trusting
 
 VOCABULARY = 6

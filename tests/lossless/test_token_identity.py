@@ -8,14 +8,25 @@ from functools import cache
 
 import pytest
 
-from paceline.core import Drafter, Rule
+from paceline.core import Drafter, Rule, Target
 from paceline.drafters import load, names
 from paceline.engine import Engine
 from paceline.results import Completion
 from paceline.rules.match import match
 from paceline.sampling import SamplingParams
+from paceline.targets.native import NativeTarget
 from paceline.targets.table import TableTarget
-from tests.toys import ADVERSARIES, VOCABULARY, Empty, Known, Letters, NoiseByStep, Oracle, trusting
+from tests.native.models import random_weights
+from tests.toys import (
+    ADVERSARIES,
+    VOCABULARY,
+    Empty,
+    Known,
+    Letters,
+    NoiseByStep,
+    Oracle,
+    trusting,
+)
 
 SETTINGS = (
     {"temperature": 0},
@@ -59,7 +70,7 @@ def run(
     batch: int,
     *,
     rule: Rule = match,
-    target: TableTarget | None = None,
+    target: Target | None = None,
 ) -> list[Completion]:
     """Answer the jobs in an order of their own, and give the answers back in the jobs' order."""
     target = target or TableTarget(VOCABULARY)
@@ -76,7 +87,8 @@ def run(
     order = random.Random(batch).sample(range(len(work)), len(work))
     done = engine.generate([work[i][0] for i in order], [work[i][1] for i in order])
     assert engine.idle
-    assert not target._cache, "every sequence was released"
+    if isinstance(target, TableTarget):
+        assert not target._cache, "every sequence was released"
     return [completion for _, completion in sorted(zip(order, done, strict=True))]
 
 
@@ -133,6 +145,20 @@ def test_every_drafter_gives_the_answers_of_plain_decoding(name: str, batch: int
     assert (rejected > 0) == (name not in SILENT)  # the oracle knows nothing past an answer's end
 
 
+@pytest.mark.parametrize("name", sorted(DRAFTERS.keys() - SILENT))
+def test_the_native_target_and_its_fused_draws_give_the_answers_of_plain_decoding(name: str) -> None:
+    weights, work = random_weights(), jobs(15, first_seed=9 * 10**6)
+    expected = run(work, Empty(), 1, target=NativeTarget(weights, threads=1))
+    answers = {c.seed: c.token_ids for c in expected}
+    for batch in (1, 5):
+        done = run(work, DRAFTERS[name](answers), batch, target=NativeTarget(weights, threads=1))
+        assert different(done, expected) == 0
+        drafted, accepted, rejected = totals(done)
+        assert drafted > 0
+        assert rejected > 0 or name == "Oracle"
+        assert (accepted > 0) == (name not in NEVER_RIGHT)
+
+
 def test_requests_with_different_drafters_share_a_batch_without_a_trace() -> None:
     work, expected = plain(4)
     answers = {c.seed: c.token_ids for c in expected}
@@ -166,7 +192,7 @@ def test_noise_that_forgets_the_position_is_caught(monkeypatch: pytest.MonkeyPat
 
 def test_a_target_that_keeps_a_rejected_token_is_caught() -> None:
     class Careless(TableTarget):
-        def commit(self, draft, verdict):  # type: ignore[no-untyped-def]
+        def commit(self, draft, verdict):
             super().commit(draft, verdict)
             for row, slot in enumerate(draft.slots.tolist()):
                 last = int(draft.tokens[draft.offsets[row + 1] - 1])
@@ -176,3 +202,31 @@ def test_a_target_that_keeps_a_rejected_token_is_caught() -> None:
     answers = {c.seed: c.token_ids for c in expected}
     done = run(work, DRAFTERS["HalfRight"](answers), 4, target=Careless(VOCABULARY))
     assert different(done, expected) > len(work) / 20
+
+
+def test_arrivals_and_cancellations_at_any_time_leave_no_trace_in_other_answers() -> None:
+    work, expected = plain(4)
+    answers = {c.seed: c.token_ids for c in expected}
+    rng = random.Random(2)
+    target = TableTarget(VOCABULARY, cache_tokens=400)
+    drafters = {name: make(answers) for name, make in DRAFTERS.items()}
+    engine = Engine(target, drafters, drafter="none", tokenizer=Letters(), max_batch=6, chunk_tokens=4)
+    coming = rng.sample(range(len(work)), len(work))
+    places: dict[int, int] = {}
+    done: dict[int, Completion] = {}
+    while coming or not engine.idle:
+        for _ in range(rng.choice((0, 0, 0, 1, 2, 5))):
+            if coming:
+                place = coming.pop()
+                places[engine.submit(*work[place], rng.choice(list(drafters)))] = place
+        if rng.random() < 0.05 and places:
+            engine.cancel(rng.choice(list(places)[-8:]))
+        done.update((places[event.request], event.finish) for event in engine.step() if event.finish)
+    assert len(done) == len(work)
+    cancelled = {place for place, completion in done.items() if completion.finish_reason == "cancelled"}
+    assert 20 < len(cancelled) < len(work) / 2
+    whole = [place for place in done if place not in cancelled]
+    assert different([done[place] for place in whole], [expected[place] for place in whole]) == 0
+    assert min(totals([done[place] for place in whole])) > 0
+    for place in cancelled:
+        assert done[place].token_ids == expected[place].token_ids[: len(done[place].token_ids)]

@@ -19,8 +19,8 @@ from paceline.errors import ConfigError
 
 LOOKED_AT = 32  # the latest occurrences that are compared, per text: bounds the time of a step
 DECAY = 2.0  # a place where one more token matches weighs so many times as much
-STORE_WEIGHT = 0.05  # weight of a place in earlier answers; one in the request itself weighs 1
-UNSEEN_WEIGHT = 0.1  # weight of "none of them", next to a place with the longest match
+STORE_WEIGHT = 0.1  # weight of a place in earlier answers; one in the request itself weighs 1
+UNSEEN_WEIGHT = 0.1  # weight of "none of them", next to the heaviest place, which weighs 1
 
 
 class Suffixes:
@@ -113,17 +113,17 @@ class Suffix:
 
     def _propose(self, text: Suffixes, budget: Budget, price: float) -> Tree:
         ending = text.tokens[: -self._max_match - 1 : -1]
-        found = [(matched, 1.0, text.tokens, place) for matched, place in text.matches(ending)]
+        found = [(matched, DECAY**matched, text.tokens, place) for matched, place in text.matches(ending)]
         for earlier in self._store.texts:
             found += [
-                (matched, STORE_WEIGHT, earlier.tokens, place) for matched, place in earlier.matches(ending)
+                (matched, STORE_WEIGHT * DECAY**matched, earlier.tokens, place)
+                for matched, place in earlier.matches(ending)
             ]
         if not found:
             return NOTHING
         longest = max(matched for matched, *_ in found)
-        places = [
-            (weight * DECAY ** (matched - longest), tokens, place) for matched, weight, tokens, place in found
-        ]
+        heaviest = max(weight for _, weight, *_ in found)
+        places = [(weight / heaviest, tokens, place) for _, weight, tokens, place in found]
         return _grow(places, longest, min(self._max_nodes, budget.nodes), budget.depth, price)
 
     def observe(self, step: Step) -> None:

@@ -1,0 +1,114 @@
+"""SmolLM2-135M on the native kernels: speculative answers equal plain ones, token for token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import pytest
+
+from paceline.core import Drafter
+from paceline.drafters import load, names
+from paceline.engine import Engine
+from paceline.results import Completion
+from paceline.sampling import SamplingParams
+from tests.real_model import prompts, target, tokenizer
+from tests.toys import ADVERSARIES, trusting
+
+pytestmark = pytest.mark.model
+
+SETTINGS: dict[str, dict[str, float]] = {
+    "greedy": {"temperature": 0},
+    "top-p": {"temperature": 0.7, "top_p": 0.9},
+    "penalties": {
+        "temperature": 1,
+        "repetition_penalty": 1.1,
+        "presence_penalty": 0.3,
+        "frequency_penalty": 0.2,
+    },
+}
+DRAFTERS = [name for name in names() if name != "none"]
+BY_NAME = {adversary.__name__: adversary for adversary in ADVERSARIES}
+HELPFUL = {"ngram", "suffix", "Oracle", "HalfRight", "RandomTrees", "OverBudget"}
+
+
+def make(name: str, answers: dict[int, Sequence[int]]) -> Drafter:
+    return BY_NAME[name](answers) if name in BY_NAME else load(name, target().info)
+
+
+def answer(drafter: Drafter, params: Sequence[SamplingParams], batch: int, **options: object) -> list[Completion]:
+    engine = Engine(
+        target(), {"d": drafter}, drafter="d", tokenizer=tokenizer(), max_batch=batch, nodes=8 * batch, **options
+    )
+    return engine.generate(prompts(72) * (len(params) // 72) + prompts(len(params) % 72), params)
+
+
+@cache
+def work(setting: str, count: int) -> tuple[list[SamplingParams], list[Completion]]:
+    """Parameters of `count` requests, of different lengths, and their plain answers."""
+    params = [
+        SamplingParams(max_tokens=24 + seed % 17, seed=seed, **SETTINGS[setting])  # type: ignore[arg-type]
+        for seed in range(count)
+    ]
+    return params, answer(load("none", target().info), params, 1)
+
+
+def compare(name: str, setting: str, batch: int, count: int) -> None:
+    params, plain = work(setting, count)
+    done = answer(make(name, {c.seed: c.token_ids for c in plain}), params, batch)
+    different = [c.seed for c, p in zip(done, plain, strict=True) if c.token_ids != p.token_ids]
+    assert not different, f"seeds {different} differ"
+    drafted = sum(c.stats.drafted for c in done)
+    accepted = sum(c.stats.accepted for c in done)
+    assert (drafted > 0) == (name != "Empty")
+    if name in HELPFUL and (name not in DRAFTERS or setting != "penalties"):  # they look for repetition
+        assert accepted > 0
+    if name not in {"Empty", "Oracle"}:
+        assert accepted < drafted
+    print(f"{name} {setting} batch {batch}: {count} answers equal, {accepted} of {drafted} accepted")
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("name", DRAFTERS)
+def test_every_drafter_gives_the_plain_answers(name: str, setting: str, batch: int) -> None:
+    compare(name, setting, batch, 12)
+
+
+@pytest.mark.parametrize("name", sorted(BY_NAME))
+def test_adversaries_change_nothing(name: str) -> None:
+    compare(name, "top-p", 4, 12)
+
+
+@pytest.mark.prove
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("name", [*DRAFTERS, *sorted(BY_NAME)])
+def test_two_hundred_answers_equal_the_plain_ones(name: str, setting: str, batch: int) -> None:
+    compare(name, setting, batch, 200)
+
+
+def test_a_rule_that_trusts_drafts_is_found_out() -> None:
+    params, plain = work("top-p", 12)
+    done = answer(load("ngram", target().info), params, 4, rule=trusting)
+    assert sum(c.token_ids != p.token_ids for c, p in zip(done, plain, strict=True)) >= 6
+
+
+def test_a_mixed_batch_of_drafters_and_settings_gives_the_plain_answers() -> None:
+    params, plain = zip(*[pair for s in SETTINGS for pair in zip(*work(s, 12), strict=True)], strict=True)
+    drafters = {name: load(name, target().info) for name in names()}
+    engine = Engine(target(), drafters, drafter="none", tokenizer=tokenizer(), max_batch=4, chunk_tokens=40)
+    choice = [sorted(drafters)[i % len(drafters)] for i in range(len(params))]
+    done = engine.generate(prompts(12) * len(SETTINGS), params, choice)
+    assert [c.token_ids for c in done] == [c.token_ids for c in plain]
+    assert [c.text for c in done] == [c.text for c in plain]
+    assert {c.drafter for c in done} == set(drafters)
+
+
+def test_greedy_text_is_sensible() -> None:
+    question = [{"role": "user", "content": "Write one sentence about trains."}]
+    engine = Engine(target(), {"none": load("none", target().info)}, drafter="none", tokenizer=tokenizer())
+    completion = engine.generate(question, SamplingParams(temperature=0, max_tokens=60))[0]
+    assert completion.finish_reason == "stop"
+    assert "train" in completion.text.lower()
+    assert completion.text.endswith(".")

@@ -1,0 +1,316 @@
+"""Where answers begin and end, who runs when, and what users are told."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+import paceline
+from paceline.core import Drafter, Step
+from paceline.drafters import load
+from paceline.engine import Engine
+from paceline.errors import CapacityError, ConfigError
+from paceline.results import Completion, Event
+from paceline.sampling import SamplingParams
+from paceline.targets.table import TableTarget
+from tests.toys import Letters, Oracle, OverBudget
+
+VOCABULARY = 12
+
+
+def engine(drafter: Drafter | None = None, *, target: TableTarget | None = None, **options: object) -> Engine:
+    target = target or TableTarget(VOCABULARY)
+    drafters = {"none": load("none", target.info)}
+    if drafter is not None:
+        drafters["d"] = drafter
+    return Engine(target, drafters, drafter=list(drafters)[-1], **{"tokenizer": Letters(), **options})
+
+
+def params(**fields: object) -> SamplingParams:
+    return SamplingParams(**{"seed": 1, "ignore_eos": True, "max_tokens": 12, **fields})
+
+
+def plain(prompt: list[int], **fields: object) -> Completion:
+    return engine().generate(prompt, params(**fields))[0]
+
+
+FULL = plain([1, 2])
+
+
+def oracle() -> Oracle:
+    """Knows the answer to [1, 2] with seed 1."""
+    return Oracle({1: FULL.token_ids})
+
+
+def speculative(**fields: object) -> Completion:
+    return engine(oracle()).generate([1, 2], params(**fields))[0]
+
+
+def test_an_answer_ends_at_max_tokens_inside_a_draft() -> None:
+    for length in range(1, 13):
+        done = speculative(max_tokens=length)
+        assert done.token_ids == FULL.token_ids[:length]
+        assert (done.finish_reason, done.stop_reason) == ("length", None)
+
+
+def test_an_answer_ends_at_a_stop_id_inside_a_draft_and_its_text_leaves_it_out() -> None:
+    for place, token in enumerate(FULL.token_ids):
+        first = FULL.token_ids.index(token)
+        done = speculative(stop_token_ids=[token])
+        assert done.token_ids == FULL.token_ids[: first + 1]
+        assert (done.finish_reason, done.stop_reason) == ("stop", token)
+        assert done.text == "".join(chr(97 + t) for t in FULL.token_ids[:first]), place
+
+
+def test_a_stop_string_over_two_tokens_inside_a_draft_ends_the_answer_and_is_cut() -> None:
+    for place in range(len(FULL.token_ids) - 1):
+        stop = FULL.text[place : place + 2]
+        first = FULL.text.index(stop)
+        done = speculative(stop=[stop])
+        assert (done.text, done.stop_reason) == (FULL.text[:first], stop)
+        assert len(done.token_ids) >= first + 2
+        assert done.token_ids == plain([1, 2], stop=[stop]).token_ids
+
+
+def test_the_model_s_own_end_token_stops_unless_it_is_ignored() -> None:
+    ended = [engine().generate([1, 2], SamplingParams(seed=seed, max_tokens=200))[0] for seed in range(20)]
+    assert all(done.token_ids[-1] == 0 and done.stop_reason == 0 for done in ended)
+    assert all(0 not in done.token_ids[:-1] for done in ended)
+    assert 0 in engine().generate([1, 2], params(max_tokens=200))[0].token_ids
+
+
+def test_min_tokens_forbids_ending_tokens_and_early_stop_strings() -> None:
+    for seed in range(30):
+        done = engine().generate([1, 2], SamplingParams(seed=seed, min_tokens=9, stop_token_ids=[3, 4]))[0]
+        assert len(done.token_ids) > 9
+        assert not {0, 3, 4} & set(done.token_ids[:9])
+    stop = FULL.text[0]
+    late = speculative(stop=[stop], min_tokens=2)
+    assert len(late.token_ids) >= 2
+
+
+def test_an_answer_ends_with_the_context_inside_a_draft() -> None:
+    target = TableTarget(VOCABULARY, max_positions=10)
+    done = engine(oracle(), target=target).generate([1, 2], params())[0]
+    assert (done.token_ids, done.finish_reason) == (FULL.token_ids[:8], "length")
+
+
+def test_a_prompt_that_leaves_no_room_is_refused() -> None:
+    small = engine(target=TableTarget(VOCABULARY, max_positions=10))
+    assert len(small.generate([1] * 9, params())[0].token_ids) == 1
+    for prompt in ([1] * 10, []):
+        with pytest.raises(
+            ConfigError, match=f"the prompt has {len(prompt)} tokens; this model takes 1 to 9"
+        ):
+            small.submit(prompt)
+    assert small.idle
+
+
+def test_a_request_that_no_cache_could_hold_is_refused() -> None:
+    small = engine(target=TableTarget(VOCABULARY, cache_tokens=64))
+    with pytest.raises(CapacityError, match="may need 82 tokens of cache, it holds 64; lower max_tokens"):
+        small.submit([1, 2], params(max_tokens=80))
+    assert len(small.generate([1, 2], params(max_tokens=62))[0].token_ids) == 62
+
+
+def test_drafting_never_outgrows_the_cache_at_the_end_of_a_full_one() -> None:
+    target = TableTarget(VOCABULARY, cache_tokens=16)
+    done = engine(OverBudget({1: FULL.token_ids}), target=target).generate([1, 2], params(max_tokens=14))[0]
+    assert done.token_ids[:12] == FULL.token_ids
+    assert len(done.token_ids) == 14
+
+
+def test_requests_wait_for_room_in_the_cache_in_the_order_they_came() -> None:
+    busy = engine(target=TableTarget(VOCABULARY, cache_tokens=96), max_batch=8, nodes=4)
+    lengths = [60, 20, 5, 5]
+    ids = [busy.submit([1], params(max_tokens=length, seed=length)) for length in lengths]
+    first_seen: list[int] = []
+    while not busy.idle:
+        for event in busy.step():
+            if event.request not in first_seen:
+                first_seen.append(event.request)
+    assert first_seen == ids
+    assert not busy.target._cache
+
+
+def test_no_more_than_max_batch_requests_run_at_once() -> None:
+    busy = engine(max_batch=3)
+    for _ in range(8):
+        busy.submit([1], params(max_tokens=4))
+    widths = []
+    while not busy.idle:
+        widths.append(len(busy.step()))
+    assert max(widths) == 3
+    assert sum(widths) == 32
+
+
+def test_a_prompt_is_read_in_chunks_while_others_go_on() -> None:
+    mixed = engine(chunk_tokens=4, max_batch=4)
+    short = mixed.submit([1], params(max_tokens=9))
+    mixed.step()
+    long = mixed.submit([1, 2, 3] * 6, params(max_tokens=2))
+    seen = [{event.request for event in mixed.step()} for _ in range(5)]
+    assert seen == [{short}] * 4 + [{short, long}]
+
+
+class Watching(Oracle):
+    """Notes the rows it observes."""
+
+    def __init__(self) -> None:
+        super().__init__({})
+        self.rows: list[tuple[int, int, bool]] = []
+
+    def observe(self, step: Step) -> None:
+        view = step.view
+        self.rows += [(view.starts[r], view.ends[r], view.draws(r)) for r in range(len(view.slots))]
+
+
+def test_every_chunk_of_a_prompt_is_observed_as_a_step() -> None:
+    watching = Watching()
+    engine(watching, chunk_tokens=4).generate([1] * 10, params(max_tokens=2))
+    assert watching.rows == [(0, 4, False), (4, 8, False), (8, 10, True), (10, 11, True)]
+
+
+def test_a_stream_gives_the_completion_piece_by_piece() -> None:
+    for stop in ([], [FULL.text[5:7]]):
+        events = list(engine(oracle(), nodes=3).stream([1, 2], params(stop=stop)))
+        finish = events[-1].finish
+        assert finish is not None
+        assert all(event.finish is None for event in events[:-1])
+        assert "".join(event.text for event in events) == finish.text
+        assert sum((event.token_ids for event in events), ()) == finish.token_ids
+        assert finish.token_ids == plain([1, 2], stop=stop).token_ids
+        assert len(events) < len(finish.token_ids)
+
+
+def test_two_streams_and_a_submitted_request_share_the_engine_and_lose_nothing() -> None:
+    shared = engine(max_batch=3)
+    submitted = shared.submit([5], params(max_tokens=3))
+    left, right = shared.stream([1, 2], params()), shared.stream([1, 3], params())
+    pairs = list(zip(left, right, strict=True))
+    assert pairs[-1][0].finish.token_ids == FULL.token_ids
+    assert pairs[-1][1].finish.token_ids == plain([1, 3]).token_ids
+    rest = shared.step()
+    assert [event.request for event in rest] == [submitted] * 3
+    assert rest[-1].finish.token_ids == plain([5], max_tokens=3).token_ids
+
+
+def test_a_closed_stream_is_cancelled() -> None:
+    one = engine()
+    stream = one.stream([1, 2], params())
+    next(stream)
+    stream.close()
+    assert one.idle
+    assert not one.target._cache
+
+
+def test_a_cancelled_request_ends_with_what_it_has_running_or_waiting() -> None:
+    busy = engine(max_batch=1)
+    running, waiting = busy.submit([1, 2], params(stop=["zz"])), busy.submit([1, 2], params())
+    events: list[Event] = [*busy.step(), *busy.step()]
+    busy.cancel(waiting)
+    busy.cancel(running)
+    busy.cancel(running)
+    busy.cancel(12345)
+    events += busy.step()
+    finished = {event.request: event.finish for event in events if event.finish}
+    assert finished[running].token_ids == FULL.token_ids[:2]
+    assert finished[running].text == FULL.text[:2]
+    assert finished[waiting].token_ids == ()
+    assert {done.finish_reason for done in finished.values()} == {"cancelled"}
+    assert busy.idle
+    assert busy.generate([1, 2], params())[0].token_ids == FULL.token_ids
+
+
+def test_a_failing_target_leaves_the_engine_usable() -> None:
+    target = TableTarget(VOCABULARY)
+    shaky = engine(target=target)
+    forward = target.forward
+    target.forward = None
+    with pytest.raises(TypeError):
+        shaky.generate([[1, 2], [3]], params())
+    target.forward = forward
+    assert shaky.idle
+    assert shaky.generate([1, 2], params())[0].token_ids == FULL.token_ids
+
+
+def test_without_a_seed_a_random_one_is_drawn_and_told() -> None:
+    one, two = engine().generate([[1, 2]] * 2, SamplingParams(max_tokens=30))
+    assert one.seed != two.seed
+    again = engine().generate([1, 2], SamplingParams(max_tokens=30, seed=one.seed))[0]
+    assert again.token_ids == one.token_ids
+
+
+def test_prompts_may_be_ids_text_or_messages_one_or_many() -> None:
+    tokens = FULL.token_ids
+    one = engine()
+    for prompt in ([1, 2], (1, 2), np.array([1, 2]), "bc", [{"role": "user", "content": "bc"}]):
+        assert [done.token_ids for done in one.generate(prompt, params())] == [tokens]
+    many = one.generate(["bc", [1, 2], [{"role": "user", "content": "bc"}]], [params()] * 3, ["none"] * 3)
+    assert [done.token_ids for done in many] == [tokens] * 3
+    assert one.generate([], params()) == []
+
+
+@pytest.mark.parametrize("prompt", [[12], [-1], [1.0], [True], ["a", 1]])
+def test_token_ids_that_are_none_are_refused(prompt: list[object]) -> None:
+    with pytest.raises(ConfigError, match="token ids are whole numbers from 0 to 11"):
+        engine().submit(prompt)
+
+
+def test_what_needs_a_tokenizer_says_so() -> None:
+    mute = engine(tokenizer=None)
+    for prompt in ("text", [{"role": "user", "content": "b"}]):
+        with pytest.raises(ConfigError, match="no tokenizer"):
+            mute.submit(prompt)
+    with pytest.raises(ConfigError, match="stop strings need a tokenizer"):
+        mute.submit([1], SamplingParams(stop="a"))
+    assert mute.generate([1, 2], params())[0].text == ""
+
+
+def test_wrong_choices_are_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match="drafter 'x' is not loaded; loaded are none"):
+        engine().submit([1], drafter="x")
+    with pytest.raises(ConfigError, match="nodes must be at least 1, got 0"):
+        engine(nodes=0)
+    with pytest.raises(ConfigError, match="token id 12; this model has 0 to 11"):
+        engine().submit([1], SamplingParams(stop_token_ids=[12]))
+    with pytest.raises(ConfigError, match="params: give one or one per prompt; got 2, prompts are 1"):
+        engine().generate("b", [params()] * 2)
+
+
+def test_stats_and_timings_add_up() -> None:
+    done = speculative()
+    stats = done.stats
+    assert stats.tokens == len(done.token_ids) == 12
+    assert sum(stats.accepted_lengths.values()) == stats.passes
+    assert (
+        sum(k * v for k, v in stats.accepted_lengths.items()) == stats.accepted == stats.tokens - stats.passes
+    )
+    assert stats.tau == 12 / stats.passes > 1
+    assert stats.acceptance_rate == stats.accepted / stats.drafted
+    assert FULL.stats.tau == 1
+    assert FULL.stats.acceptance_rate == 0
+    timings = done.timings
+    assert timings.prefill_s > 0 < timings.decode_s
+    assert timings.target_s + timings.other_s == pytest.approx(timings.prefill_s + timings.decode_s)
+
+
+def test_ids_of_requests_rise() -> None:
+    one = engine()
+    ids = [one.submit([1], params()) for _ in range(3)]
+    assert all(a < b for a, b in pairwise(ids))
+
+
+def test_the_package_imports_fast_and_names_what_it_offers() -> None:
+    code = "import sys, time; t = time.perf_counter(); import paceline; print(time.perf_counter() - t)"
+    code += "; assert 'numpy' not in sys.modules"
+    seconds = min(float(subprocess.check_output([sys.executable, "-c", code])) for _ in range(3))
+    assert seconds < 0.3
+    assert {name for name in paceline.__all__ if getattr(paceline, name)} == set(paceline.__all__)
+    assert set(paceline.__all__) == set(paceline._HOMES)
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = paceline.nonsense
