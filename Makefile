@@ -46,7 +46,7 @@ docs: $(VENV)/installed-for-tests
 	$(BIN)/python docs/write_cli.py
 
 peers: $(VENV)/installed
-	$(BIN)/python benchmarks/peers/llama_cpp.py $(if $(LLAMA_PYTHON),--python $(LLAMA_PYTHON))
+	$(BIN)/python benchmarks/peers/llama_cpp.py $(foreach python,$(LLAMA_PYTHON),--python $(python))
 
 RESULTS := benchmarks/results
 results: $(VENV)/installed
@@ -54,7 +54,7 @@ results: $(VENV)/installed
 	$(BIN)/paceline bench step --json > $(RESULTS)/step.json
 	$(BIN)/paceline bench speed --drafter suffix,ngram $(if $(PROMPTS),--prompts $(PROMPTS)) --json \
 		> $(RESULTS)/speed.json
-	$(BIN)/python benchmarks/peers/llama_cpp.py $(if $(LLAMA_PYTHON),--python $(LLAMA_PYTHON)) --json \
+	$(BIN)/python benchmarks/peers/llama_cpp.py $(foreach python,$(LLAMA_PYTHON),--python $(python)) --json \
 		> $(RESULTS)/llama_cpp.json
 	$(BIN)/python benchmarks/readme_table.py
 
