@@ -3,10 +3,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 MODEL := smollm2-135m
-SOURCES := $(shell find src CMakeLists.txt pyproject.toml README.md LICENSE -type f \
+SOURCES := $(shell find src CMakeLists.txt pyproject.toml -type f \
 	-not -name '*.so' -not -path '*/__pycache__/*')
 
 .DEFAULT_GOAL := help
+.NOTPARALLEL:
 .PHONY: help demo test prove check format docs peers results clean
 
 help:
@@ -45,7 +46,7 @@ docs: $(VENV)/installed-for-tests
 	$(BIN)/python docs/write_cli.py
 
 peers: $(VENV)/installed
-	$(BIN)/python benchmarks/peers/llama_cpp.py $(if $(LLAMA_PYTHON),--python $(LLAMA_PYTHON))
+	$(BIN)/python benchmarks/peers/llama_cpp.py $(foreach python,$(LLAMA_PYTHON),--python $(python))
 
 RESULTS := benchmarks/results
 results: $(VENV)/installed
@@ -53,7 +54,7 @@ results: $(VENV)/installed
 	$(BIN)/paceline bench step --json > $(RESULTS)/step.json
 	$(BIN)/paceline bench speed --drafter suffix,ngram $(if $(PROMPTS),--prompts $(PROMPTS)) --json \
 		> $(RESULTS)/speed.json
-	$(BIN)/python benchmarks/peers/llama_cpp.py $(if $(LLAMA_PYTHON),--python $(LLAMA_PYTHON)) --json \
+	$(BIN)/python benchmarks/peers/llama_cpp.py $(foreach python,$(LLAMA_PYTHON),--python $(python)) --json \
 		> $(RESULTS)/llama_cpp.json
 	$(BIN)/python benchmarks/readme_table.py
 
@@ -82,7 +83,7 @@ $(VENV)/created:
 $(VENV)/installed: $(VENV)/created $(SOURCES)
 	@echo 'Building and installing Paceline (about a minute the first time)'
 	@if [ -e $(VENV)/tools ]; then \
-		$(PIP) --no-build-isolation --no-deps .; \
+		$(PIP) --constraint constraints-dev.txt --no-build-isolation .; \
 	else \
 		$(PIP) .; \
 	fi
@@ -90,7 +91,9 @@ $(VENV)/installed: $(VENV)/created $(SOURCES)
 
 $(VENV)/tools: $(VENV)/created pyproject.toml constraints-dev.txt
 	@echo 'Installing what tests and checks need'
-	@$(PIP) --constraint constraints-dev.txt '.[dev]'
+	@$(BIN)/python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+		print(*project['optional-dependencies']['dev'], sep='\n')" > $(VENV)/tools.txt
+	@$(PIP) --constraint constraints-dev.txt --requirement $(VENV)/tools.txt
 	@touch $@
 
 $(VENV)/installed-for-tests: $(VENV)/tools $(VENV)/installed

@@ -108,7 +108,7 @@ def _kernels() -> Check:
 
     chosen = kernels.chosen()
     if kernels.compiled is None:
-        fix = "reinstall with a C++ compiler: pip install --force-reinstall --no-binary paceline paceline"
+        fix = "install a C++ compiler, then in Paceline's source folder: pip install --force-reinstall ."
         return Check("kernels", "note", "not compiled: the slow NumPy reference runs instead", fix)
     forced = f", forced by {kernels.ISA_VARIABLE}" if os.environ.get(kernels.ISA_VARIABLE) else ""
     return Check("kernels", "ok", f"{chosen}{forced} (usable: {', '.join(kernels.available())})")
