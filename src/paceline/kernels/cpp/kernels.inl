@@ -179,29 +179,43 @@ struct Pages {
     const uint16_t* page(int i) const { return base + (size_t)numbers[i] * stride; }
 };
 
-// Scores of Q queries, float [dim][Q], against the keys of `count` pages, half [dim][16] each.
-template <int Q>
-inline void score_pages(const Pages& keys, int count, const float* query, float* out, size_t stride) {
-    for (int page = 0; page < count; page++) {
-        const uint16_t *key = keys.page(page), *next = keys.page(least(page + 1, count - 1));
-        F32 total[Q];
+// Scores of Q queries, float [dim][Q], against the keys of the P pages from `first` on, half [dim][16] each. With few
+// queries several pages are needed to keep the multipliers busy.
+template <int Q, int P>
+inline void score_pages(const Pages& keys, int first, int last, const float* query, float* out, size_t stride) {
+    const uint16_t *key[P], *next[P];
+    F32 total[P][Q];
+    PACELINE_UNROLL
+    for (int p = 0; p < P; p++) {
+        key[p] = keys.page(first + p), next[p] = keys.page(least(first + P + p, last));
         PACELINE_UNROLL
-        for (int i = 0; i < Q; i++) total[i] = splat(0.0f);
-        for (int d = 0; d < keys.dim; d++) {
-            const F32 k = load_half(key + d * kLanes);
-            prefetch(next + d * kLanes);
-            PACELINE_UNROLL
-            for (int i = 0; i < Q; i++) total[i] = fma(splat(query[d * Q + i]), k, total[i]);
-        }
-        PACELINE_UNROLL
-        for (int i = 0; i < Q; i++) store(out + i * stride + page * kLanes, total[i]);
+        for (int i = 0; i < Q; i++) total[p][i] = splat(0.0f);
     }
+    for (int d = 0; d < keys.dim; d++) {
+        PACELINE_UNROLL
+        for (int p = 0; p < P; p++) {
+            const F32 k = load_half(key[p] + d * kLanes);
+            prefetch(next[p] + d * kLanes);
+            PACELINE_UNROLL
+            for (int i = 0; i < Q; i++) total[p][i] = fma(splat(query[d * Q + i]), k, total[p][i]);
+        }
+    }
+    PACELINE_UNROLL
+    for (int p = 0; p < P; p++)
+        PACELINE_UNROLL
+        for (int i = 0; i < Q; i++) store(out + i * stride + (first + p) * kLanes, total[p][i]);
 }
 
 template <int Q = kKeyBlock>
 inline void score_queries(int queries, const Pages& keys, int count, const float* query, float* out, size_t stride) {
-    if (queries == Q) return score_pages<Q>(keys, count, query, out, stride);
-    if constexpr (Q > 1) score_queries<Q - 1>(queries, keys, count, query, out, stride);
+    if (queries == Q) {
+        constexpr int P = kKeyBlock / Q < 4 ? kKeyBlock / Q : 4;
+        int page = 0;
+        for (; page + P <= count; page += P) score_pages<Q, P>(keys, page, count - 1, query, out, stride);
+        for (; page < count; page++) score_pages<Q, 1>(keys, page, count - 1, query, out, stride);
+    } else if constexpr (Q > 1) {
+        score_queries<Q - 1>(queries, keys, count, query, out, stride);
+    }
 }
 
 // Turns scores [0, length) into weights exp(score - largest); returns their sum. Lane i adds the positions i, i+16, ...

@@ -158,9 +158,20 @@ void Model::forward(const PackedDraft& draft, float* logits, size_t logits_strid
                 nodes[n] = {above.length + 1, above.linear, paths.back().data()};
             }
         }
-        for (int begin = 0; begin < count; begin += kUnitNodes)
-            for (int head = 0; head < record_.kv_heads; head++) units.push_back({r, first + begin, std::min(kUnitNodes, count - begin), head});
     }
+
+    // Larger units share more of their keys and values, but every thread needs as many as the next one.
+    int unit_nodes = kUnitNodes;
+    const auto count_units = [&] {
+        int count = 0;
+        for (const Row& row : rows) count += (row.nodes + unit_nodes - 1) / unit_nodes * record_.kv_heads;
+        return count;
+    };
+    while (unit_nodes > 1 && count_units() < 4 * threads && count_units() % threads) unit_nodes /= 2;
+    for (int r = 0; r < draft.rows; r++)
+        for (int begin = 0; begin < rows[r].nodes; begin += unit_nodes)
+            for (int head = 0; head < record_.kv_heads; head++)
+                units.push_back({r, rows[r].first + begin, std::min(unit_nodes, rows[r].nodes - begin), head});
 
     Pass pass{};
     pass.model = &record_;
