@@ -50,7 +50,9 @@ def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="smollm2-135m", help="name or path of a GGUF file")
     parser.add_argument("--prompts", type=Path, required=True, help="Spec-Bench style JSON lines")
     parser.add_argument("--limit", type=int, default=24)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from functools import cache
 
-from paceline.models.load import load_model
 from paceline.models.registry import resolve
 from paceline.models.tokenizer import Tokenizer
+from paceline.pretrained import load_model
 from paceline.targets.native import NativeTarget
 from paceline.targets.weights import PackedWeights, load_weights
 

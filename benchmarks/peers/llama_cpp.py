@@ -35,8 +35,8 @@ from paceline import kernels
 from paceline.bench.machine import machine, usable_cores, versions
 from paceline.bench.prompts import SHIPPED, load
 from paceline.bench.speed import bootstrap_interval
-from paceline.models.load import load_model
 from paceline.models.registry import resolve
+from paceline.pretrained import load_model
 
 VERSION = "0.3.36"
 WORKERS = Path(__file__).with_name("workers")

@@ -103,7 +103,7 @@ class Engine:
         Raises ModelFileError, ConfigError, IncompatibleDrafter.
         """
         from paceline.drafters import load
-        from paceline.models.load import load_model
+        from paceline.pretrained import load_model
 
         target, tokenizer = load_model(model, threads=threads, cache_tokens=cache_tokens, context=context)
         names = (drafter,) if isinstance(drafter, str) else tuple(drafter)

@@ -29,7 +29,7 @@ def test_the_help_is_there_in_less_than_500_ms() -> None:
 
 
 def test_the_engine_needs_no_torch() -> None:
-    modules = "paceline, paceline.engine, paceline.targets.native, paceline.models.load, paceline.bench.speed"
+    modules = "paceline, paceline.engine, paceline.targets.native, paceline.pretrained, paceline.bench.speed"
     check = f"import sys, {modules}; print([name for name in sys.modules if name.startswith('torch')])"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

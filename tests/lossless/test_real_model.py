@@ -36,9 +36,17 @@ def make(name: str, answers: dict[int, Sequence[int]]) -> Drafter:
     return BY_NAME[name](answers) if name in BY_NAME else load(name, target().info)
 
 
-def answer(drafter: Drafter, params: Sequence[SamplingParams], batch: int, **options: object) -> list[Completion]:
+def answer(
+    drafter: Drafter, params: Sequence[SamplingParams], batch: int, **options: object
+) -> list[Completion]:
     engine = Engine(
-        target(), {"d": drafter}, drafter="d", tokenizer=tokenizer(), max_batch=batch, nodes=8 * batch, **options
+        target(),
+        {"d": drafter},
+        drafter="d",
+        tokenizer=tokenizer(),
+        max_batch=batch,
+        nodes=8 * batch,
+        **options,
     )
     return engine.generate(prompts(72) * (len(params) // 72) + prompts(len(params) % 72), params)
 

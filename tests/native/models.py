@@ -87,14 +87,18 @@ def read(target: Any, slot: int, tokens: Sequence[int], chunk: int = 64) -> None
         step(target, [(slot, history, start, end, NOTHING)])
 
 
-def step(target: Any, rows: Sequence[Row], paths: Sequence[Sequence[int]] | None = None) -> NDArray[np.float32]:
+def step(
+    target: Any, rows: Sequence[Row], paths: Sequence[Sequence[int]] | None = None
+) -> NDArray[np.float32]:
     """One pass and its commit. paths: per row the accepted nodes of its tree, by default none.
 
     Returns the logits of the scored nodes.
     """
     draft = draft_of(rows)
     logits: NDArray[np.float32] = target.forward(draft, frozenset()).logits.copy()
-    kept = [[draft.roots[row] + 1 + node for node in path] for row, path in enumerate(paths or [()] * len(rows))]
+    kept = [
+        [draft.roots[row] + 1 + node for node in path] for row, path in enumerate(paths or [()] * len(rows))
+    ]
     target.commit(draft, Verdict(kept, [-1] * len(rows)))
     return logits
 

@@ -128,7 +128,9 @@ def test_the_cache_after_random_walks_equals_a_fresh_one(isa: str, monkeypatch: 
     for slot, history in histories.items():
         read(fresh, slot, history[:-1], chunk=50)
         for layer in range(CONFIG.layers):
-            for found, wanted in zip(walked.read_cache(slot, layer), fresh.read_cache(slot, layer), strict=True):
+            for found, wanted in zip(
+                walked.read_cache(slot, layer), fresh.read_cache(slot, layer), strict=True
+            ):
                 np.testing.assert_array_equal(found, wanted)
     assert walked.model.length(0) == len(histories[0]) - 1
 
@@ -171,5 +173,5 @@ def test_options_out_of_range_are_refused(options: dict[str, int], message: str)
 
 def test_an_unknown_instruction_set_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(kernels.ISA_VARIABLE, "sse1")
-    with pytest.raises(ConfigError, match="PACELINE_ISA='sse1' cannot run here; allowed: .*reference"):
+    with pytest.raises(ConfigError, match=r"PACELINE_ISA='sse1' cannot run here; allowed: .*reference"):
         NativeTarget(random_weights())

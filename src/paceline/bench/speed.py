@@ -66,7 +66,7 @@ def run(
 
     Raises ConfigError, ModelFileError.
     """
-    from paceline.models.load import load_model
+    from paceline.pretrained import load_model
 
     chosen = prompt_files.load(prompts or prompt_files.SHIPPED)[:limit]
     note(f"loading {model}")

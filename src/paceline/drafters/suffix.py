@@ -188,8 +188,8 @@ def _grow(places: list[Place], longest: int, nodes: int, depth: int, price: floa
 def build(
     info: TargetInfo,
     *,
-    max_nodes: int = 15,
-    min_probability: float = 0.04,
+    max_nodes: int = 7,
+    min_probability: float = 0.05,
     max_match: int = 12,
     store_tokens: int = 100_000,
 ) -> Suffix:

@@ -80,7 +80,9 @@ class Model:
     def length(self, slot: int) -> int:
         """Committed tokens."""
 
-    def read_cache(self, slot: int, layer: int, keys: NDArray[np.float32], values: NDArray[np.float32]) -> None:
+    def read_cache(
+        self, slot: int, layer: int, keys: NDArray[np.float32], values: NDArray[np.float32]
+    ) -> None:
         """Committed keys and values [length, kv_heads, head_dim]."""
 
     def measure_stages(self, on: bool) -> None:

@@ -7,6 +7,8 @@ numbers are the file's own: nothing is rounded again.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -41,9 +43,9 @@ def pack(kind: str, raw: Bytes) -> Bytes:
     return np.concatenate(parts, axis=1).reshape(-1)
 
 
-def _to_64(part: Bytes) -> Bytes:
+def _to_64(part: NDArray[Any]) -> Bytes:
     """[blocks, ...] -> [blocks, bytes], filled up with zeros to a multiple of 64."""
-    flat = part.reshape(part.shape[0], -1)
+    flat: Bytes = part.reshape(part.shape[0], -1)
     return np.pad(flat, ((0, 0), (0, -flat.shape[1] % 64)))
 
 

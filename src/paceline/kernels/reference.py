@@ -23,7 +23,8 @@ def quantise(x: Floats) -> Floats:
     grouped = x.reshape(*x.shape[:-1], -1, GROUP)
     largest = np.abs(grouped).max(-1, keepdims=True)
     inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0)
-    return (np.rint(grouped * inverse) * (largest / np.float32(127))).reshape(x.shape)
+    rounded: Floats = np.rint(grouped * inverse) * (largest / np.float32(127))
+    return rounded.reshape(x.shape)
 
 
 class Model:
@@ -80,7 +81,8 @@ class Model:
 
     def _norm(self, x: Floats, name: str) -> Floats:
         mean = (x * x).mean(-1, keepdims=True, dtype=np.float32)
-        return x / np.sqrt(mean + self._eps) * self._weights[name]
+        normed: Floats = x / np.sqrt(mean + self._eps) * self._weights[name]
+        return normed
 
     def _rotate(self, x: Floats, positions: Ints) -> Floats:
         """Rotary positions (Su et al., 2021) on neighbouring pairs of x [N, heads, dim]."""
@@ -106,13 +108,17 @@ class Model:
         """One pass over packed rows."""
         for slot, start in zip(slots, starts, strict=True):
             if self.length(int(slot)) != start:
-                raise ValueError(f"slot {slot} holds {self.length(int(slot))} tokens, the draft starts at {start}")
+                raise ValueError(
+                    f"slot {slot} holds {self.length(int(slot))} tokens, the draft starts at {start}"
+                )
         needed = sum(-(-int(n) // LANES) for n in starts + np.diff(offsets))
         others = sum(-(-self.length(s) // LANES) for s in self._cache if s not in slots)
         if needed + others > self._pages:
             raise CapacityError(f"the cache holds {self._pages * LANES} tokens, this pass needs more")
         paths = _paths(parents, offsets)
-        fresh = [np.zeros((self._layers, len(tokens), self._kv_heads, self._dim), np.float16) for _ in range(2)]
+        fresh = [
+            np.zeros((self._layers, len(tokens), self._kv_heads, self._dim), np.float16) for _ in range(2)
+        ]
         x = self._weights["token_embd.weight"][tokens]
         for layer in range(self._layers + 1):
             for wanted, tap in zip(tap_layers, taps, strict=True):

@@ -147,7 +147,7 @@ class _Guard:
         return text.translate({ord(mask): character for character, mask in self._hidden.items()})
 
 
-class _Refused(Exception):  # noqa: N818
+class _Refused(Exception):
     """Raised by a template through `raise_exception`."""
 
 

@@ -89,7 +89,9 @@ class NativeTarget:
 
         Raises ModelFileError for the file, ConfigError for an option.
         """
-        return NativeTarget(load_weights(Path(path)), threads=threads, context=context, cache_tokens=cache_tokens)
+        return NativeTarget(
+            load_weights(Path(path)), threads=threads, context=context, cache_tokens=cache_tokens
+        )
 
     def forward(self, draft: Draft, taps: frozenset[str]) -> Scores:
         """One pass. The logits, float32 [S, V], lie in a buffer that the next pass overwrites.

@@ -64,7 +64,10 @@ def load_weights(path: Path) -> PackedWeights:
 
 
 def pack_gguf(path: Path) -> PackedWeights:
-    """Read a GGUF file and pack its weights. Raises ModelFileError if it holds what the kernels cannot run."""
+    """Read a GGUF file and pack its weights.
+
+    Raises ModelFileError if it is damaged or holds what the kernels cannot run.
+    """
     from paceline.models.gguf_file import read_gguf
 
     checkpoint = read_gguf(path)
@@ -84,7 +87,9 @@ def pack_gguf(path: Path) -> PackedWeights:
             tensors[name] = aligned(pack(tensor.type, tensor.data))
             tensors[name + ".type"] = tensor.type
         else:
-            raise ModelFileError(f"{path}: tensor {name} is {tensor.type}, the kernels run {', '.join(TYPES)}")
+            raise ModelFileError(
+                f"{path}: tensor {name} is {tensor.type}, the kernels run {', '.join(TYPES)}"
+            )
     return PackedWeights(config, json.dumps(checkpoint.tokenizer), tensors)
 
 
@@ -103,13 +108,15 @@ def _room(size: int) -> Bytes:
 
 
 def _cache_path(path: Path) -> Path | None:
-    """Where the packed form of this very file (path, size, time of change) lies; None if it cannot be read."""
+    """Where the packed form of this very file (path, size, time of change) lies; None for no such file."""
     try:
         status = path.stat()
     except OSError:
         return None
     identity = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}|{MAGIC!r}"
-    return cache_dir() / "packed" / f"{path.stem[:80]}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.bin"
+    return (
+        cache_dir() / "packed" / f"{path.stem[:80]}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.bin"
+    )
 
 
 def _write(path: Path, weights: PackedWeights) -> None:
@@ -139,10 +146,10 @@ def _read(path: Path) -> PackedWeights:
     size = path.stat().st_size
     data = _room(size)
     with path.open("rb") as file:
-        if file.readinto(memoryview(data)) != size or bytes(data[:8]) != MAGIC:
+        if file.readinto(data.data) != size or bytes(data[:8]) != MAGIC:
             raise ModelFileError(f"{path} is not a file of packed weights")
     length, crc = (int.from_bytes(data[at : at + 8].tobytes(), "little") for at in (8, 16))
-    if zlib.crc32(data[_PREFIX:]) != crc or length > size:
+    if zlib.crc32(data[_PREFIX:].data) != crc or length > size:
         raise ModelFileError(f"{path} is damaged")
     header = json.loads(data[_PREFIX : _PREFIX + length].tobytes())
     body = data[_PREFIX + length :]

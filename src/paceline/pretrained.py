@@ -1,4 +1,4 @@
-"""From a model's name to a target and its tokenizer."""
+"""From a model's name or file to a target and its tokenizer."""
 
 from __future__ import annotations
 
