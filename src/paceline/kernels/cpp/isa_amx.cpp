@@ -5,7 +5,7 @@
 
 namespace paceline {
 const Kernels& kernels_amx() {
-    static const Kernels kernels{kIsaName, run, draw, matmul};
+    static const Kernels kernels{kIsaName, run, draw, matmul, read_memory};
     return kernels;
 }
 }  // namespace paceline

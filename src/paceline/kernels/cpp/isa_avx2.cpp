@@ -4,7 +4,7 @@
 
 namespace paceline {
 const Kernels& kernels_avx2() {
-    static const Kernels kernels{kIsaName, run, draw, matmul};
+    static const Kernels kernels{kIsaName, run, draw, matmul, read_memory};
     return kernels;
 }
 }  // namespace paceline

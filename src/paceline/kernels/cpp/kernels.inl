@@ -168,6 +168,19 @@ void matmul(const Matrix& w, const float* x, int rows, Quantised room, float* ou
     end_tiles();
 }
 
+// Reads memory as the products do and adds it up: how fast weights can arrive at best.
+uint64_t read_memory(const uint8_t* data, size_t bytes) {
+    I32 sums[4] = {splat_int(0), splat_int(0), splat_int(0), splat_int(0)};
+    for (size_t at = 0; at + 256 <= bytes; at += 256)
+        for (int i = 0; i < 4; i++) {
+            I32 part;
+            __builtin_memcpy(&part, data + at + i * 64, 64);
+            prefetch(data + at + i * 64 + kPrefetchAhead);
+            sums[i] = add_int(sums[i], part);
+        }
+    return (uint32_t)sum_lanes(add_int(add_int(sums[0], sums[1]), add_int(sums[2], sums[3])));
+}
+
 // ---------------------------------------------------------------------------------- attention
 
 // Where the keys or values of one row and one head lie: `stride` halves from page to page.
@@ -481,7 +494,7 @@ void run(const Pass& pass, int thread, int threads) {
             }
         });
         finish(kQkv);
-        for (int u = thread; u < pass.units; u += threads) attend(pass, i, pass.unit[u], attended, scratch);
+        for (int u = pass.unit_share[thread]; u < pass.unit_share[thread + 1]; u++) attend(pass, i, pass.unit[u], attended, scratch);
         fetch(layer.o, share_begins(model.hidden / kLanes));
         finish(kAttention);
         each(model.hidden / kLanes, kBlocksAtOnce, [&](int first, int last) { add_projection(pass, layer.o, first, last, attended, scratch); });

@@ -160,7 +160,7 @@ void Model::forward(const PackedDraft& draft, float* logits, size_t logits_strid
         }
     }
 
-    // Larger units share more of their keys and values, but every thread needs as many as the next one.
+    // Larger units share more of their keys and values, but every thread needs about as many as the next one.
     int unit_nodes = kUnitNodes;
     const auto count_units = [&] {
         int count = 0;
@@ -168,16 +168,26 @@ void Model::forward(const PackedDraft& draft, float* logits, size_t logits_strid
         return count;
     };
     while (unit_nodes > 1 && count_units() < 4 * threads && count_units() % threads) unit_nodes /= 2;
+    // Head by head, and to each thread a run of them: so few keys and values are read by two threads.
+    std::vector<double> cost{0.0};
     for (int r = 0; r < draft.rows; r++)
-        for (int begin = 0; begin < rows[r].nodes; begin += unit_nodes)
-            for (int head = 0; head < record_.kv_heads; head++)
-                units.push_back({r, rows[r].first + begin, std::min(unit_nodes, rows[r].nodes - begin), head});
+        for (int head = 0; head < record_.kv_heads; head++)
+            for (int begin = 0; begin < rows[r].nodes; begin += unit_nodes) {
+                const int count = std::min(unit_nodes, rows[r].nodes - begin);
+                units.push_back({r, rows[r].first + begin, count, head});
+                cost.push_back(cost.back() + (double)(rows[r].start + begin + count) * (count + 1));
+            }
+    std::vector<int32_t> unit_share(threads + 1, (int32_t)units.size());
+    for (int t = 0, u = 0; t < threads; t++) {
+        while (u < (int)units.size() && cost[u] + (cost[u + 1] - cost[u]) / 2 < cost.back() * t / threads) u++;
+        unit_share[t] = u;
+    }
 
     Pass pass{};
     pass.model = &record_;
-    pass.nodes = draft.nodes, pass.rows = draft.rows, pass.scored = draft.scored, pass.units = (int)units.size();
+    pass.nodes = draft.nodes, pass.rows = draft.rows, pass.scored = draft.scored;
     pass.tokens = draft.tokens, pass.positions = draft.positions, pass.scored_nodes = draft.scored_nodes;
-    pass.row_of = row_of.data(), pass.row = rows.data(), pass.node = nodes.data(), pass.unit = units.data();
+    pass.row_of = row_of.data(), pass.row = rows.data(), pass.node = nodes.data(), pass.unit = units.data(), pass.unit_share = unit_share.data();
     pass.keys = keys_.halves(), pass.values = values_.halves(), pass.head_stride = head_stride_;
     pass.logits = logits, pass.logits_stride = logits_stride;
     pass.taps = (int)tap_layers.size(), pass.tap_layers = tap_layers.data(), pass.tap_rows = const_cast<float**>(tap_rows.data());

@@ -83,13 +83,14 @@ struct Barrier;
 // Everything a thread needs for one pass.
 struct Pass {
     const ModelRecord* model;
-    int nodes, rows, scored, units;
+    int nodes, rows, scored;
     const int32_t* tokens;      // [nodes]
     const int32_t* positions;   // [nodes]
     const int32_t* row_of;      // [nodes]
     const Row* row;             // [rows]
     const Node* node;           // [nodes]
-    const AttentionUnit* unit;  // [units]
+    const AttentionUnit* unit;  // thread t attends to the units [unit_share[t], unit_share[t + 1])
+    const int32_t* unit_share;
     const int32_t* scored_nodes;// [scored]
     uint16_t* keys;             // half [layers][kv_heads][pages][head_dim][16]
     uint16_t* values;           // half [layers][kv_heads][pages][16][head_dim]
@@ -130,6 +131,7 @@ struct Kernels {
     void (*run)(const Pass& pass, int thread, int threads);
     int (*draw)(const float* logits, int vocab, const DrawOptions& options, Candidate* workspace);
     void (*matmul)(const Matrix& matrix, const float* x, int rows, Quantised room, float* out, size_t out_stride);
+    uint64_t (*read_memory)(const uint8_t* data, size_t bytes);
 };
 
 void wait(Barrier& barrier);
