@@ -189,7 +189,7 @@ def build(
     info: TargetInfo,
     *,
     max_nodes: int = 7,
-    min_probability: float = 0.05,
+    min_probability: float = 0.07,
     max_match: int = 12,
     store_tokens: int = 100_000,
 ) -> Suffix:

@@ -494,6 +494,7 @@ void run(const Pass& pass, int thread, int threads) {
             }
         });
         finish(kQkv);
+        if (i + 1 == model.layers && !pass.scored && !pass.taps) break;      // only its keys and values were wanted
         for (int u = pass.unit_share[thread]; u < pass.unit_share[thread + 1]; u++) attend(pass, i, pass.unit[u], attended, scratch);
         fetch(layer.o, share_begins(model.hidden / kLanes));
         finish(kAttention);
