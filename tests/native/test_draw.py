@@ -65,6 +65,18 @@ def test_temperature_zero_takes_the_first_of_the_largest(isa: str) -> None:
         assert draw(logits, 0.0, 0, 1.0, 0.0, 1, isa) == logits.argmax()
 
 
+@pytest.mark.parametrize("isa", kernels.compiled.available())
+def test_a_nucleus_decided_by_the_last_bits_is_the_references(isa: str) -> None:
+    """Two tokens hold all but 2e-9 of the mass, and half of it is asked for: the second one is needed."""
+    logits = np.array([1.0, 2.5, 2.5, -1.0, 1.0, 1.5, -3.5, 0.0] * 4, np.float32)
+    logits[8:] -= 10
+    params = SamplingParams(temperature=0.05, top_p=0.5)
+    keys = range(100)
+    found = [draw(logits, 0.05, 0, 0.5, 0.0, key, isa) for key in keys]
+    assert found == [reference(logits, params, key) for key in keys]
+    assert set(found) == {1, 2}
+
+
 def test_different_keys_draw_different_tokens() -> None:
     """The comparison above would pass if both sides ignored the noise."""
     logits = np.zeros(1000, np.float32)

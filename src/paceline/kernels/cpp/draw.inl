@@ -4,6 +4,8 @@
 
 namespace {
 
+constexpr double kMassError = 1e-6;      // of exp and of sums over sixteen lanes in float
+
 struct Largest {            // descending by logit, ascending by id
     bool operator()(const Candidate& a, const Candidate& b) const { return a.logit > b.logit || (a.logit == b.logit && a.id < b.id); }
 };
@@ -74,8 +76,9 @@ int keep_top_k(const float* logits, int vocab, int k, Candidate* out) {
     return least(count, k);
 }
 
-// Cuts candidates to the shortest prefix, in descending order, whose mass reaches top_p of `mass`. Sorts only as far as needed.
-int keep_top_p(Candidate* candidates, int count, float largest, double top_p, double temperature, double mass) {
+// Cuts candidates to the shortest prefix, in descending order, whose mass reaches top_p of `mass`; -1 if that depends on
+// the last `slack` of the mass. Sorts only as far as needed.
+int keep_top_p(Candidate* candidates, int count, float largest, double top_p, double temperature, double mass, double slack) {
     double reached = 0.0;
     for (int sorted = 0, chunk = 128; sorted < count; chunk *= 2) {
         const int end = least(count, sorted + chunk);
@@ -83,13 +86,22 @@ int keep_top_p(Candidate* candidates, int count, float largest, double top_p, do
         std::sort(candidates + sorted, candidates + end, Largest());
         for (; sorted < end; sorted++) {
             reached += std::exp((double)candidates[sorted].logit / temperature - (double)largest / temperature);
-            if (reached >= top_p * mass) return sorted + 1;
+            if (reached >= top_p * mass * (1.0 - slack)) return reached < top_p * mass * (1.0 + slack) ? -1 : sorted + 1;
         }
     }
     return count;
 }
 
-double total_mass(const float* logits, int vocab, float largest, double temperature) {
+// The mass of all candidates, added up from the largest to the smallest.
+double exact_mass(Candidate* candidates, int count, float largest, double temperature) {
+    double mass = 0.0;
+    std::sort(candidates, candidates + count, Largest());
+    for (int i = 0; i < count; i++) mass += std::exp((double)candidates[i].logit / temperature - (double)largest / temperature);
+    return mass;
+}
+
+// The mass of the whole vocabulary, to kMassError of itself.
+double rough_mass(const float* logits, int vocab, float largest, double temperature) {
     const F32 shift = splat(largest), inverse = splat((float)(1.0 / temperature));
     double mass = 0.0;
     int i = 0;
@@ -127,25 +139,26 @@ int draw(const float* logits, int vocab, const DrawOptions& o, Candidate* candid
     if (!top_k && o.top_p >= 1.0 && o.min_p <= 0.0) return race_all(logits, vocab, largest, o);
 
     const float top = logits[largest];
-    double mass = 0.0;
     int count;
     if (top_k) {
         count = keep_top_k(logits, vocab, o.top_k, candidates);
-        if (o.top_p < 1.0) {
-            std::sort(candidates, candidates + count, Largest());
-            for (int i = 0; i < count; i++) mass += std::exp((double)candidates[i].logit / o.temperature - (double)top / o.temperature);
-        }
+        if (o.top_p < 1.0) count = keep_top_p(candidates, count, top, o.top_p, o.temperature, exact_mass(candidates, count, top, o.temperature), 0.0);
     } else {
         // Tokens below (1 - top_p) / vocab hold less than 1 - top_p together: none of them is in the nucleus.
-        double least_weight = o.min_p;
+        double least_weight = o.min_p, mass = 0.0;
         if (o.top_p < 1.0) {
-            mass = total_mass(logits, vocab, top, o.temperature);
+            mass = rough_mass(logits, vocab, top, o.temperature);
             const double outside = (1.0 - o.top_p) * mass / vocab;
             least_weight = outside > least_weight ? outside : least_weight;
         }
         count = collect(logits, vocab, (float)(top + o.temperature * std::log(least_weight * 0.999)), candidates);
+        if (o.top_p < 1.0) count = keep_top_p(candidates, count, top, o.top_p, o.temperature, mass, kMassError);
+        if (count < 0) {
+            count = collect(logits, vocab, -INFINITY, candidates);
+            mass = exact_mass(candidates, count, top, o.temperature);
+            count = keep_top_p(candidates, count, top, o.top_p, o.temperature, mass, 0.0);
+        }
     }
-    if (o.top_p < 1.0) count = keep_top_p(candidates, count, top, o.top_p, o.temperature, mass);
     Winner winner{-INFINITY, vocab};
     for (int i = 0; i < count; i++)
         if (o.min_p <= 0.0 || std::exp((double)candidates[i].logit / o.temperature - (double)top / o.temperature) >= o.min_p)
