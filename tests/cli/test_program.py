@@ -181,3 +181,9 @@ def test_bench_step_takes_row_counts(paceline: Paceline, monkeypatch: pytest.Mon
     for rows in ("0", "1,x", "", "9999"):
         outcome = paceline("bench", "step", "--rows", rows)
         assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+
+
+def test_an_unknown_option_is_refused_with_the_ones_there_are(paceline: Paceline) -> None:
+    outcome = paceline("generate", "hi", "--colour", "red")
+    assert outcome.code == 2
+    assert "paceline generate has no option --colour; it has --chat, --context," in outcome.err

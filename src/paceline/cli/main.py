@@ -6,6 +6,7 @@ import io
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from typing import NoReturn
@@ -81,6 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+    # The library's warnings are for people too.
+    warnings.showwarning = lambda message, *_: print(f"paceline: note: {message}", file=sys.stderr)
     # A polite kill tidies up as Ctrl-C does.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
@@ -108,7 +111,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error), error.exit_code)
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else "paceline"
-        return _fail(f"{error.format_message()} (see `{path} --help`)", 2)
+        message = error.format_message()
+        if isinstance(error, click.NoSuchOption) and error.ctx:
+            options = error.ctx.command.get_params(error.ctx)
+            names = {name for option in options for name in option.opts if name.startswith("--")}
+            message = f"{path} has no option {error.option_name}; it has {', '.join(sorted(names))}"
+        return _fail(f"{message} (see `{path} --help`)", 2)
     except click.ClickException as error:
         return _fail(error.format_message(), 2)
     except (KeyboardInterrupt, click.Abort):

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paceline.errors import CapacityError
-from paceline.kernels.packing import GROUP, LANES, Bytes, Floats, dequantise
+from paceline.kernels.packing import GROUP, LANES, Floats, dequantise
 
 Ints = NDArray[np.int32]
 
@@ -207,6 +207,3 @@ def _paths(parents: Ints, offsets: Ints) -> list[list[int]]:
     for node, parent in enumerate(parents.tolist()):
         paths.append([*(paths[parent] if parent >= 0 else ()), node])
     return paths
-
-
-__all__ = ["Bytes", "Model", "quantise"]

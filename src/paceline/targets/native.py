@@ -7,6 +7,7 @@ number of threads. That is what makes speculative output equal plain output bit 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -66,6 +67,13 @@ class NativeTarget:
             "rope_theta": config.rope_theta,
         }
         isa = kernels.chosen()
+        if kernels.compiled is None:
+            warnings.warn(
+                "Paceline was installed without its compiled kernels and runs on the slow NumPy reference; "
+                "install a C++ compiler, then install Paceline again",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         self.model: Any
         if isa == "reference" or kernels.compiled is None:
             from paceline.kernels.reference import Model
