@@ -1,12 +1,12 @@
 // Which of the compiled instruction sets this CPU can run.
 #include <algorithm>
 
-#if defined(PACELINE_X86)
+#if defined(PACELINE_AMX_BUILT)
 #include <cpuid.h>
-#endif
 #if defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
+#endif
 #endif
 
 #include "model.hpp"
@@ -22,7 +22,7 @@ const Kernels& kernels_avx2();
 
 namespace {
 
-#if defined(PACELINE_X86)
+#if defined(PACELINE_AMX_BUILT)
 // AMX with 8-bit integers: the CPU has it, and the system lets this process use its registers.
 bool may_use_amx() {
     unsigned a, b, c, d;
@@ -42,8 +42,10 @@ std::vector<const Kernels*> usable() {
 #if defined(PACELINE_X86)
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni")) {
+#if defined(PACELINE_AMX_BUILT)
         static const bool amx = may_use_amx();
         if (amx) found.push_back(&kernels_amx());
+#endif
         found.push_back(&kernels_avx512());
     }
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) found.push_back(&kernels_avx2());
