@@ -22,12 +22,13 @@ from paceline import Engine, SamplingParams
 from paceline.core import NOTHING, Draft, Tree, Verdict, View
 from paceline.kernels.reference import Model
 from paceline.models.registry import resolve
+from paceline.targets.native import NativeTarget
 from paceline.targets.weights import load_weights
 
 CHUNK = 32
 
 
-def answer_logits(target: object, tokens: list[int], prompt: int) -> NDArray[np.float32]:
+def answer_logits(target: NativeTarget, tokens: list[int], prompt: int) -> NDArray[np.float32]:
     """Logits before every answer token, float32 [answer, V]; the slot is released."""
     rows = []
     none = [None]
@@ -64,7 +65,7 @@ def main() -> None:
     weights = load_weights(resolve(options.model))
     config = weights.config
     shape = {key: value for key, value in asdict(config).items() if not isinstance(value, str)}
-    float32 = type(native)(weights, context=4096)
+    float32 = NativeTarget(weights, context=4096)  # the same target around the exact arithmetic
     float32.model = Model(
         shape,
         weights.tensors,

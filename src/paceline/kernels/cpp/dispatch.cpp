@@ -1,6 +1,4 @@
 // Which of the compiled instruction sets this CPU can run.
-#include <algorithm>
-
 #if defined(PACELINE_AMX_BUILT)
 #include <cpuid.h>
 #if defined(__linux__)
@@ -14,8 +12,10 @@
 namespace paceline {
 
 const Kernels& kernels_portable();
-#if defined(PACELINE_X86)
+#if defined(PACELINE_AMX_BUILT)
 const Kernels& kernels_amx();
+#endif
+#if defined(PACELINE_X86)
 const Kernels& kernels_avx512();
 const Kernels& kernels_avx2();
 #endif

@@ -183,13 +183,12 @@ uint64_t read_memory(const uint8_t* data, size_t bytes) {
 
 // ---------------------------------------------------------------------------------- attention
 
-// Where the keys or values of one row and one head lie: `stride` halves from page to page.
+// Where the keys or values of one row and one head lie: pages of 16 positions, `dim` halves each.
 struct Pages {
     const uint16_t* base;
-    size_t stride;
     const int32_t* numbers;
     int dim;
-    const uint16_t* page(int i) const { return base + (size_t)numbers[i] * stride; }
+    const uint16_t* page(int i) const { return base + (size_t)numbers[i] * dim * kLanes; }
 };
 
 // Scores of Q queries, float [dim][Q], against the keys of the P pages from `first` on, half [dim][16] each. With few
@@ -303,8 +302,7 @@ void attend(const Pass& pass, int layer, const AttentionUnit& unit, const Quanti
     const int dim = model.head_dim, group = model.heads / model.kv_heads, queries = unit.nodes * group;
     const Row& row = pass.row[unit.row];
     const size_t head_offset = ((size_t)layer * model.kv_heads + unit.kv_head) * pass.head_stride;
-    const Pages keys{pass.keys + head_offset, (size_t)dim * kLanes, row.pages, dim};
-    const Pages values{pass.values + head_offset, keys.stride, row.pages, dim};
+    const Pages keys{pass.keys + head_offset, row.pages, dim}, values{pass.values + head_offset, row.pages, dim};
     const size_t stride = pass.score_stride;
     float* result = scratch + (size_t)queries * stride;     // [queries][dim]
 

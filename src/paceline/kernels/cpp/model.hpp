@@ -56,8 +56,8 @@ class Model {
     // Fills logits [scored][vocab], rows logits_stride apart, and tap_rows[t] [nodes][hidden]. Throws CacheFull before anything changed.
     void forward(const PackedDraft& draft, float* logits, size_t logits_stride, const std::vector<int32_t>& tap_layers, const std::vector<float*>& tap_rows);
 
-    // Keeps, for row r of the last forward, its first `known[r]` nodes and then the nodes kept[kept_offsets[r]...],
-    // numbered within the row, root first.
+    // Keeps, for row r of the last forward, its first `known[r]` nodes and then the nodes kept[r], numbered within the
+    // row, root first.
     void commit(const std::vector<int>& known, const std::vector<std::vector<int>>& kept);
 
     void release(const std::vector<int>& slots);
