@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from pathlib import Path
-
-import paceline.rules
 from paceline.core import Rule
+from paceline.rules import load, names
 
-RULES: dict[str, Rule] = {
-    file.stem: getattr(import_module(f"paceline.rules.{file.stem}"), file.stem)
-    for file in sorted(Path(paceline.rules.__file__).parent.glob("[!_]*.py"))
-}
-"""{name: rule}; the function has its file's name."""
+RULES: dict[str, Rule] = {name: load(name, allow_lossy=True) for name in names()}
+"""{name: rule}, with its own settings."""

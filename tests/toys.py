@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 
-from paceline.core import NOTHING, Budget, Draft, Step, Tree, Verdict, View
-from paceline.laws import Laws
+from paceline.core import NOTHING, Budget, Drawn, Promise, Step, Tree, View
 from paceline.noise import Noise
+from paceline.verify import Outcome, Row, rule
 
 VOCABULARY = 12
 EOS = 0
@@ -49,6 +49,8 @@ class Quiet:
     """A drafter that learns nothing."""
 
     needs: frozenset[str] = frozenset()
+    drawn = frozenset({Drawn.FIXED})
+    branches = True
 
     def observe(self, step: Step) -> None: ...
 
@@ -147,21 +149,15 @@ class Empty(Quiet):
 ADVERSARIES = (AlwaysWrong, Oracle, HalfRight, RandomTrees, OverBudget)
 
 
-def trusting(draft: Draft, laws: Laws, noise: Noise) -> Verdict:
+@rule(Promise.TOKENS, takes=frozenset(Drawn))
+def trusting(row: Row) -> Outcome:
     """A broken rule: takes the first drafted path without asking the target."""
-    parents, next_tokens = draft.parents.tolist(), []
-    paths: list[list[int]] = []
-    for row, root in enumerate(draft.roots):
-        path: list[int] = []
-        if root >= 0:
-            node = root
-            for child in range(root + 1, int(draft.offsets[row + 1])):
-                if parents[child] == node:
-                    path.append(child)
-                    node = child
-        paths.append(path)
-        next_tokens.append(laws.draw(path[-1] if path else root, noise) if root >= 0 else -1)
-    return Verdict(paths, next_tokens)
+    path: list[int] = []
+    node = row.root
+    while children := row.children(node):
+        node = children[0]
+        path.append(node)
+    return path, row.own(node)
 
 
 class NoiseByStep(Noise):

@@ -16,8 +16,9 @@ last known token, the row's root.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from enum import IntEnum
+from dataclasses import dataclass, field, fields, replace
+from enum import Enum, IntEnum
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -40,6 +41,45 @@ class Lane(IntEnum):
     DRAFT = 3
 
 
+class Promise(Enum):
+    """What a rule promises about the answers, from the strongest to none."""
+
+    TOKENS = "bit-exact"
+    """The very tokens of plain decoding with the same seed."""
+    LAW = "exact in law"
+    """Other tokens than plain decoding's, drawn from the same law."""
+    LOSSY = "lossy"
+    """Tokens that the target might not have drawn."""
+
+
+class Drawn(IntEnum):
+    """How a drafted token came about, once the tokens above it were known."""
+
+    FIXED = 0
+    """Chosen, not drawn: a function of what was committed before the step and of the path above."""
+    IID = 1
+    """Drawn from its law independently of its siblings, which may hold the same token."""
+    WITHOUT_REPLACEMENT = 2
+    """Drawn from its law without the tokens of the siblings drawn from that law before it."""
+    COUPLED = 3
+    """Drawn with the target's own noise, so as to agree with it as often as possible."""
+
+
+class Origin(NamedTuple):
+    """How a drafted token was drawn.
+
+    law: probabilities [V] that sum to 1: the very law it was drawn from, after all cuts (for a token drawn
+    without replacement, before its earlier siblings were taken out). Siblings drawn from one law share
+    one array.
+    """
+
+    drawn: Drawn
+    law: Array
+
+
+ALL_FIXED: Mapping[int, Origin] = MappingProxyType({})
+
+
 class Budget(NamedTuple):
     """How much may be drafted for one row.
 
@@ -52,10 +92,12 @@ class Budget(NamedTuple):
 
 class Tree(NamedTuple):
     """Tokens proposed for one row. `tokens[i]` follows `tokens[parents[i]]`; a parent of -1 is the root,
-    and every parent comes before its children."""
+    and every parent comes before its children. `origins[i]` says how token i was drawn; one that is not
+    there is fixed. `paceline.drafting.grow` makes trees of drawn tokens."""
 
     tokens: Sequence[int]
     parents: Sequence[int]
+    origins: Mapping[int, Origin] = ALL_FIXED
 
     @staticmethod
     def chain(tokens: Sequence[int]) -> Tree:
@@ -79,6 +121,8 @@ class View:
     seeds      the request's noise seed, uint64
     prompts    prompt length of each row: histories[row][:prompts[row]] is the prompt
     drafters   name of the drafter each request asked for
+    coupled    whether drafters draw with the target's own noise (under a rule that compares tokens) or
+               with noise of their own (under a rule that compares laws)
     """
 
     slots: Sequence[int]
@@ -89,6 +133,7 @@ class View:
     seeds: Sequence[int]
     prompts: Sequence[int]
     drafters: Sequence[str]
+    coupled: bool = True
 
     def draws(self, row: int) -> bool:
         """Whether this step reaches the row's last committed token, so that a new one is drawn."""
@@ -96,19 +141,12 @@ class View:
 
     def rows(self, rows: Sequence[int]) -> View:
         """The same step, seen by some of its rows only."""
-        return View(*([column[row] for row in rows] for column in self._columns()))
-
-    def _columns(self) -> tuple[Sequence[Any], ...]:
-        return (
-            self.slots,
-            self.histories,
-            self.starts,
-            self.ends,
-            self.controls,
-            self.seeds,
-            self.prompts,
-            self.drafters,
-        )
+        columns: dict[str, Any] = {
+            column.name: [getattr(self, column.name)[row] for row in rows]
+            for column in fields(self)
+            if column.name != "coupled"
+        }
+        return replace(self, **columns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +161,7 @@ class Draft:
     positions  int32 [N]    absolute position of the node's token in its sequence
     roots      one node per row, its last known token; -1 where the row draws no token in this step
     scored     int32 [S]    nodes whose logits are wanted, ascending: roots and drafted nodes
+    origins    {node: how its token was drawn}; a drafted node that is not there is fixed
     """
 
     slots: NDArray[np.int32]
@@ -133,6 +172,7 @@ class Draft:
     positions: NDArray[np.int32]
     roots: Sequence[int]
     scored: NDArray[np.int32]
+    origins: Mapping[int, Origin] = field(default_factory=lambda: ALL_FIXED)
 
     @staticmethod
     def pack(view: View, trees: Sequence[Tree]) -> Draft:
@@ -145,6 +185,7 @@ class Draft:
         tokens: list[int] = []
         parents: list[int] = []
         positions: list[int] = []
+        origins: dict[int, Origin] = {}
         for row, tree in enumerate(trees):
             start, end = view.starts[row], view.ends[row]
             first, root = len(tokens), len(tokens) + end - start - 1
@@ -167,6 +208,7 @@ class Draft:
                 tokens.append(token)
                 parents.append(above)
                 positions.append(positions[above] + 1)
+            origins.update((root + 1 + node, origin) for node, origin in tree.origins.items())
             offsets.append(len(tokens))
         return Draft(
             np.array(view.slots, np.int32),
@@ -177,6 +219,7 @@ class Draft:
             np.array(positions, np.int32),
             roots,
             np.array(scored, np.int32),
+            origins,
         )
 
     def rows(self, rows: Sequence[int]) -> Draft:
@@ -194,6 +237,7 @@ class Draft:
             self.positions[nodes],
             moved[[self.roots[row] for row in rows]].tolist(),
             np.sort(moved[self.scored[np.isin(self.scored, nodes)]]),
+            {int(moved[node]): origin for node, origin in self.origins.items() if moved[node] >= 0},
         )
 
     def nodes(self, rows: Sequence[int]) -> NDArray[np.int64]:
@@ -306,6 +350,12 @@ class Drafter(Protocol):
     needs: frozenset[str]
     """Feature taps it wants to see in `observe`."""
 
+    drawn: frozenset[Drawn]
+    """How its tokens come about where `View.coupled` is false; empty if it never proposes any."""
+
+    branches: bool
+    """Whether a token of its trees may have several children."""
+
     def propose(self, view: View, budgets: Sequence[Budget]) -> Sequence[Tree]:
         """One tree per row, within that row's budget; proposing nothing is legal."""
         ...
@@ -321,5 +371,25 @@ class Drafter(Protocol):
 
 class Rule(Protocol):
     """Decides which drafted tokens are kept. A pure function."""
+
+    @property
+    def name(self) -> str:
+        """What users type."""
+        ...
+
+    @property
+    def promise(self) -> Promise:
+        """What holds for the answers."""
+        ...
+
+    @property
+    def takes(self) -> frozenset[Drawn]:
+        """The drafted tokens it can keep the promise for."""
+        ...
+
+    @property
+    def trees(self) -> bool:
+        """Whether it takes trees; otherwise chains only."""
+        ...
 
     def __call__(self, draft: Draft, laws: Laws, noise: Noise) -> Verdict: ...

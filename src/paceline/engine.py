@@ -21,6 +21,7 @@ from paceline.sampling import MAX_SEED, SamplingParams
 from paceline.scheduler import Scheduler
 from paceline.stopwatch import Stopwatch
 from paceline.transcript import Tokenizer, Transcript
+from paceline.verify import refusal
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
 """Text, token ids, or chat messages such as {"role": "user", "content": "Hello"}."""
@@ -42,7 +43,8 @@ class Engine:
     max_batch     requests that run at the same time; more wait
 
     Raises ConfigError for a value out of range, IncompatibleDrafter for a drafter that needs features
-    which the target does not offer. An engine belongs to one thread.
+    which the target does not offer, or proposes drafts that the rule does not take. An engine belongs to
+    one thread.
     """
 
     def __init__(
@@ -67,6 +69,8 @@ class Engine:
                     f"drafter {name} needs {', '.join(sorted(missing))}; {target.info.name} offers "
                     f"{', '.join(sorted(target.info.taps)) or 'no features'}"
                 )
+            if reason := refusal(rule, name, candidate):
+                raise IncompatibleDrafter(reason)
         if eos_ids is None:
             eos_ids = tokenizer.eos_ids if tokenizer else frozenset()
         self.target = target
@@ -74,11 +78,16 @@ class Engine:
         self.drafters = dict(drafters)
         self.drafter = self._known_drafter(drafter)
         self.watch = Stopwatch()
-        self._rule = rule
+        self.rule = rule
         self._eos_ids = eos_ids
         self._router = Router(drafters, target.info.vocab_size)
         self._scheduler = Scheduler(
-            target.info, self.watch, nodes=nodes, chunk_tokens=chunk_tokens, max_batch=max_batch
+            target.info,
+            self.watch,
+            nodes=nodes,
+            chunk_tokens=chunk_tokens,
+            max_batch=max_batch,
+            rule=rule,
         )
         self._outbox: list[Event] = []
 
@@ -88,6 +97,8 @@ class Engine:
         model: str | Path,
         *,
         drafter: str | Sequence[str] = "suffix",
+        rule: str = "match",
+        allow_lossy: bool = False,
         threads: int | None = None,
         cache_tokens: int | None = None,
         context: int | None = None,
@@ -97,18 +108,21 @@ class Engine:
 
         model: a name that `paceline models list` shows, or the path of a GGUF file. drafter: a name with
         options, such as "suffix:max_nodes=8"; of several the first is the default. "none" is always
-        there. threads, cache_tokens, context: by default what the machine and the model allow. Other
-        options are those of the constructor.
+        there. rule: a name with options, such as "recursive"; a lossy one must be allowed. threads,
+        cache_tokens, context: by default what the machine and the model allow. Other options are those of
+        the constructor.
 
         Raises ModelFileError, ConfigError, IncompatibleDrafter.
         """
+        from paceline import rules
         from paceline.drafters import load
         from paceline.pretrained import load_model
 
+        chosen = rules.load(rule, allow_lossy=allow_lossy)
         target, tokenizer = load_model(model, threads=threads, cache_tokens=cache_tokens, context=context)
         names = (drafter,) if isinstance(drafter, str) else tuple(drafter)
         drafters = {name: load(name, target.info) for name in dict.fromkeys((*names, "none"))}
-        return cls(target, drafters, drafter=names[0], tokenizer=tokenizer, **options)
+        return cls(target, drafters, drafter=names[0], tokenizer=tokenizer, rule=chosen, **options)
 
     def step(self) -> list[Event]:
         """Advance every running request by one target pass; the events of submitted requests."""
@@ -123,7 +137,7 @@ class Engine:
             watch.lap("pack")
             scores = self.target.forward(draft, self._router.taps(view))
             watch.lap("forward")
-            verdict = self._rule(draft, Laws(scores, draft, view), Noise(view.seeds))
+            verdict = self.rule(draft, Laws(scores, draft, view), Noise(view.seeds))
             watch.lap("rule")
             self.target.commit(draft, verdict)
             watch.lap("commit")

@@ -134,6 +134,10 @@ class Laws:
             return token
         return int((truncate(logits, params) + gumbel(key, len(logits))).argmax())
 
+    def law(self, node: int) -> NDArray[np.float64]:
+        """The law after `node`: probabilities float64 [V]. Raises KeyError if the node was not scored."""
+        return np.exp(self.log_law(node))
+
     def log_law(self, node: int) -> NDArray[np.float64]:
         """The whole law after `node`: log-probabilities float64 [V], -inf = impossible.
 

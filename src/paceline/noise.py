@@ -22,9 +22,10 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
+from array_api_compat import array_namespace, device
 from numpy.typing import NDArray
 
-from paceline.core import Lane
+from paceline.core import Array, Lane
 
 GOLDEN = 0x9E3779B97F4A7C15
 FIRST = 0xBF58476D1CE4E5B9
@@ -45,6 +46,47 @@ class Noise:
         key = _mix(self._seeds[row] + GOLDEN)
         key = _mix((key ^ lane) + GOLDEN)
         return _mix((key ^ position) + GOLDEN)
+
+    def accepts(self, row: int, position: int, index: int, p: float, q: float) -> bool:
+        """True with probability min(1, p / q): the coin of one drafted token.
+
+        position: of the first token that the step may emit; coins of different steps are then independent
+        even where they are thrown for the same place. index: tells apart the coins of one step.
+        """
+        z = _mix(self.key(row, Lane.ACCEPT, position) + (index + 1) * GOLDEN)
+        return ((z >> 12) + 0.5) * 2.0**-52 * q < p
+
+    def choose(self, row: int, position: int, weights: Array) -> int:
+        """A token drawn in proportion to the weights [V], which need not sum to 1: one draw per step.
+
+        position: as for `accepts`.
+        """
+        return _ranked(weights, self.key(row, Lane.RESIDUAL, position), 1)[0]
+
+    def draft(self, row: int, position: int, index: int, weights: Array, count: int) -> list[int]:
+        """Up to `count` different tokens drawn in proportion to the weights [V], without replacement, in
+        the order of the draws (Gumbel-top-k; Kool, van Hoof and Welling, 2019, arXiv 1903.06059).
+
+        position: as for `accepts`; index: tells apart the draws of one step.
+        """
+        return _ranked(weights, _mix(self.key(row, Lane.DRAFT, position) + (index + 1) * GOLDEN), count)
+
+    def like_target(self, row: int, position: int, weights: Array, count: int) -> list[int]:
+        """The token that the target would draw at an absolute position if this were its law, and the
+        runners-up: at most `count` different tokens."""
+        return _ranked(weights, self.key(row, Lane.TARGET, position), count)
+
+
+def _ranked(weights: Array, key: int, count: int) -> list[int]:
+    """The possible tokens that come first by log weight plus noise."""
+    xp = array_namespace(weights)
+    possible = weights > 0
+    x = xp.where(possible, xp.log(xp.where(possible, weights, 1.0)), -xp.inf)
+    x = x + xp.asarray(gumbel(key, x.shape[0]), dtype=x.dtype, device=device(x))
+    if count == 1:
+        return [int(xp.argmax(x))]
+    order = xp.argsort(x, descending=True, stable=True)[:count]
+    return [int(token) for token in order if possible[token]]
 
 
 def _mix(z: int) -> int:

@@ -61,6 +61,8 @@ class Completion:
     stop_reason    the stop string or the token id that ended the answer, else None
     seed           the seed used: give it again to get the same answer
     drafter        the drafter that the request was served with
+    rule           the rule that decided which drafted tokens were kept
+    promise        what that rule promises: "bit-exact", "exact in law" or "lossy" (paceline.core.Promise)
     prompt_tokens  the prompt's length
     """
 
@@ -71,6 +73,8 @@ class Completion:
     stop_reason: str | int | None
     seed: int
     drafter: str
+    rule: str
+    promise: str
     prompt_tokens: int
     stats: Stats
     timings: Timings

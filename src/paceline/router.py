@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from paceline.core import NOTHING, Budget, Drafter, Step, Tree, View
+from array_api_compat import array_namespace
+
+from paceline.core import NOTHING, Budget, Drafter, Drawn, Step, Tree, View
+
+LAW_TOLERANCE = 1e-4
+"""How far from 1 a drafter's law may sum: the rounding of a softmax in float32."""
 
 
 class Router:
     """Hands each drafter its own rows, and stands between drafters and target.
 
     A tree that is larger than its budget is cut to it: budgets shrink near an answer's end, and a drafter
-    that overlooks this costs nothing. A tree that is not a tree, or holds a token that does not exist, is
-    a mistake in the drafter: ValueError naming it.
+    that overlooks this costs nothing. A tree that is not a tree, holds a token that does not exist, or was
+    not made as its drafter declares, is a mistake in the drafter: ValueError naming it.
     """
 
     def __init__(self, drafters: Mapping[str, Drafter], vocab_size: int) -> None:
@@ -38,7 +43,7 @@ class Router:
                 raise ValueError(f"drafter {name}: {len(proposed)} trees for {len(rows)} rows")
             for row, tree in zip(rows, proposed, strict=True):
                 if len(tree.tokens):
-                    trees[row] = self._checked(name, tree, budgets[row])
+                    trees[row] = self._checked(name, tree, budgets[row], view.coupled)
         return trees
 
     def observe(self, step: Step) -> None:
@@ -54,9 +59,10 @@ class Router:
             if name is not None:
                 self._drafters[name].release([slot])
 
-    def _checked(self, name: str, tree: Tree, budget: Budget) -> Tree:
-        """The tree cut to its budget. Raises ValueError naming the drafter if it is malformed."""
-        tokens, parents = tree
+    def _checked(self, name: str, tree: Tree, budget: Budget, coupled: bool) -> Tree:
+        """The tree cut to its budget. Raises ValueError naming the drafter if it is malformed, or not
+        what the drafter declares."""
+        tokens, parents, origins = tree
         if len(tokens) != len(parents):
             raise ValueError(f"drafter {name}: {len(tokens)} tokens but {len(parents)} parents")
         if min(tokens) < 0 or max(tokens) >= self._vocab_size:
@@ -66,9 +72,33 @@ class Router:
             if not -1 <= parent < node:
                 raise ValueError(f"drafter {name}: parent {parent} of node {node} does not come before it")
             depths.append(depths[parent] + 1 if parent >= 0 else 1)
+        if not coupled:
+            self._check_declaration(name, tree)
         if len(tokens) <= budget.nodes and max(depths) <= budget.depth:
             return tree
+        if not coupled and origins:
+            raise ValueError(
+                f"drafter {name}: {len(tokens)} tokens, {max(depths)} deep, exceed the budget of "
+                f"{budget.nodes}, {budget.depth} deep; drawn tokens may not be cut after the draw"
+            )
         return _cut(tree, depths, budget)
+
+    def _check_declaration(self, name: str, tree: Tree) -> None:
+        drafter = self._drafters[name]
+        if not drafter.branches and len(set(tree.parents)) < len(tree.parents):
+            raise ValueError(f"drafter {name}: declares chains, proposed a branch: {list(tree.parents)}")
+        kinds = {origin.drawn for origin in tree.origins.values()}
+        if len(tree.origins) < len(tree.tokens):
+            kinds.add(Drawn.FIXED)
+        if undeclared := kinds - drafter.drawn:
+            raise ValueError(f"drafter {name}: {', '.join(kind.name for kind in undeclared)} not declared")
+        for law in {id(origin.law): origin.law for origin in tree.origins.values()}.values():
+            xp = array_namespace(law)
+            if law.shape != (self._vocab_size,) or not abs(float(xp.sum(law)) - 1) < LAW_TOLERANCE:
+                raise ValueError(
+                    f"drafter {name}: a law is probabilities of {self._vocab_size} tokens that sum to 1, "
+                    f"got {law.shape[0]} that sum to {float(xp.sum(law)):.6g}"
+                )
 
 
 def _cut(tree: Tree, depths: Sequence[int], budget: Budget) -> Tree:
@@ -78,7 +108,11 @@ def _cut(tree: Tree, depths: Sequence[int], budget: Budget) -> Tree:
         if depth <= budget.depth and len(places) <= budget.nodes:
             places[node] = len(places) - 1
     kept = [node for node in places if node >= 0]
-    return Tree([tree.tokens[node] for node in kept], [places[tree.parents[node]] for node in kept])
+    return Tree(
+        [tree.tokens[node] for node in kept],
+        [places[tree.parents[node]] for node in kept],
+        {places[node]: origin for node, origin in tree.origins.items() if node in places},
+    )
 
 
 def _rows_by_drafter(view: View) -> dict[str, list[int]]:

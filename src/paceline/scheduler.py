@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 from itertools import count
 
-from paceline.core import Budget, Draft, TargetInfo, Verdict, View
+from paceline.core import Budget, Draft, Drawn, Rule, TargetInfo, Verdict, View
 from paceline.errors import CapacityError, ConfigError
 from paceline.laws import Controls
 from paceline.results import Completion, Event, FinishReason, Stats, Timings
@@ -77,15 +77,25 @@ class Scheduler:
     nodes         drafted tokens per step, shared evenly by the rows that decode
     chunk_tokens  prompt tokens per step, taken by the rows that still read, oldest first
     max_batch     requests that run at the same time
+    rule          decides which drafted tokens are kept, which is not the scheduler's business, and with
+                  whose noise drafters draw, which it tells them
     """
 
     def __init__(
-        self, info: TargetInfo, watch: Stopwatch, *, nodes: int, chunk_tokens: int, max_batch: int
+        self,
+        info: TargetInfo,
+        watch: Stopwatch,
+        *,
+        nodes: int,
+        chunk_tokens: int,
+        max_batch: int,
+        rule: Rule,
     ) -> None:
         self._info = info
         self._watch = watch
         self._nodes = nodes
         self._chunk_tokens = chunk_tokens
+        self._rule = rule
         self._waiting: deque[Request] = deque()
         self._running: list[Request] = []
         self._planned: list[Request] = []
@@ -169,6 +179,7 @@ class Scheduler:
             [request.seed for request in planned],
             [request.prompt for request in planned],
             [request.drafter for request in planned],
+            coupled=Drawn.COUPLED in self._rule.takes,
         )
         return view, self._budgets(ends)
 
@@ -275,6 +286,8 @@ class Scheduler:
             stop_reason=stop,
             seed=request.seed,
             drafter=request.drafter,
+            rule=self._rule.name,
+            promise=self._rule.promise.value,
             prompt_tokens=request.prompt,
             stats=Stats(
                 request.passes, len(answer), request.drafted, request.accepted, request.accepted_lengths

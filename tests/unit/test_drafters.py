@@ -9,7 +9,6 @@ from itertools import pairwise
 
 import pytest
 
-from paceline import drafters
 from paceline.core import Budget, Drafter, Tree, View
 from paceline.drafters import load, names, options
 from paceline.drafters.none import Plain
@@ -73,7 +72,7 @@ def test_a_wrong_name_or_option_is_refused_with_the_legal_ones(spec: str, messag
 
 def test_drafters_of_other_packages_come_through_their_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
     entry = EntryPoint("silent", "paceline.drafters.none:build", "paceline.drafters")
-    monkeypatch.setattr(drafters, "entry_points", lambda group: [entry])
+    monkeypatch.setattr("paceline.plugins.entry_points", lambda group: [entry])
     assert "silent" in names()
     assert isinstance(load("silent", INFO), Plain)
 

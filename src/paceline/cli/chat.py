@@ -43,7 +43,14 @@ HELP = "/exit (or Ctrl-D) ends, /reset forgets the conversation, /stats shows fi
 @engine_options
 @sampling_options
 def command(
-    system: str | None, model: str, drafter: str, threads: int | None, context: int | None, **options: Any
+    system: str | None,
+    model: str,
+    drafter: str,
+    rule: str,
+    allow_lossy: bool,
+    threads: int | None,
+    context: int | None,
+    **options: Any,
 ) -> None:
     """Talk with a model; every line you type is one turn.
 
@@ -52,7 +59,7 @@ def command(
     context, the oldest turns are dropped.
     """
     params = sampling_params(options)
-    engine = make_engine(model, drafter, threads, context)
+    engine = make_engine(model, drafter, threads, context, rule, allow_lossy)
     if not tokenizer_of(engine).has_chat_template:
         raise ConfigError(f"{model} has no chat format; use `paceline generate --raw`")
     conversation = Conversation(engine, params, None if system is None else typed(system))

@@ -60,6 +60,8 @@ def command(
     system: str | None,
     model: str,
     drafter: str,
+    rule: str,
+    allow_lossy: bool,
     threads: int | None,
     context: int | None,
     stream: bool | None,
@@ -73,7 +75,7 @@ def command(
     params = sampling_params(options)
     text = _prompt(prompt, prompt_file)
     system = None if system is None else typed(system)
-    engine = make_engine(model, drafter, threads, context)
+    engine = make_engine(model, drafter, threads, context, rule, allow_lossy)
     question = _question(engine, text, chat, system)
     if stream or (stream is None and not as_json and sys.stdout.isatty()):
         completion = None
@@ -136,6 +138,7 @@ def figures(completion: Completion) -> str:
         f"{stats.tokens} tokens in {timings.prefill_s + timings.decode_s:.2f} s "
         f"({_speed(stats.tokens - 1, timings.decode_s):.0f} tokens/s after the first), "
         f"τ {stats.tau:.2f}, acceptance {stats.acceptance_rate:.0%}, drafter {completion.drafter}, "
+        f"rule {completion.rule} ({completion.promise}), "
         f"seed {completion.seed}, prompt {completion.prompt_tokens} tokens, "
         f"ended by {completion.finish_reason}"
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
-from paceline import drafters
+from paceline import drafters, rules
 from paceline.errors import ConfigError
 from paceline.sampling import SamplingParams
 
@@ -102,17 +102,35 @@ def engine_options(function: F) -> F:
         click.option("--drafter", default="suffix", metavar="NAME[:OPT=VAL,...]", show_default=True,
                      help=f"What proposes tokens: {', '.join(drafters.names())}."
                           " It changes the speed, never the answer."),
+        click.option("--allow-lossy", is_flag=True, help="Allow a rule that gives other answers than the"
+                     " target's own."),
+        click.option("--rule", default="match", metavar="NAME[:OPT=VAL,...]", show_default=True,
+                     help=f"What decides which drafted tokens are kept: {', '.join(rules.names())}."
+                          " With match, answers are plain decoding's token for token."),
         model_option,
     ):  # fmt: skip
         function = decorate(function)
     return function
 
 
-def make_engine(model: str, drafter: str, threads: int | None, context: int | None) -> Engine:
+def make_engine(
+    model: str,
+    drafter: str,
+    threads: int | None,
+    context: int | None,
+    rule: str = "match",
+    allow_lossy: bool = False,
+) -> Engine:
     """The engine that the options ask for; a known model is fetched first if it is not here."""
+    from paceline.core import Promise
     from paceline.engine import Engine
 
-    return Engine.from_pretrained(model, drafter=drafter, threads=threads, context=context)
+    engine = Engine.from_pretrained(
+        model, drafter=drafter, rule=rule, allow_lossy=allow_lossy, threads=threads, context=context
+    )
+    if engine.rule.promise is Promise.LOSSY:
+        click.echo(f"Rule {rule} is lossy: these are not the target's own answers.", err=True)
+    return engine
 
 
 def tokenizer_of(engine: Engine) -> Tokenizer:

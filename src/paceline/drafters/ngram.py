@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from paceline.core import NOTHING, Budget, Step, TargetInfo, Tree, View
+from paceline.core import NOTHING, Budget, Drawn, Step, TargetInfo, Tree, View
 from paceline.errors import ConfigError
 
 
@@ -43,6 +43,8 @@ class Ngram:
     """Proposes one chain: the continuation of the latest earlier occurrence of the last tokens."""
 
     needs: frozenset[str] = frozenset()
+    drawn = frozenset({Drawn.FIXED})
+    branches = False
 
     def __init__(self, tokens: int, longest: int, shortest: int) -> None:
         self._tokens = tokens

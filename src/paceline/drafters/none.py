@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from paceline.core import NOTHING, Budget, Step, TargetInfo, Tree, View
+from paceline.core import NOTHING, Budget, Drawn, Step, TargetInfo, Tree, View
 
 
 class Plain:
     """The drafter that leaves everything to the target."""
 
     needs: frozenset[str] = frozenset()
+    drawn: frozenset[Drawn] = frozenset()
+    branches = False
 
     def propose(self, view: View, budgets: Sequence[Budget]) -> Sequence[Tree]:
         """Nothing for any row."""

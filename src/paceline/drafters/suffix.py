@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from heapq import heappop, heappush
 
-from paceline.core import NOTHING, Budget, Step, TargetInfo, Tree, View
+from paceline.core import NOTHING, Budget, Drawn, Step, TargetInfo, Tree, View
 from paceline.errors import ConfigError
 
 LOOKED_AT = 32  # the latest occurrences that are compared, per text: bounds the time of a step
@@ -85,6 +85,8 @@ class Suffix:
     """Proposes a tree for every row, from the row's own text and the store of earlier answers."""
 
     needs: frozenset[str] = frozenset()
+    drawn = frozenset({Drawn.FIXED})
+    branches = True
 
     def __init__(self, max_nodes: int, min_probability: float, max_match: int, store_tokens: int) -> None:
         self._max_nodes = max_nodes

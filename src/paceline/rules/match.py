@@ -3,29 +3,22 @@
 At every node the target draws its own token, with noise keyed by the request's seed and the position, and
 the walk follows the child that holds it. What is emitted is therefore what plain decoding would have
 emitted, token for token, whatever was drafted, at any temperature and for any tree.
+Source: drafter-invariant decoding by a shared Gumbel race, Daliri, Musco and Suresh, 2024 (arXiv 2408.07978).
 """
 
 from __future__ import annotations
 
-from paceline.core import Draft, Verdict
-from paceline.laws import Laws
-from paceline.noise import Noise
+from paceline.core import Drawn, Promise
+from paceline.verify import Outcome, Row, rule
 
 
-def match(draft: Draft, laws: Laws, noise: Noise) -> Verdict:
-    """Follow the target's own draws down every row's tree; of equal siblings the first counts."""
-    tokens, parents, offsets = draft.tokens.tolist(), draft.parents.tolist(), draft.offsets.tolist()
-    paths: list[list[int]] = []
-    next_tokens: list[int] = []
-    for row, root in enumerate(draft.roots):
-        path: list[int] = []
-        drawn = -1
-        if root >= 0:
-            node, drawn = root, laws.draw(root, noise)
-            for child in range(root + 1, offsets[row + 1]):  # a child comes after its parent
-                if parents[child] == node and tokens[child] == drawn:
-                    path.append(child)
-                    node, drawn = child, laws.draw(child, noise)
-        paths.append(path)
-        next_tokens.append(drawn)
-    return Verdict(paths, next_tokens)
+@rule(Promise.TOKENS, takes=frozenset(Drawn))
+def match(row: Row) -> Outcome:
+    """Follow the target's own draws down the tree; of equal siblings the first counts."""
+    path: list[int] = []
+    node, drawn = row.root, row.own(row.root)
+    while hit := [child for child in row.children(node) if row.token(child) == drawn]:
+        node = hit[0]
+        path.append(node)
+        drawn = row.own(node)
+    return path, drawn
