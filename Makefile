@@ -30,7 +30,7 @@ test: $(VENV)/installed-for-tests
 
 prove: $(VENV)/installed-for-tests
 	$(BIN)/paceline models pull $(MODEL)
-	$(BIN)/python -m pytest --require-model -m prove
+	$(BIN)/python -m tests.prove
 
 check: $(VENV)/installed-for-tests
 	$(BIN)/ruff format --check .
