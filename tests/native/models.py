@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from paceline.core import NOTHING, Draft, Tree, Verdict, View
-from paceline.kernels.packing import pack
+from paceline.kernels.packing import FORMATS, pack
 from paceline.models.config import ModelConfig
+from paceline.models.gguf_file import TENSOR_TYPES
 from paceline.targets.weights import PackedWeights, aligned
 
 Row = tuple[int, Sequence[int], int, int, Tree]
@@ -35,23 +37,38 @@ CONFIG = ModelConfig(
 )
 
 
+WIDE = replace(CONFIG, hidden=256, head_dim=64, heads=4, ffn=512, name="tiny random of whole superblocks")
+"""As CONFIG, with the widths that K-quants need."""
+
+
 def random_blocks(kind: str, rows: int, columns: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """A GGUF's blocks [rows, bytes per row] with random numbers and small scales."""
-    groups = columns // 32
-    scale = rng.uniform(0.5, 1.5, (rows, groups, 1)) / np.sqrt(columns)
-    if kind == "Q8_0":
-        parts = [scale / 74, rng.integers(-128, 128, (rows, groups, 32)).astype(np.int8)]
-    else:
-        parts = [scale / 4.6, rng.integers(0, 256, (rows, groups, 16)).astype(np.uint8)]
-    if kind == "Q4_1":
-        parts.insert(1, -8 * scale / 4.6)
-    halves = [part.astype(np.float16).view(np.uint8) for part in parts[:-1]]
-    return np.concatenate([*halves, parts[-1].view(np.uint8)], axis=-1).reshape(rows, -1)
+    """A GGUF's blocks, or the bytes of its floats, uint8 [rows, bytes per row]: random numbers whose weights
+    have a deviation of about 1 / sqrt(columns)."""
+    format = FORMATS[kind]
+    if format.holds_floats:
+        weights = (rng.standard_normal((rows, columns)) / np.sqrt(columns)).astype(np.float32)
+        if kind == "BF16":
+            return np.ascontiguousarray(weights.view(np.uint16)[:, 1::2]).view(np.uint8)
+        return weights.astype(np.float16 if kind == "F16" else np.float32).view(np.uint8)
+    blocks = columns // format.span
+    spread = 2**format.bits / np.sqrt(12) * (32 if format.part == 32 else 74 if format.part else 1)
+    scale = rng.uniform(0.5, 1.5, (rows, blocks, 1)) / np.sqrt(columns) / spread
+    # Halves, then the bytes between them: every bit pattern of these is valid.
+    halves = [scale, (1 if format.part else -1) * 2 ** (format.bits - 1) * scale][: 1 + format.minima]
+    parts = [half.astype(np.float16).view(np.uint8) for half in halves]
+    size = _BLOCK_BYTES[kind] - 2 * len(halves)
+    parts.insert(0 if kind == "Q6_K" else len(parts), rng.integers(0, 256, (rows, blocks, size), np.uint8))
+    return np.concatenate(parts, axis=-1).reshape(rows, -1)
 
 
-def random_weights(kinds: Sequence[str] = ("Q4_1", "Q8_0", "Q4_0"), seed: int = 0) -> PackedWeights:
-    """A model of `CONFIG` whose matrices take the given types in turn."""
-    rng, c = np.random.default_rng(seed), CONFIG
+_BLOCK_BYTES = {type.name: type.bytes for type in TENSOR_TYPES.values()}
+
+
+def random_weights(
+    kinds: Sequence[str] = ("Q4_1", "Q8_0", "Q4_0"), seed: int = 0, config: ModelConfig = CONFIG
+) -> PackedWeights:
+    """A model of `config` whose matrices take the given types in turn."""
+    rng, c = np.random.default_rng(seed), config
     shapes = {"token_embd": (c.vocab_size, c.hidden)}
     for i in range(c.layers):
         at = f"blk.{i}."

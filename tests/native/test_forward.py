@@ -12,8 +12,9 @@ import pytest
 from paceline import kernels
 from paceline.core import NOTHING, Tree
 from paceline.errors import CapacityError, ConfigError
+from paceline.kernels.packing import FORMATS, TYPES
 from paceline.targets.native import NativeTarget
-from tests.native.models import CONFIG, Row, draft_of, path_to, random_tree, random_weights, read, step
+from tests.native.models import CONFIG, WIDE, Row, draft_of, path_to, random_tree, random_weights, read, step
 
 V = CONFIG.vocab_size
 COMPILED = [isa for isa in kernels.available() if isa != "reference"]
@@ -32,11 +33,10 @@ def tokens(seed: int, count: int) -> list[int]:
     return [rng.randrange(V) for _ in range(count)]
 
 
-@pytest.mark.parametrize("isa", COMPILED)
-@pytest.mark.parametrize("kind", ["Q4_1", "Q8_0", "Q4_0"])
-def test_logits_and_taps_equal_the_references(isa: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    weights = random_weights([kind])
-    targets = [make(monkeypatch, name, weights=weights) for name in (isa, "reference")]
+@pytest.mark.parametrize("kind", TYPES)
+def test_logits_and_taps_equal_the_references(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = WIDE if FORMATS[kind].part else CONFIG
+    weights = random_weights([kind], config=config)
     rng = random.Random(7)
     a, b, c = tokens(1, 40), tokens(2, 19), tokens(3, 9)
     rows: list[Row] = [
@@ -44,18 +44,23 @@ def test_logits_and_taps_equal_the_references(isa: str, kind: str, monkeypatch: 
         (7, b, 12, 19, Tree.chain(tokens(4, 5))),
         (2, c, 0, 6, NOTHING),
     ]
-    found = []
-    for target in targets:
+    found = {}
+    for isa in kernels.available():
+        target = make(monkeypatch, isa, weights=weights)
         read(target, 4, a[:39])
         read(target, 7, b[:12])
         scores = target.forward(draft_of(rows), frozenset({"hidden.0", "hidden.2", "hidden.3"}))
-        found.append({"logits": scores.logits.copy(), **scores.features})
-    assert found[0]["logits"].shape == (10 + 6, V)
-    for name, wanted in found[1].items():
-        # 8-bit activations turn a last bit into a step of 1/127 here and there: compare against the spread.
-        error = np.abs(found[0][name] - wanted) / wanted.std()
-        assert error.max() < 0.15, (name, error.max())
-        assert error.mean() < 0.015, (name, error.mean())
+        found[isa] = {"logits": scores.logits.copy(), **scores.features}
+    wanted = found.pop("reference")
+    assert wanted["logits"].shape == (10 + 6, V)
+    # Activations stay as they are beside floats, though keys and values are kept as float16. In 8 bits a last
+    # bit becomes a step of 1/127 here and there: compare against the spread.
+    largest, mean = (0.02, 0.001) if FORMATS[kind].holds_floats else (0.15, 0.015)
+    for isa, parts in found.items():
+        for name, part in parts.items():
+            error = np.abs(part - wanted[name]) / wanted[name].std()
+            assert error.max() < largest, (isa, name, error.max())
+            assert error.mean() < mean, (isa, name, error.mean())
 
 
 @pytest.mark.parametrize("isa", COMPILED)
@@ -64,12 +69,14 @@ def test_a_rows_bits_do_not_depend_on_the_other_rows(
     isa: str, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Chains and trees of 1 to 33 nodes, with neighbours, against one token at a time on one thread."""
-    one_by_one, together = make(monkeypatch, isa, 1), make(monkeypatch, isa, threads)
+    weights = random_weights(TYPES, config=WIDE)  # all types in one model
+    one_by_one = make(monkeypatch, isa, 1, weights=weights)
+    together = make(monkeypatch, isa, threads, weights=weights)
     rng = random.Random(threads)
     history = tokens(5, 37)
     read(one_by_one, 0, history[:-1], chunk=1)
     read(together, 0, history[:-1], chunk=36)
-    compared = 0
+    compared, share = 0, 0.03 if isa == "portable" else 0.3  # it is ten times as slow
     for nodes in range(1, 34):
         tree = random_tree(rng, nodes - 1, V, chain=nodes % 2 == 0)
         neighbour = tokens(nodes, 3 + nodes)
@@ -84,7 +91,7 @@ def test_a_rows_bits_do_not_depend_on_the_other_rows(
         for node in range(-1, nodes - 1):
             path = [tree.tokens[i] for i in path_to(tree, node)]
             grown = history + path
-            if len(path) == 0 or rng.random() < 0.3:
+            if len(path) == 0 or rng.random() < share:
                 for end in range(37, len(grown) + 1):
                     alone = step(one_by_one, [(0, grown[:end], end - 1, end, NOTHING)])
                 np.testing.assert_array_equal(logits[first + 1 + node], alone[0])
@@ -94,7 +101,7 @@ def test_a_rows_bits_do_not_depend_on_the_other_rows(
         together.commit(draft, _keep_nothing(draft, order))
         together.release([0, 1])
         read(together, 0, history[:-1], chunk=nodes)
-    assert compared > 100
+    assert compared > 33 + 200 * share
 
 
 def _keep_nothing(draft: Any, order: list[int]) -> Any:

@@ -9,20 +9,12 @@ import numpy as np
 import pytest
 
 from paceline.errors import ModelFileError
+from paceline.kernels.packing import TYPES, dequantise
+from paceline.models.gguf_file import TENSOR_TYPES
 from paceline.targets import weights as module
 from paceline.targets.weights import load_weights, pack_gguf
 from tests.conftest import WriteGguf
-
-
-@pytest.fixture
-def write_gguf(write_gguf: WriteGguf) -> WriteGguf:
-    """Tiny files of types that have a kernel."""
-    rng = np.random.default_rng(0)
-    small = {
-        name: (rng.normal(0, 0.1, shape).astype(np.float32), gguf.GGMLQuantizationType.Q8_0)
-        for name, shape in {"blk.0.attn_v.weight": (32, 64), "blk.0.ffn_gate.weight": (96, 64)}.items()
-    }
-    return lambda metadata=None, tensors=None: write_gguf(metadata, {**small, **(tensors or {})})
+from tests.native.models import random_blocks
 
 
 @pytest.fixture
@@ -88,6 +80,45 @@ def test_a_damaged_model_file_leaves_nothing_in_the_cache(write_gguf: WriteGguf,
     assert not cache.exists() or not list(cache.iterdir())
 
 
-def test_types_and_widths_without_a_kernel_are_refused(write_gguf: WriteGguf, cache: Path) -> None:
-    with pytest.raises(ModelFileError, match=r"is F16, the kernels run Q8_0, Q4_0, Q4_1"):
-        load_weights(write_gguf(tensors={"blk.0.attn_v.weight": np.zeros((32, 64), np.float16)}))
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"])
+def test_every_tensor_keeps_the_type_and_the_weights_of_the_file(
+    kind: str, write_gguf: WriteGguf, cache: Path
+) -> None:
+    weights = np.random.default_rng(0).normal(0, 0.1, (32, 64)).astype(np.float32)
+    type = gguf.GGMLQuantizationType[kind]
+    path = write_gguf(tensors={"blk.0.attn_v.weight": (weights, type)})
+    for tensors in (load_weights(path).tensors, load_weights(path).tensors):  # packed, then from the cache
+        assert tensors["blk.0.attn_v.weight.type"] == kind
+        found = dequantise(kind, 32, 64, tensors["blk.0.attn_v.weight"])
+        np.testing.assert_array_equal(found, gguf.dequantize(gguf.quants.quantize(weights, type), type))
+        assert tensors["blk.0.attn_q.weight.type"] == "Q4_1"
+
+
+@pytest.mark.parametrize("kind", ["Q4_K", "Q5_K", "Q6_K"])
+def test_types_of_superblocks_are_read_too(kind: str, write_gguf: WriteGguf, cache: Path) -> None:
+    rng = np.random.default_rng(0)
+    raw = random_blocks(kind, 64, 256, rng)
+    wide = {
+        name: (rng.normal(0, 0.1, (256, 64)).astype(np.float32), gguf.GGMLQuantizationType.Q4_1)
+        for name in ("blk.0.ffn_gate.weight", "blk.0.ffn_up.weight")
+    }
+    path = write_gguf(
+        {"llama.feed_forward_length": 256}, {**wide, "blk.0.ffn_down.weight": (raw, kind)}
+    )
+    found = dequantise(kind, 64, 256, load_weights(path).tensors["blk.0.ffn_down.weight"])
+    np.testing.assert_array_equal(found, gguf.dequantize(raw, gguf.GGMLQuantizationType[kind]))
+
+
+def test_a_type_without_a_kernel_is_refused_with_the_types_that_run(
+    write_gguf: WriteGguf, cache: Path
+) -> None:
+    path = write_gguf(tensors={"blk.0.attn_v.weight": (np.zeros((32, 36), np.uint8), "IQ4_NL")})
+    with pytest.raises(ModelFileError) as caught:
+        load_weights(path)
+    assert "type IQ4_NL is not supported, expected one of F32, F16, Q4_0" in str(caught.value)
+    for kind in TYPES:
+        assert kind in str(caught.value)
+
+
+def test_files_and_kernels_know_the_same_types() -> None:
+    assert {type.name for type in TENSOR_TYPES.values()} == set(TYPES)

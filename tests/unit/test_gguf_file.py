@@ -116,7 +116,8 @@ def test_metadata_that_cannot_be_honoured_are_refused_by_name(
         ({"output_norm.weight": np.ones(64, np.float16)}, "has type F16, expected F32 for a norm"),
         ({"output_norm.weight": np.full(64, np.nan, np.float32)}, "'output_norm.weight': holds a scale or"),
         ({"blk.0.attn_v.weight": np.full((32, 64), np.inf, np.float16)}, "'blk.0.attn_v.weight': holds"),
-        ({"blk.0.attn_q.weight": (np.zeros((64, 144), np.uint8), "Q4_K")}, "type Q4_K is not supported"),
+        ({"blk.0.attn_q.weight": (np.zeros((64, 84), np.uint8), "Q2_K")}, "type Q2_K is not supported"),
+        ({"blk.0.attn_q.weight": (np.zeros((64, 36), np.uint8), "IQ4_NL")}, "type IQ4_NL is not supported"),
     ],
 )
 def test_tensors_that_do_not_fit_are_refused_by_name(
@@ -125,11 +126,34 @@ def test_tensors_that_do_not_fit_are_refused_by_name(
     assert words in refusal(write_gguf(tensors=tensors))
 
 
-@pytest.mark.parametrize(("kind", "width", "at"), [("Q4_0", 36, 0), ("Q4_1", 40, 2), ("Q8_0", 68, 34)])
-def test_a_scale_that_is_not_finite_is_found(write_gguf: Any, kind: str, width: int, at: int) -> None:
-    raw = np.zeros((64, width), np.uint8)
-    raw[63, at : at + 2] = 0x00, 0x7C
-    assert "not finite" in refusal(write_gguf(tensors={"blk.0.attn_q.weight": (raw, kind)}))
+@pytest.mark.parametrize(
+    ("kind", "columns", "block", "at"),
+    [
+        ("Q4_0", 64, 18, 0),
+        ("Q4_1", 64, 20, 2),
+        ("Q5_0", 64, 22, 22),
+        ("Q5_1", 64, 24, 26),
+        ("Q8_0", 64, 34, 34),
+        ("Q4_K", 256, 144, 2),
+        ("Q5_K", 256, 176, 0),
+        ("Q6_K", 256, 210, 208),
+        ("BF16", 64, 2, 40),
+    ],
+)
+def test_a_scale_or_number_that_is_not_finite_is_found(
+    write_gguf: Any, kind: str, columns: int, block: int, at: int
+) -> None:
+    per_block = {"BF16": 1, "Q4_K": 256, "Q5_K": 256, "Q6_K": 256}.get(kind, 32)
+    raw = np.zeros((64, columns // per_block * block), np.uint8)
+    raw[63, at : at + 2] = (0x80, 0x7F) if kind == "BF16" else (0x00, 0x7C)
+    tensors: dict[str, Any] = {"blk.0.attn_q.weight": (raw, kind)}
+    metadata = {}
+    if columns == 256:
+        metadata = {"llama.feed_forward_length": 256}
+        wide = np.zeros((256, 64), np.float32)
+        tensors = {"blk.0.ffn_down.weight": (raw, kind)}
+        tensors |= {"blk.0.ffn_gate.weight": wide, "blk.0.ffn_up.weight": wide}
+    assert "not finite" in refusal(write_gguf(metadata, tensors))
 
 
 def test_every_truncation_is_refused(write_gguf: Any, tmp_path: Path) -> None:

@@ -7,13 +7,13 @@ by row, so that here, too, a row's bits do not depend on its neighbours.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from paceline.errors import CapacityError
-from paceline.kernels.packing import GROUP, LANES, Floats, dequantise
+from paceline.kernels.packing import FORMATS, GROUP, LANES, Floats, dequantise
 
 Ints = NDArray[np.int32]
 
@@ -25,6 +25,14 @@ def quantise(x: Floats) -> Floats:
     inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0)
     rounded: Floats = np.rint(grouped * inverse) * (largest / np.float32(127))
     return rounded.reshape(x.shape)
+
+
+class Matrix(NamedTuple):
+    """values: float32 [rows, columns]; integers: whether the file holds integers with scales, which meet
+    activations in 8 bits, or floats, which meet activations as they are."""
+
+    values: Floats
+    integers: bool
 
 
 class Model:
@@ -57,7 +65,8 @@ class Model:
         """Per slot: [keys, values], each [layers, length, kv_heads, head_dim]."""
         self._last: tuple[Ints, Ints, list[NDArray[np.float16]]] | None = None
 
-    def _read(self, name: str, tensors: Mapping[str, Any]) -> Floats:
+    def _read(self, name: str, tensors: Mapping[str, Any]) -> Any:
+        """A Matrix, or the float32 values of a vector."""
         if name + ".type" not in tensors:
             return np.asarray(tensors[name]).view(np.float32)
         kv, q = self._kv_heads * self._dim, self._heads * self._dim
@@ -72,12 +81,14 @@ class Model:
             "ffn_up": (self._ffn, self._hidden),
             "ffn_down": (self._hidden, self._ffn),
         }[name.split(".")[-2]]
-        return dequantise(tensors[name + ".type"], rows, columns, np.asarray(tensors[name]))
+        kind = tensors[name + ".type"]
+        integers = not FORMATS[kind].holds_floats
+        return Matrix(dequantise(kind, rows, columns, np.asarray(tensors[name])), integers)
 
-    def _multiply(self, x: Floats, weights: Floats) -> Floats:
+    def _multiply(self, x: Floats, weights: Matrix) -> Floats:
         if self._exact:
-            return x @ weights.T
-        return np.stack([weights @ row for row in quantise(x)])
+            return x @ weights.values.T
+        return np.stack([weights.values @ row for row in (quantise(x) if weights.integers else x)])
 
     def _norm(self, x: Floats, name: str) -> Floats:
         mean = (x * x).mean(-1, keepdims=True, dtype=np.float32)
@@ -119,7 +130,7 @@ class Model:
         fresh = [
             np.zeros((self._layers, len(tokens), self._kv_heads, self._dim), np.float16) for _ in range(2)
         ]
-        x = self._weights["token_embd.weight"][tokens]
+        x = self._weights["token_embd.weight"].values[tokens]
         for layer in range(self._layers + 1):
             for wanted, tap in zip(tap_layers, taps, strict=True):
                 if wanted == layer:

@@ -27,28 +27,35 @@ from paceline.models.vocabulary import Spec, read_tokenizer
 
 
 class TensorType(NamedTuple):
-    """How a tensor is stored: blocks of `weights` numbers in `bytes` bytes that begin with float16 scales."""
+    """How a tensor is stored: blocks of `weights` numbers in `bytes` bytes, float16 scales and minima at the
+    byte offsets `halves`; or plain floats of the type `floats`."""
 
     name: str
     weights: int
     bytes: int
-    scales: tuple[str, ...] = ()
+    halves: tuple[int, ...] = ()
+    floats: str = ""
 
 
 TENSOR_TYPES = {
-    0: TensorType("F32", 1, 4),
-    1: TensorType("F16", 1, 2),
-    2: TensorType("Q4_0", 32, 18, ("d",)),
-    3: TensorType("Q4_1", 32, 20, ("d", "m")),
-    8: TensorType("Q8_0", 32, 34, ("d",)),
+    0: TensorType("F32", 1, 4, floats="<f4"),
+    1: TensorType("F16", 1, 2, floats="<f2"),
+    2: TensorType("Q4_0", 32, 18, (0,)),
+    3: TensorType("Q4_1", 32, 20, (0, 2)),
+    6: TensorType("Q5_0", 32, 22, (0,)),
+    7: TensorType("Q5_1", 32, 24, (0, 2)),
+    8: TensorType("Q8_0", 32, 34, (0,)),
+    12: TensorType("Q4_K", 256, 144, (0, 2)),
+    13: TensorType("Q5_K", 256, 176, (0, 2)),
+    14: TensorType("Q6_K", 256, 210, (208,)),
+    30: TensorType("BF16", 1, 2, floats="<u2"),
 }
 """The supported storage types by their number in the file."""
 
 _OTHER_TYPES = {
-    6: "Q5_0", 7: "Q5_1", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5_K", 14: "Q6_K", 15: "Q8_K",
-    16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S",
-    23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M", 30: "BF16", 34: "TQ1_0",
-    35: "TQ2_0", 39: "MXFP4",
+    9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S",
+    20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64",
+    29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4",
 }  # fmt: skip
 
 _SCALARS = {
@@ -62,10 +69,10 @@ class Tensor:
     """One tensor of the file.
 
     name   as in the file, such as "blk.0.attn_q.weight"
-    type   "F32", "F16", "Q4_0", "Q4_1" or "Q8_0"
+    type   the name of one of TENSOR_TYPES
     shape  (rows, columns), or (columns,) for a vector
-    data   a read-only view of the file: float32 or float16 of `shape`, or the raw blocks of a quantised
-           tensor as uint8 [rows, bytes per row]
+    data   a read-only view of the file: float32, float16 or (for BF16) the bits as uint16, of `shape`; or the
+           raw blocks of a quantised tensor as uint8 [rows, bytes per row]
     """
 
     name: str
@@ -270,10 +277,7 @@ def _tensors(cursor: _Cursor, count: int, alignment: int) -> dict[str, Tensor]:
             )
         end = start + size
         raw = np.frombuffer(cursor.data, np.uint8, size, start)
-        if type.scales:
-            view = raw.reshape(-1, row_bytes)
-        else:
-            view = raw.view("<f4" if type.name == "F32" else "<f2").reshape(shape)
+        view = raw.view(type.floats).reshape(shape) if type.floats else raw.reshape(-1, row_bytes)
         tensors[name] = Tensor(name, type.name, shape, view)
     return {name: tensors[name] for name in entries}
 
@@ -321,8 +325,8 @@ def _check_shapes(config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
             )
 
 
-_EXPONENT = 0x7C00
-"""The exponent bits of a float16: all set for infinities and NaN."""
+_HALF_EXPONENT, _BFLOAT_EXPONENT = 0x7C00, 0x7F80
+"""The exponent bits of a float16 and of a bfloat16: all set for infinities and NaN."""
 
 
 def _check_finite(tensor: Tensor) -> None:
@@ -331,19 +335,22 @@ def _check_finite(tensor: Tensor) -> None:
         good = all(
             np.isfinite(rows).all() for rows in np.array_split(tensor.data, 1 + tensor.data.size // 10**7)
         )
-    elif tensor.type == "F16":
-        good = not _holds_infinite(tensor.data.view("<u2"))
+    elif type.floats:
+        exponent = _BFLOAT_EXPONENT if tensor.type == "BF16" else _HALF_EXPONENT
+        good = not _holds_exponent(tensor.data.view("<u2"), exponent)
     else:
+        names = [str(offset) for offset in type.halves]
         fields = {
-            "names": list(type.scales),
-            "formats": ["<u2"] * len(type.scales),
+            "names": names,
+            "formats": ["<u2"] * len(names),
+            "offsets": list(type.halves),
             "itemsize": type.bytes,
         }
         blocks = tensor.data.view(np.dtype(fields))  # type: ignore[call-overload]
-        good = not any(_holds_infinite(blocks[scale]) for scale in type.scales)
+        good = not any(_holds_exponent(blocks[name], _HALF_EXPONENT) for name in names)
     if not good:
         raise ModelFileError(f"tensor {tensor.name!r}: holds a scale or number that is not finite")
 
 
-def _holds_infinite(bits: NDArray[Any]) -> bool:
-    return bool((bits & _EXPONENT == _EXPONENT).any())
+def _holds_exponent(bits: NDArray[Any], exponent: int) -> bool:
+    return bool((bits & exponent == exponent).any())

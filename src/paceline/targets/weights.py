@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 
 from paceline.errors import ModelFileError
-from paceline.kernels.packing import GROUP, TYPES, Bytes, pack
+from paceline.kernels.packing import GROUP, Bytes, pack
 from paceline.models.cache import cache_dir, write_atomically
 from paceline.models.config import ModelConfig
 
-MAGIC = b"PACELN01"
+MAGIC = b"PACELN02"
 _ALIGNMENT = 64
 _PREFIX = 24
 
@@ -83,13 +83,9 @@ def pack_gguf(path: Path) -> PackedWeights:
     for name, tensor in checkpoint.tensors.items():
         if len(tensor.shape) == 1:
             tensors[name] = aligned(np.ascontiguousarray(tensor.data, np.float32).view(np.uint8))
-        elif tensor.type in TYPES:
-            tensors[name] = aligned(pack(tensor.type, tensor.data))
-            tensors[name + ".type"] = tensor.type
         else:
-            raise ModelFileError(
-                f"{path}: tensor {name} is {tensor.type}, the kernels run {', '.join(TYPES)}"
-            )
+            tensors[name] = aligned(pack(tensor.type, tensor.data.view(np.uint8)))
+            tensors[name + ".type"] = tensor.type
     return PackedWeights(config, json.dumps(checkpoint.tokenizer), tensors)
 
 

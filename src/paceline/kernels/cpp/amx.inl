@@ -7,6 +7,9 @@ constexpr int kRing = 8;             // groups under way
 constexpr int kUnpackLead = 2;       // groups between unpacking weights and multiplying them
 constexpr int kProductLead = 4;      // groups between multiplying and adding up
 
+// GCC's tile instructions do not say what memory they read: stores to it must be kept, and stay before them.
+inline void finish_stores() { asm volatile("" ::: "memory"); }
+
 // Tiles 0-3 hold sums of `rows` rows, 4-5 activations, 6-7 weights of one group.
 inline void begin_tiles(int rows) {
     if (rows < kLeastTileRows) return;
@@ -20,6 +23,7 @@ inline void begin_tiles(int rows) {
         config.rows[i] = (uint8_t)(i < 6 ? rows : kGroup / 4);
         config.bytes[i] = i == 4 || i == 5 ? kGroup : 64;
     }
+    finish_stores();
     _tile_loadconfig(&config);
 }
 inline void end_tiles() { _tile_release(); }
@@ -36,42 +40,53 @@ struct GroupCursor {
 
 template <WeightType type>
 inline const uint8_t* numbers_of(const GroupCursor& at) {
-    return at.block + at.matrix->numbers_at + (size_t)at.group * (type == WeightType::Q8_0 ? 512 : 256);
+    return at.block + at.matrix->numbers_at + (size_t)at.group * format_of(type).bits * 64;
 }
+
+// A tile product sums over a whole group of 32.
+constexpr bool runs_on_tiles(WeightType type) { return !holds_floats(type) && format_of(type).part != 16; }
 
 // The T rows of a tile times the blocks [first, last). A software pipeline: while the vector units add up one group, the
 // tile unit works on a later one, whose weights were unpacked before.
 template <WeightType type, int T>
 inline void multiply_blocks_amx(const Matrix& w, int first, int last, const Quantised& x, int tile, int rows, float* out, size_t out_stride) {
+    constexpr Format format = format_of(type);
     alignas(64) int32_t products[kRing][T * kLanes];
     alignas(64) uint8_t unpacked[kRing][512];
     const size_t start = (size_t)tile * x.groups * T;
     const int steps = (last - first) * x.groups;
-    GroupCursor unpack{&w, w.data + (size_t)first * w.block_bytes, x.groups, 0}, multiply = unpack, add = unpack;
+    GroupCursor unpacking{&w, w.data + (size_t)first * w.block_bytes, x.groups, 0}, multiply = unpacking, add = unpacking;
     F32 total[T];
     PACELINE_UNROLL
     for (int m = 0; m < T; m++) total[m] = splat(0.0f);
     for (int step = 0; step < steps + kUnpackLead + kProductLead; step++) {
-        if (type != WeightType::Q8_0 && step < steps) {
-            const uint8_t* stored = numbers_of<type>(unpack);
+        if (format.bits < 8 && step < steps) {
+            const uint8_t* stored = numbers_of<type>(unpacking);
             uint8_t* to = unpacked[step % kRing];
-            for (int i = 0; i < 4; i++) {
-                const U8 bytes = load_bytes(stored + i * 64);
+            const auto unpack_quads = [&](int i) __attribute__((always_inline)) {
+                U8 even, odd;
+                unpack<format.bits>(stored, i, even, odd);
                 prefetch(stored + i * 64 + kPrefetchAhead);
-                _mm512_store_si512(to + i * 128, low_halves(bytes).v);
-                _mm512_store_si512(to + i * 128 + 64, high_halves(bytes).v);
+                _mm512_store_si512(to + i * 128, even.v);
+                _mm512_store_si512(to + i * 128 + 64, odd.v);
+            };
+            if constexpr (format.bits == 4) {
+                for (int i = 0; i < 4; i++) unpack_quads(i);
+            } else if constexpr (format.bits < 8) {
+                unpack_quads(0), unpack_quads(1), unpack_quads(2), unpack_quads(3);
             }
-            unpack.next();
+            unpacking.next();
         }
         const int product = step - kUnpackLead;
         if (product >= 0 && product < steps) {
             const uint8_t* weights = unpacked[product % kRing];
-            if constexpr (type == WeightType::Q8_0) {
+            if constexpr (format.bits == 8) {
                 weights = numbers_of<type>(multiply);
                 for (int i = 0; i < 8; i++) prefetch(weights + i * 64 + kPrefetchAhead);
             }
             const int8_t* numbers = x.numbers + (start + (size_t)multiply.group * T) * kGroup;
             int32_t* to = products[product % kRing];
+            finish_stores();
 #define PACELINE_PRODUCT(sums, rows, outputs)   \
     _tile_zero(sums);                           \
     _tile_loadd(rows, numbers, kGroup);         \
@@ -90,15 +105,15 @@ inline void multiply_blocks_amx(const Matrix& w, int first, int last, const Quan
         if (product < kProductLead) continue;
         const int32_t* from = products[(product - kProductLead) % kRing];
         const size_t at = start + (size_t)add.group * T;
-        const F32 scale = load_half((const uint16_t*)add.block + add.group * kLanes);
-        const F32 minimum = type == WeightType::Q4_1 ? load_half((const uint16_t*)(add.block + w.minima_at) + add.group * kLanes) : scale;
+        const F32 scale = scales_of<type>(w, add.block, add.group);
+        F32 minimum = scale;
+        if constexpr (format.minima) minimum = minima_of<type>(w, add.block, add.group);
         PACELINE_UNROLL
         for (int m = 0; m < T; m++) {
             I32 sum{_mm512_load_si512(from + m * kLanes)};
-            if constexpr (type == WeightType::Q8_0) sum = add_int(sum, start_signed(x.sums[at + m]));
-            if constexpr (type == WeightType::Q4_0) sum = add_int(sum, splat_int(-8 * x.sums[at + m]));
+            if constexpr (format.offset != 0) sum = add_int(sum, splat_int(-format.offset * x.sums[at + m]));
             total[m] = fma(to_float(sum), scale * splat(x.scales[at + m]), total[m]);
-            if constexpr (type == WeightType::Q4_1) total[m] = fma(minimum, splat(x.scaled_sums[at + m]), total[m]);
+            if constexpr (format.minima) total[m] = fma(minimum, splat(x.scaled_sums[at + m]), total[m]);
         }
         if (add.group == x.groups - 1) {
             PACELINE_UNROLL

@@ -24,10 +24,20 @@ using StridedRows = nb::ndarray<float, nb::ndim<2>, nb::device::cpu>;
 using Cube = nb::ndarray<float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
 
 WeightType weight_type(const std::string& name) {
-    if (name == "Q8_0") return WeightType::Q8_0;
-    if (name == "Q4_0") return WeightType::Q4_0;
-    if (name == "Q4_1") return WeightType::Q4_1;
-    throw std::invalid_argument("weight type '" + name + "' has no kernel; there are Q8_0, Q4_0, Q4_1");
+    std::string names;
+    for (int i = 0; i < (int)WeightType::kCount; i++) {
+        if (name == kFormats[i].name) return (WeightType)i;
+        names += (i ? ", " : "") + std::string(kFormats[i].name);
+    }
+    throw std::invalid_argument("weight type '" + name + "' has no kernel; there are " + names);
+}
+
+// The type if its rows can have that many columns.
+WeightType weight_type(const std::string& name, int columns) {
+    const WeightType type = weight_type(name);
+    const int whole = std::max(kGroup, format_of(type).span);
+    if (columns <= 0 || columns % whole) throw std::invalid_argument(name + " needs rows of a multiple of " + std::to_string(whole) + " columns, not " + std::to_string(columns));
+    return type;
 }
 
 // A model and the Python arrays that its weights lie in.
@@ -85,7 +95,7 @@ class BoundModel {
     }
     const float* vector(const std::string& name, int size) { return (const float*)bytes(name, sizeof(float) * size); }
     Matrix matrix(const std::string& name, int rows, int columns) {
-        const WeightType type = weight_type(nb::cast<std::string>(nb::object(tensors_[(name + ".type").c_str()])));
+        const WeightType type = weight_type(nb::cast<std::string>(nb::object(tensors_[(name + ".type").c_str()])), columns);
         const Matrix shape = describe(type, rows, columns, nullptr);
         return describe(type, rows, columns, bytes(name, shape.block_bytes * ((rows + kLanes - 1) / kLanes)));
     }
@@ -135,7 +145,7 @@ NB_MODULE(_kernels, m) {
 
     m.def("available", &available_kernels);
     m.def("packed_bytes", [](const std::string& type, int rows, int columns) {
-        return block_bytes(weight_type(type), columns) * ((rows + kLanes - 1) / kLanes);
+        return block_bytes(weight_type(type, columns), columns) * ((rows + kLanes - 1) / kLanes);
     });
     m.def("measure_bandwidth", &measure_bandwidth, nb::arg("bytes"), nb::arg("threads"), nb::arg("repeats"), nb::call_guard<nb::gil_scoped_release>());
     m.def(
@@ -152,7 +162,7 @@ NB_MODULE(_kernels, m) {
     m.def(
         "multiply",
         [](const std::string& type, int rows, int columns, Bytes packed, Floats x, Floats out, const std::string& isa) {
-            const WeightType kind = weight_type(type);
+            const WeightType kind = weight_type(type, columns);
             if (packed.size() != block_bytes(kind, columns) * ((rows + kLanes - 1) / kLanes) || (int)x.shape(1) != columns ||
                 out.shape(0) != x.shape(0) || (int)out.shape(1) != (rows + kLanes - 1) / kLanes * kLanes)
                 throw std::invalid_argument("multiply: shapes do not agree");
@@ -160,10 +170,10 @@ NB_MODULE(_kernels, m) {
             const int n = (int)x.shape(0), groups = columns / kGroup;
             const size_t padded = (size_t)padded_rows(n) * groups;
             std::vector<int8_t> numbers(padded * kGroup);
-            std::vector<float> scales(padded), scaled_sums(padded);
-            std::vector<int32_t> sums(padded);
+            std::vector<float> scales(padded), scaled_sums(padded), values(padded * kGroup);
+            std::vector<int32_t> sums(padded), half_sums(padded);
             kernels.matmul(describe(kind, rows, columns, packed.data()), x.data(), n,
-                           {numbers.data(), scales.data(), sums.data(), scaled_sums.data(), groups, 1}, out.data(), out.shape(1));
+                           {numbers.data(), scales.data(), sums.data(), scaled_sums.data(), half_sums.data(), values.data(), groups, 1}, out.data(), out.shape(1));
         },
         nb::arg("type"), nb::arg("rows"), nb::arg("columns"), nb::arg("packed"), nb::arg("x"), nb::arg("out"), nb::arg("isa") = "");
 

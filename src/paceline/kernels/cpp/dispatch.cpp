@@ -1,10 +1,13 @@
 // Which of the compiled instruction sets this CPU can run.
-#if defined(PACELINE_AMX_BUILT)
+#if defined(PACELINE_X86)
 #include <cpuid.h>
-#if defined(__linux__)
+#endif
+#if defined(PACELINE_AMX_BUILT) && defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
+#if defined(PACELINE_NEON) && defined(__linux__)
+#include <sys/auxv.h>
 #endif
 
 #include "model.hpp"
@@ -18,6 +21,12 @@ const Kernels& kernels_amx();
 #if defined(PACELINE_X86)
 const Kernels& kernels_avx512();
 const Kernels& kernels_avx2();
+#endif
+#if defined(PACELINE_AVX_VNNI_BUILT)
+const Kernels& kernels_avx2_vnni();
+#endif
+#if defined(PACELINE_NEON)
+const Kernels& kernels_neon();
 #endif
 
 namespace {
@@ -37,6 +46,25 @@ bool may_use_amx() {
 }
 #endif
 
+#if defined(PACELINE_AVX_VNNI_BUILT)
+// Asked for itself, for compilers that build for it need not know its name in __builtin_cpu_supports.
+bool has_avx_vnni() {
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 4);
+}
+#endif
+
+#if defined(PACELINE_NEON)
+bool has_dot_products() {
+#if defined(__linux__)
+    constexpr unsigned long kDotProducts = 1ul << 20;       // HWCAP_ASIMDDP
+    return getauxval(AT_HWCAP) & kDotProducts;
+#else
+    return true;                                            // every Apple processor that runs this
+#endif
+}
+#endif
+
 std::vector<const Kernels*> usable() {
     std::vector<const Kernels*> found;
 #if defined(PACELINE_X86)
@@ -48,7 +76,15 @@ std::vector<const Kernels*> usable() {
 #endif
         found.push_back(&kernels_avx512());
     }
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) found.push_back(&kernels_avx2());
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
+#if defined(PACELINE_AVX_VNNI_BUILT)
+        if (has_avx_vnni()) found.push_back(&kernels_avx2_vnni());
+#endif
+        found.push_back(&kernels_avx2());
+    }
+#endif
+#if defined(PACELINE_NEON)
+    if (has_dot_products()) found.push_back(&kernels_neon());
 #endif
     found.push_back(&kernels_portable());
     return found;

@@ -45,6 +45,11 @@ inline void quantise_group(F32 a, F32 b, const Quantised& out, int row, int grou
     out.scales[at] = scale;
     out.sums[at] = sum;
     out.scaled_sums[at] = scale * (float)sum;
+    if (out.half_sums) out.half_sums[at] = sum_lanes(low);
+    if (out.values) {
+        store(out.values + at * kGroup, a);
+        store(out.values + at * kGroup + kLanes, b);
+    }
 }
 
 // Root mean square norm (Zhang & Sennrich, 2019), then 8-bit numbers.
@@ -58,115 +63,7 @@ void norm_and_quantise(const float* x, const float* weight, int columns, float e
     }
 }
 
-// ---------------------------------------------------------------------------------- matrix product
-
-// Rows multiplied at once, so that all tiles are about equally full.
-inline int tile_of(int rows) { return ceil_div(rows, ceil_div(rows, kRowBlock)); }
-
-inline Quantised tiled(Quantised x, int rows) {
-    x.tile = rows > 0 ? tile_of(rows) : 1;
-    return x;
-}
-
-// One block of 16 outputs for the T rows of a tile: integer products inside a group, groups added in order.
-template <WeightType type, int T>
-inline void multiply_tile(const Matrix& w, const uint8_t* block, const Quantised& x, int tile, int rows, float* out, size_t out_stride) {
-    constexpr int kLoads = type == WeightType::Q8_0 ? 8 : 4;
-    const size_t at = (size_t)tile * x.groups * T;
-    const int8_t* numbers = x.numbers + at * kGroup;
-    const float* scales = x.scales + at;
-    const int32_t* sums = x.sums + at;
-    const float* scaled_sums = x.scaled_sums + at;
-    const uint16_t* weight_scales = (const uint16_t*)block;
-    const uint16_t* minima = (const uint16_t*)(block + w.minima_at);
-    const uint8_t* stored = block + w.numbers_at;
-    F32 total[T];
-    PACELINE_UNROLL
-    for (int m = 0; m < T; m++) total[m] = splat(0.0f);
-    for (int g = 0; g < x.groups; g++) {
-        I32 sum[T];
-        PACELINE_UNROLL
-        for (int m = 0; m < T; m++) {
-            if constexpr (type == WeightType::Q8_0) sum[m] = start_signed(sums[m]);
-            if constexpr (type == WeightType::Q4_0) sum[m] = splat_int(-8 * sums[m]);
-            if constexpr (type == WeightType::Q4_1) sum[m] = splat_int(0);
-        }
-        for (int i = 0; i < kLoads; i++) {
-            const U8 bytes = load_bytes(stored + i * 64);
-            prefetch(stored + i * 64 + kPrefetchAhead);
-            if constexpr (type == WeightType::Q8_0) {
-                PACELINE_UNROLL
-                for (int m = 0; m < T; m++) sum[m] = dot_signed(sum[m], bytes, numbers + m * kGroup + i * 4);
-            } else {
-                const U8 low = low_halves(bytes), high = high_halves(bytes);
-                PACELINE_UNROLL
-                for (int m = 0; m < T; m++) sum[m] = dot(sum[m], low, numbers + m * kGroup + i * 8);
-                PACELINE_UNROLL
-                for (int m = 0; m < T; m++) sum[m] = dot(sum[m], high, numbers + m * kGroup + i * 8 + 4);
-            }
-        }
-        const F32 scale = load_half(weight_scales);
-        PACELINE_UNROLL
-        for (int m = 0; m < T; m++) total[m] = fma(to_float(sum[m]), scale * splat(scales[m]), total[m]);
-        if constexpr (type == WeightType::Q4_1) {
-            const F32 minimum = load_half(minima);
-            PACELINE_UNROLL
-            for (int m = 0; m < T; m++) total[m] = fma(minimum, splat(scaled_sums[m]), total[m]);
-        }
-        numbers += T * kGroup, scales += T, sums += T, scaled_sums += T;
-        weight_scales += kLanes, minima += kLanes, stored += kLoads * 64;
-    }
-    PACELINE_UNROLL
-    for (int m = 0; m < T; m++)
-        if (m < rows) store(out + m * out_stride, total[m]);
-}
-
-#ifdef PACELINE_AMX
-#include "amx.inl"
-#else
-inline void begin_tiles(int) {}
-inline void end_tiles() {}
-#endif
-
-template <WeightType type, int T = kRowBlock>
-inline void multiply_tiles(const Matrix& w, int first, int last, const Quantised& x, int rows, float* out, size_t out_stride) {
-    if (x.tile == T) {
-#ifdef PACELINE_AMX
-        if constexpr (T >= kLeastTileRows) {
-            for (int tile = 0; tile * T < rows; tile++)
-                multiply_blocks_amx<type, T>(w, first, last, x, tile, rows - tile * T, out + (size_t)tile * T * out_stride, out_stride);
-            return;
-        }
-#endif
-        for (int block = first; block < last; block++)
-            for (int tile = 0; tile * T < rows; tile++)
-                multiply_tile<type, T>(w, w.data + (size_t)block * w.block_bytes, x, tile, rows - tile * T,
-                                       out + (size_t)tile * T * out_stride + (block - first) * kLanes, out_stride);
-    } else if constexpr (T > 1) {
-        multiply_tiles<type, T - 1>(w, first, last, x, rows, out, out_stride);
-    }
-}
-
-// out[m * out_stride + i] = row m times output 16 * first + i, up to the end of block last - 1.
-void multiply(const Matrix& w, int first, int last, const Quantised& x, int rows, float* out, size_t out_stride) {
-    switch (w.type) {
-        case WeightType::Q8_0: return multiply_tiles<WeightType::Q8_0>(w, first, last, x, rows, out, out_stride);
-        case WeightType::Q4_0: return multiply_tiles<WeightType::Q4_0>(w, first, last, x, rows, out, out_stride);
-        case WeightType::Q4_1: return multiply_tiles<WeightType::Q4_1>(w, first, last, x, rows, out, out_stride);
-    }
-}
-
-void matmul(const Matrix& w, const float* x, int rows, Quantised room, float* out, size_t out_stride) {
-    const Quantised q = tiled(room, rows);
-    for (int r = 0; r < rows; r++)
-        for (int g = 0; g < q.groups; g++) {
-            const float* at = x + (size_t)r * w.columns + g * kGroup;
-            quantise_group(load(at), load(at + kLanes), q, r, g);
-        }
-    begin_tiles(q.tile);
-    multiply(w, 0, ceil_div(w.rows, kLanes), q, rows, out, out_stride);
-    end_tiles();
-}
+#include "products.inl"
 
 // Reads memory as the products do and adds it up: how fast weights can arrive at best.
 uint64_t read_memory(const uint8_t* data, size_t bytes) {
@@ -353,25 +250,7 @@ inline F32 rotate(F32 x, const ModelRecord& model, int position, int dim) {
 }
 
 void embed(const Pass& pass, int node) {
-    const Matrix& w = pass.model->embedding;
-    const int token = pass.tokens[node], lane = token % kLanes;
-    const uint8_t* block = w.data + (size_t)(token / kLanes) * w.block_bytes;
-    float* x = pass.x + (size_t)node * pass.model->hidden;
-    for (int g = 0; g < w.columns / kGroup; g++) {
-        float scale[kLanes], minimum[kLanes];
-        store(scale, load_half((const uint16_t*)block + g * kLanes));
-        if (w.type == WeightType::Q4_1) store(minimum, load_half((const uint16_t*)(block + w.minima_at) + g * kLanes));
-        for (int i = 0; i < kGroup; i++) {
-            const uint8_t* numbers = block + w.numbers_at;
-            if (w.type == WeightType::Q8_0) {
-                x[g * kGroup + i] = scale[lane] * (float)(numbers[(size_t)g * 512 + i / 4 * 64 + lane * 4 + i % 4] - 128);
-            } else {
-                const uint8_t byte = numbers[(size_t)g * 256 + i / 8 * 64 + lane * 4 + i % 4];
-                const int number = i % 8 < 4 ? byte & 15 : byte >> 4;
-                x[g * kGroup + i] = w.type == WeightType::Q4_0 ? scale[lane] * (float)(number - 8) : scale[lane] * (float)number + minimum[lane];
-            }
-        }
-    }
+    read_row(pass.model->embedding, pass.tokens[node], pass.x + (size_t)node * pass.model->hidden);
 }
 
 // Which of a layer's three projections a block of the concatenated outputs q, k, v belongs to.

@@ -35,13 +35,25 @@ class Arena {
     std::vector<std::pair<void**, size_t>> wanted_;
 };
 
-void plan(Arena& arena, Quantised& q, int rows, int columns) {
+// What the activations must hold beside their 8-bit numbers, for the matrices that read them.
+struct Readers {
+    bool floats = false, halves = false;
+    void add(const Matrix& matrix) {
+        floats |= holds_floats(matrix.type);
+        halves |= format_of(matrix.type).part == kLanes;
+    }
+};
+
+void plan(Arena& arena, Quantised& q, int rows, int columns, const Readers& readers) {
     q.groups = columns / kGroup;
     const size_t padded = padded_rows(rows);
     arena.plan(q.numbers, padded * columns);
     arena.plan(q.scales, padded * q.groups);
     arena.plan(q.sums, padded * q.groups);
     arena.plan(q.scaled_sums, padded * q.groups);
+    q.half_sums = nullptr, q.values = nullptr;
+    if (readers.halves) arena.plan(q.half_sums, padded * q.groups);
+    if (readers.floats) arena.plan(q.values, padded * columns);
 }
 
 float half_to_float(uint16_t h) {
@@ -63,11 +75,19 @@ void mark(const Pass& pass, Stage stage) {
 size_t block_bytes(WeightType type, int columns) { return describe(type, kLanes, columns, nullptr).block_bytes; }
 
 Matrix describe(WeightType type, int rows, int columns, const uint8_t* data) {
-    Matrix m{type, rows, columns, data, 0, 0, 0};
-    const size_t groups = columns / kGroup, scales = round_up(groups * kLanes * 2, 64);
-    m.minima_at = scales;
-    m.numbers_at = type == WeightType::Q4_1 ? 2 * scales : scales;
-    m.block_bytes = m.numbers_at + groups * (type == WeightType::Q8_0 ? 512 : 256);
+    const Format& format = format_of(type);
+    Matrix m{type, rows, columns, data, 0, 0, 0, 0, 0};
+    const auto grow = [&m](size_t bytes) { m.block_bytes = round_up(m.block_bytes + bytes, 64); };
+    const size_t halves = format.span ? (size_t)columns / format.span * kLanes * 2 : 0, parts = format.part ? (size_t)columns / format.part * kLanes : 0;
+    grow(halves);
+    m.minima_at = m.block_bytes;
+    if (format.minima) grow(halves);
+    m.parts_at = m.block_bytes;
+    grow(parts);
+    m.part_minima_at = m.block_bytes;
+    if (format.minima) grow(parts);
+    m.numbers_at = m.block_bytes;
+    grow((size_t)columns * kLanes * format.bits / 8);
     return m;
 }
 
@@ -201,9 +221,16 @@ void Model::forward(const PackedDraft& draft, float* logits, size_t logits_strid
     Arena arena;
     arena.plan(pass.x, (size_t)draft.nodes * record_.hidden);
     arena.plan(pass.q, (size_t)draft.nodes * record_.heads * record_.head_dim);
-    plan(arena, pass.normed, draft.nodes, record_.hidden);
-    plan(arena, pass.attended, draft.nodes, record_.heads * record_.head_dim);
-    plan(arena, pass.gated, draft.nodes, record_.ffn);
+    Readers of_normed, of_attended, of_gated;
+    of_normed.add(record_.head);
+    for (const Layer& layer : layers_) {
+        for (const Matrix* matrix : {&layer.q, &layer.k, &layer.v, &layer.gate, &layer.up}) of_normed.add(*matrix);
+        of_attended.add(layer.o);
+        of_gated.add(layer.down);
+    }
+    plan(arena, pass.normed, draft.nodes, record_.hidden, of_normed);
+    plan(arena, pass.attended, draft.nodes, record_.heads * record_.head_dim, of_attended);
+    plan(arena, pass.gated, draft.nodes, record_.ffn, of_gated);
     for (int t = 0; t < threads; t++) arena.plan(scratch[t], scratch_floats);
     arena.allocate();
     pass.scratch = scratch.data();

@@ -9,20 +9,47 @@ namespace paceline {
 constexpr int kLanes = 16;   // outputs of one weight block, positions of one cache page
 constexpr int kGroup = 32;   // weights and activations that share a scale
 
-enum class WeightType : int { Q8_0, Q4_0, Q4_1 };
+enum class WeightType : int { Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K, F16, BF16, F32, kCount };
 
-// A weight matrix, packed in blocks of 16 output rows. One block of a matrix with `groups` groups of 32 columns:
-//   scales  half [groups][16]   d
-//   minima  half [groups][16]   m, Q4_1 only
-//   numbers Q8_0: uint8 [groups][8][16][4], the number plus 128; column g*32 + i*4 + j is at [g][i][row][j]
-//           4-bit: uint8 [groups][4][16][4], column g*32 + i*8 + j in the low half of a byte at [g][i][row][j],
-//           column g*32 + i*8 + 4 + j in its high half
-// Every part starts at a multiple of 64 bytes.
+// What the kernels must know of a weight type. A weight is scale * (number - offset) + minimum, where scales and minima
+// are halves, each times an 8-bit part in the types that have parts; or it is a float, and `bits` is its width.
+struct Format {
+    const char* name;
+    int bits;                   // of a number: 4, 5, 6 or 8; of a float: 16 or 32
+    int offset;
+    bool minima;
+    int span;                   // columns that share a half
+    int part;                   // columns that share a part; 0: no parts
+};
+
+constexpr Format kFormats[] = {
+    {"Q8_0", 8, 128, false, 32, 0}, {"Q4_0", 4, 8, false, 32, 0},   {"Q4_1", 4, 0, true, 32, 0},    {"Q5_0", 5, 16, false, 32, 0},
+    {"Q5_1", 5, 0, true, 32, 0},    {"Q4_K", 4, 0, true, 256, 32},  {"Q5_K", 5, 0, true, 256, 32},  {"Q6_K", 6, 32, false, 256, 16},
+    {"F16", 16, 0, false, 0, 0},    {"BF16", 16, 0, false, 0, 0},   {"F32", 32, 0, false, 0, 0},
+};
+static_assert(sizeof(kFormats) / sizeof(kFormats[0]) == (size_t)WeightType::kCount, "every type has its line");
+
+constexpr const Format& format_of(WeightType type) { return kFormats[(int)type]; }
+constexpr bool holds_floats(WeightType type) { return format_of(type).span == 0; }
+
+// A weight matrix, packed in blocks of 16 output rows. One block holds, each starting at a multiple of 64 bytes:
+//   scales        half [columns/span][16]
+//   minima        half [columns/span][16]; of types with parts the file's number with its sign turned
+//   part scales   int8 [columns/part][16]
+//   part minima   int8 [columns/part][16]
+//   numbers       8 bits: uint8 [groups][8][16][4], column g*32 + q*4 + j of a row at [g][q][row][j]
+//                 4 to 6 bits: per group of 32 columns
+//                     uint8 [4][16][4], the low four bits: column q*4 + j at [q/2][row][j], in the low half of the byte for
+//                         even q, in the high half for odd q
+//                     uint8 [bits - 4][16][4], the others: column q*4 + j at [q*(bits-4)/8][row][j], from bit q*(bits-4)%8 on
+//                 floats: [columns][16]
+// What a type does not have takes no room.
 struct Matrix {
     WeightType type;
     int rows, columns;         // of the matrix itself; the last block is padded with rows of zeros
     const uint8_t* data;
-    size_t block_bytes, minima_at, numbers_at;   // size of a block and offsets inside it
+    size_t block_bytes;        // size of a block, and offsets inside it
+    size_t minima_at, parts_at, part_minima_at, numbers_at;
 };
 
 struct Layer {
@@ -49,6 +76,8 @@ struct Quantised {
     float* scales;              // [tiles][groups][tile]
     int32_t* sums;              // [tiles][groups][tile]: sum of the group's numbers
     float* scaled_sums;         // [tiles][groups][tile]: scale times sum
+    int32_t* half_sums;         // [tiles][groups][tile]: sum of the group's first 16 numbers; null if no matrix has parts of 16
+    float* values;              // [tiles][groups][tile][32]: the activations themselves; null if no matrix holds floats
     int groups, tile;
     size_t at(int row, int group) const { return ((size_t)(row / tile) * groups + group) * tile + row % tile; }
 };

@@ -1,10 +1,14 @@
-// Sixteen lanes as two registers of AVX2, with FMA and F16C.
+// Sixteen lanes as two registers of AVX2, with FMA and F16C, and with AVX-VNNI where it is built for that.
 #pragma once
 #include <immintrin.h>
 #include <cstdint>
 
 namespace {
+#ifdef PACELINE_AVX_VNNI
+constexpr const char* kIsaName = "avx2-vnni";
+#else
 constexpr const char* kIsaName = "avx2";
+#endif
 constexpr int kRowBlock = 3;
 constexpr int kKeyBlock = 3;
 constexpr int kQueryBlock = 1;
@@ -29,6 +33,14 @@ inline F32 abs(F32 x) {
 }
 inline F32 load_half(const uint16_t* p) {
     return {_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)), _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(p + 8)))};
+}
+inline __m256 load_bfloat_half(const uint16_t* p) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16));
+}
+inline F32 load_bfloat(const uint16_t* p) { return {load_bfloat_half(p), load_bfloat_half(p + 8)}; }
+inline F32 load_int8(const int8_t* p) {
+    const __m128i bytes = _mm_loadu_si128((const __m128i*)p);
+    return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)), _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)))};
 }
 inline void store_half(uint16_t* p, F32 x) {
     _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph(x.a, _MM_FROUND_TO_NEAREST_INT));
@@ -81,18 +93,33 @@ inline U8 high_halves(U8 x) {
     const __m256i m = _mm256_set1_epi8(15);
     return {_mm256_and_si256(_mm256_srli_epi16(x.a, 4), m), _mm256_and_si256(_mm256_srli_epi16(x.b, 4), m)};
 }
-// Pairs of products are added in 16 bits: exact here, because 2*15*127 and 2*128*127 stay below 2^15.
+// low | (planes >> right & mask); a negative `right` shifts to the left. The mask takes no bits from neighbouring bytes.
+inline __m256i merge_bits(__m256i low, __m256i planes, int right, int mask) {
+    const __m256i shifted = right > 0 ? _mm256_srli_epi16(planes, right) : _mm256_slli_epi16(planes, -right);
+    return _mm256_or_si256(low, _mm256_and_si256(shifted, _mm256_set1_epi8((char)mask)));
+}
+inline U8 merge_bits(U8 low, U8 planes, int right, int mask) {
+    return {merge_bits(low.a, planes.a, right, mask), merge_bits(low.b, planes.b, right, mask)};
+}
+#ifdef PACELINE_AVX_VNNI
+inline __m256i dot(__m256i acc, __m256i w, __m256i x) { return _mm256_dpbusd_avx_epi32(acc, w, x); }
+// Numbers stored with 128 added: start from minus 128 times the group's sum.
+inline I32 start_signed(int32_t sum) { return splat_int(-128 * sum); }
+inline __m256i dot_signed(__m256i acc, __m256i stored, __m256i x) { return dot(acc, stored, x); }
+#else
+// Pairs of products are added in 16 bits: exact here, because 2*63*127 and 2*128*127 stay below 2^15.
 inline __m256i dot(__m256i acc, __m256i w, __m256i x) {
     return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(1)));
-}
-inline I32 dot(I32 acc, U8 w, const int8_t* p) {
-    const __m256i x = _mm256_set1_epi32(*(const int32_t*)p);
-    return {dot(acc.a, w.a, x), dot(acc.b, w.b, x)};
 }
 inline I32 start_signed(int32_t) { return splat_int(0); }
 inline __m256i dot_signed(__m256i acc, __m256i stored, __m256i x) {
     const __m256i w = _mm256_xor_si256(stored, _mm256_set1_epi8((char)0x80));
     return dot(acc, _mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
+}
+#endif
+inline I32 dot(I32 acc, U8 w, const int8_t* p) {
+    const __m256i x = _mm256_set1_epi32(*(const int32_t*)p);
+    return {dot(acc.a, w.a, x), dot(acc.b, w.b, x)};
 }
 inline I32 dot_signed(I32 acc, U8 w, const int8_t* p) {
     const __m256i x = _mm256_set1_epi32(*(const int32_t*)p);

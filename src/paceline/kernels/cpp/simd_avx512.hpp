@@ -30,6 +30,10 @@ inline F32 max(F32 a, F32 b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline F32 min(F32 a, F32 b) { return {_mm512_min_ps(a.v, b.v)}; }
 inline F32 abs(F32 a) { return {_mm512_abs_ps(a.v)}; }
 inline F32 load_half(const uint16_t* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p))}; }
+inline F32 load_bfloat(const uint16_t* p) {
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16))};
+}
+inline F32 load_int8(const int8_t* p) { return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)))}; }
 inline void store_half(uint16_t* p, F32 a) {
     _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
@@ -54,6 +58,11 @@ inline uint32_t mask_greater_equal(F32 a, F32 b) { return _mm512_cmp_ps_mask(a.v
 inline U8 load_bytes(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
 inline U8 low_halves(U8 a) { return {_mm512_and_si512(a.v, _mm512_set1_epi8(15))}; }
 inline U8 high_halves(U8 a) { return {_mm512_and_si512(_mm512_srli_epi16(a.v, 4), _mm512_set1_epi8(15))}; }
+// low | (planes >> right & mask); a negative `right` shifts to the left. The mask takes no bits from neighbouring bytes.
+inline U8 merge_bits(U8 low, U8 planes, int right, int mask) {
+    const __m512i shifted = right > 0 ? _mm512_srli_epi16(planes.v, right) : _mm512_slli_epi16(planes.v, -right);
+    return {_mm512_ternarylogic_epi32(shifted, _mm512_set1_epi8((char)mask), low.v, 0xEA)};
+}
 // acc + the dot product of each lane's four unsigned numbers with the same four activations. Written out, because GCC
 // would load the activations into a register first: twice the instructions.
 inline I32 dot(I32 acc, U8 w, const int8_t* x) {

@@ -52,6 +52,12 @@ inline uint16_t float_to_half(float f) {          // rounds to nearest, ties to 
     return (uint16_t)(sign | (magnitude - 0x38000000) >> 13);
 }
 inline F32 load_half(const uint16_t* p) { F32 r; PACELINE_EACH r.v[i] = half_to_float(p[i]); return r; }
+inline F32 load_bfloat(const uint16_t* p) {
+    F32 r;
+    PACELINE_EACH { const uint32_t bits = (uint32_t)p[i] << 16; memcpy(&r.v[i], &bits, 4); }
+    return r;
+}
+inline F32 load_int8(const int8_t* p) { F32 r; PACELINE_EACH r.v[i] = p[i]; return r; }
 inline void store_half(uint16_t* p, F32 a) { PACELINE_EACH p[i] = float_to_half(a.v[i]); }
 inline F32 swap_pairs(F32 a) { F32 r; PACELINE_EACH r.v[i] = a.v[i ^ 1]; return r; }
 inline F32 to_float(I32 a) { F32 r; PACELINE_EACH r.v[i] = (float)a.v[i]; return r; }
@@ -74,6 +80,11 @@ inline uint32_t mask_greater_equal(F32 a, F32 b) { uint32_t m = 0; PACELINE_EACH
 inline U8 load_bytes(const uint8_t* p) { U8 r; memcpy(r.v, p, 64); return r; }
 inline U8 low_halves(U8 a) { for (int i = 0; i < 64; i++) a.v[i] &= 15; return a; }
 inline U8 high_halves(U8 a) { for (int i = 0; i < 64; i++) a.v[i] >>= 4; return a; }
+// low | (planes >> right & mask); a negative `right` shifts to the left.
+inline U8 merge_bits(U8 low, const U8& planes, int right, int mask) {
+    for (int i = 0; i < 64; i++) low.v[i] |= (right > 0 ? planes.v[i] >> right : planes.v[i] << -right) & mask;
+    return low;
+}
 inline I32 dot(I32 acc, const U8& w, const int8_t* x) {
     PACELINE_EACH acc.v[i] += w.v[4 * i] * x[0] + w.v[4 * i + 1] * x[1] + w.v[4 * i + 2] * x[2] + w.v[4 * i + 3] * x[3];
     return acc;
