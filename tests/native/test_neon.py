@@ -17,7 +17,9 @@ from tests.native.models import random_blocks
 
 COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
 SOURCES = Path(__file__).parents[2] / "src" / "paceline" / "kernels" / "cpp"
-FLAGS = "-std=c++20 -O3 -ffp-contract=off -fno-math-errno -static -pthread -DPACELINE_NEON".split()
+UNITS = [SOURCES / f"{name}.cpp" for name in ("model", "threads", "dispatch", "isa_portable", "isa_neon")]
+FLAGS = ["-std=c++20", "-O3", "-ffp-contract=off", "-fno-math-errno", "-march=armv8.2-a+dotprod"]
+FLAGS += ["-static", "-pthread", "-DPACELINE_NEON", f"-I{SOURCES}"]
 
 pytestmark = [
     pytest.mark.prove,
@@ -31,12 +33,8 @@ assert compiled is not None, "these tests need the compiled kernels"
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("neon") / "multiply"
-    units = [SOURCES / f"{name}.cpp" for name in ("model", "threads", "dispatch", "isa_portable", "isa_neon")]
-    subprocess.run(
-        [COMPILER, *FLAGS, "-march=armv8.2-a+dotprod", f"-I{SOURCES}", "-o", path]
-        + [*units, Path(__file__).parent / "cpp" / "multiply.cpp"],
-        check=True,
-    )
+    main = Path(__file__).parent / "cpp" / "multiply.cpp"
+    subprocess.run([COMPILER, *FLAGS, "-o", path, *UNITS, main], check=True)
     return path
 
 

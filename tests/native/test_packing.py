@@ -134,7 +134,7 @@ def test_instruction_sets_with_fused_multiply_adds_agree_to_the_bit(kind: str, n
 
 
 def test_a_type_without_a_kernel_and_rows_of_broken_blocks_are_refused() -> None:
-    with pytest.raises(ValueError, match="weight type 'IQ4_XS' has no kernel; there are Q8_0, Q4_0, .*, F32"):
+    with pytest.raises(ValueError, match=r"type 'IQ4_XS' has no kernel; there are Q8_0, Q4_0, .*, F32"):
         compiled.packed_bytes("IQ4_XS", 16, 256)
     with pytest.raises(ValueError, match="Q4_K needs rows of a multiple of 256 columns, not 320"):
         compiled.packed_bytes("Q4_K", 16, 320)

@@ -102,9 +102,7 @@ def test_types_of_superblocks_are_read_too(kind: str, write_gguf: WriteGguf, cac
         name: (rng.normal(0, 0.1, (256, 64)).astype(np.float32), gguf.GGMLQuantizationType.Q4_1)
         for name in ("blk.0.ffn_gate.weight", "blk.0.ffn_up.weight")
     }
-    path = write_gguf(
-        {"llama.feed_forward_length": 256}, {**wide, "blk.0.ffn_down.weight": (raw, kind)}
-    )
+    path = write_gguf({"llama.feed_forward_length": 256}, {**wide, "blk.0.ffn_down.weight": (raw, kind)})
     found = dequantise(kind, 64, 256, load_weights(path).tensors["blk.0.ffn_down.weight"])
     np.testing.assert_array_equal(found, gguf.dequantize(raw, gguf.GGMLQuantizationType[kind]))
 

@@ -4,10 +4,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 def available() -> list[str]:
-    """Instruction sets this CPU can run, best first: "avx512-vnni", "avx2", "portable"."""
+    """Instruction sets this CPU can run, best first, of "amx", "avx512-vnni", "avx2-vnni", "avx2",
+    "neon-dotprod" and "portable"."""
 
 def packed_bytes(type: str, rows: int, columns: int) -> int:
-    """Size of a packed matrix, see paceline.kernels.packing."""
+    """Size of a packed matrix, see paceline.kernels.packing.
+
+    Raises ValueError if the type has no kernel or its blocks do not fit the columns."""
 
 def measure_bandwidth(bytes: int, threads: int, repeats: int) -> float:
     """GB/s of reading memory, the best of some repeats."""
@@ -32,7 +35,8 @@ def multiply(
     out: NDArray[np.float32],
     isa: str = "",
 ) -> None:
-    """out [n, rows rounded up to 16] = x [n, columns] times a packed matrix, through 8-bit activations."""
+    """out [n, rows rounded up to 16] = x [n, columns] times a packed matrix; activations become 8-bit
+    numbers unless the matrix holds floats."""
 
 class Model:
     """A dense decoder with its paged key/value cache. Not for use from two threads at once."""

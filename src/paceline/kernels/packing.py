@@ -77,7 +77,7 @@ TYPES = tuple(FORMATS)
 class _Fields(NamedTuple):
     """What GGUF blocks [rows, blocks, bytes] say: one entry per block, or per part or number inside it."""
 
-    numbers: Bytes  # [rows, blocks, columns of a block], raised by the offset
+    numbers: NDArray[Any]  # uint8 [rows, blocks, columns of a block], raised by the offset
     scales: Bytes  # [rows, blocks, 2]
     minima: Bytes | None = None  # [rows, blocks, 2], with the sign they are added with
     parts: Bytes | None = None  # [rows, blocks, parts], the bytes of an int8
@@ -120,8 +120,8 @@ def _read_k(raw: Bytes) -> _Fields:
 def _read_6_k(raw: Bytes) -> _Fields:
     """Q6_K: low halves, two more bits, int8 scales, d."""
     low = _halves(raw[..., :128].reshape(*raw.shape[:-1], 2, 64)).reshape(*raw.shape[:-1], 2, 4, 32)
-    high = raw[..., 128:192].reshape(*raw.shape[:-1], 2, 1, 32)
-    high = high >> np.arange(0, 8, 2, dtype=np.uint8)[:, None] & 3
+    planes = raw[..., 128:192].reshape(*raw.shape[:-1], 2, 1, 32)
+    high = planes >> np.arange(0, 8, 2, dtype=np.uint8)[:, None] & 3
     numbers = (low | high << 4).reshape(*raw.shape[:-1], 256)
     return _Fields(numbers, raw[..., 208:], parts=raw[..., 192:208])
 
@@ -219,7 +219,7 @@ def _parts(blocks: Bytes, columns: int, format: Format) -> Iterator[NDArray[Any]
 
 def _unpack_numbers(stored: Bytes, bits: int) -> Floats:
     """[blocks, bytes] -> [rows, columns]."""
-    planes = stored.reshape(len(stored), -1, bits, LANES, 4)
+    planes: NDArray[Any] = stored.reshape(len(stored), -1, bits, LANES, 4)
     if bits < 8:
         low = planes[:, :, :4, None]
         quads = np.concatenate([low & 15, low >> 4], axis=3).reshape(len(stored), -1, 8, LANES, 4)
@@ -228,7 +228,8 @@ def _unpack_numbers(stored: Bytes, bits: int) -> Floats:
             high = planes[:, :, 4:, None] >> places & ((1 << extra) - 1)
             quads = quads | high.reshape(quads.shape) << 4
         planes = quads
-    return planes.transpose(0, 3, 1, 2, 4).reshape(len(stored) * LANES, -1).astype(np.float32)
+    rows: Floats = planes.transpose(0, 3, 1, 2, 4).reshape(len(stored) * LANES, -1).astype(np.float32)
+    return rows
 
 
 def _to_float(kind: str, stored: Bytes) -> Floats:

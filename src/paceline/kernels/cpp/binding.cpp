@@ -170,10 +170,11 @@ NB_MODULE(_kernels, m) {
             const int n = (int)x.shape(0), groups = columns / kGroup;
             const size_t padded = (size_t)padded_rows(n) * groups;
             std::vector<int8_t> numbers(padded * kGroup);
-            std::vector<float> scales(padded), scaled_sums(padded), values(padded * kGroup);
-            std::vector<int32_t> sums(padded), half_sums(padded);
+            std::vector<float> scales(padded), scaled_sums(padded), values(holds_floats(kind) ? padded * kGroup : 0);
+            std::vector<int32_t> sums(padded), half_sums(format_of(kind).part == kLanes ? padded : 0);
             kernels.matmul(describe(kind, rows, columns, packed.data()), x.data(), n,
-                           {numbers.data(), scales.data(), sums.data(), scaled_sums.data(), half_sums.data(), values.data(), groups, 1}, out.data(), out.shape(1));
+                           {numbers.data(), scales.data(), sums.data(), scaled_sums.data(), half_sums.empty() ? nullptr : half_sums.data(),
+                            values.empty() ? nullptr : values.data(), groups, 1}, out.data(), out.shape(1));
         },
         nb::arg("type"), nb::arg("rows"), nb::arg("columns"), nb::arg("packed"), nb::arg("x"), nb::arg("out"), nb::arg("isa") = "");
 

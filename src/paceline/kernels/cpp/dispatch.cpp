@@ -78,7 +78,8 @@ std::vector<const Kernels*> usable() {
     }
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
 #if defined(PACELINE_AVX_VNNI_BUILT)
-        if (has_avx_vnni()) found.push_back(&kernels_avx2_vnni());
+        static const bool avx_vnni = has_avx_vnni();         // asking takes long inside a virtual machine
+        if (avx_vnni) found.push_back(&kernels_avx2_vnni());
 #endif
         found.push_back(&kernels_avx2());
     }

@@ -33,7 +33,7 @@ inline void multiply_integers(const Matrix& w, const uint8_t* block, const Quant
     PACELINE_UNROLL
     for (int m = 0; m < T; m++) total[m] = splat(0.0f);
     for (int g = 0; g < x.groups; g++) {
-        for (int part = 0; part < kParts; part++) {
+        const auto add_part = [&](int part) __attribute__((always_inline)) {
             I32 sum[T];
             PACELINE_UNROLL
             for (int m = 0; m < T; m++) {
@@ -42,14 +42,15 @@ inline void multiply_integers(const Matrix& w, const uint8_t* block, const Quant
                 else sum[m] = splat_int(-format.offset * of_numbers);
             }
             const auto add = [&](int i) __attribute__((always_inline)) {
-                prefetch(stored + i * 64 + kPrefetchAhead);
                 if constexpr (format.bits == 8) {
                     const U8 bytes = load_bytes(stored + i * 64);
+                    prefetch(stored + i * 64 + kPrefetchAhead);
                     PACELINE_UNROLL
                     for (int m = 0; m < T; m++) sum[m] = dot_signed(sum[m], bytes, numbers + m * kGroup + i * 4);
                 } else {
                     U8 even, odd;
                     unpack<format.bits>(stored, i, even, odd);
+                    prefetch(stored + i * 64 + kPrefetchAhead);
                     PACELINE_UNROLL
                     for (int m = 0; m < T; m++) sum[m] = dot(sum[m], even, numbers + m * kGroup + i * 8);
                     PACELINE_UNROLL
@@ -67,7 +68,9 @@ inline void multiply_integers(const Matrix& w, const uint8_t* block, const Quant
             const F32 scale = scales_of<type>(w, block, g * kParts + part);
             PACELINE_UNROLL
             for (int m = 0; m < T; m++) total[m] = fma(to_float(sum[m]), scale * splat(scales[m]), total[m]);
-        }
+        };
+        add_part(0);
+        if constexpr (kParts > 1) add_part(1);
         if constexpr (format.minima) {
             const F32 minimum = minima_of<type>(w, block, g);
             PACELINE_UNROLL
@@ -80,38 +83,47 @@ inline void multiply_integers(const Matrix& w, const uint8_t* block, const Quant
     store_rows(total, rows, out, out_stride);
 }
 
-// The same for weights that are floats: activations as they are, columns added in order.
+// The same for weights that are floats: activations as they are, even and odd columns added in order, then both sums. One
+// sum alone would wait for itself at every column.
 template <WeightType type, int T>
 inline void multiply_floats(const Matrix& w, const uint8_t* block, const Quantised& x, size_t at, int stride, int rows, float* out, size_t out_stride) {
     constexpr int kBytes = format_of(type).bits / 8 * kLanes;
     const float* values = x.values + at * kGroup;
     const uint8_t* stored = block + w.numbers_at;
-    F32 total[T];
+    F32 total[T], odd[T];
     PACELINE_UNROLL
-    for (int m = 0; m < T; m++) total[m] = splat(0.0f);
+    for (int m = 0; m < T; m++) total[m] = odd[m] = splat(0.0f);
     for (int g = 0; g < x.groups; g++) {
-        for (int c = 0; c < kGroup; c++) {
-            if (c * kBytes % 64 == 0) prefetch(stored + c * kBytes + kPrefetchAhead);
-            const F32 column = load_column<type>(stored + c * kBytes);
+        for (int c = 0; c < kGroup; c += 2) {
+            for (int i = 0; i < 2 * kBytes; i += 64) prefetch(stored + c * kBytes + i + kPrefetchAhead);
+            const F32 first = load_column<type>(stored + c * kBytes), second = load_column<type>(stored + (c + 1) * kBytes);
             PACELINE_UNROLL
-            for (int m = 0; m < T; m++) total[m] = fma(column, splat(values[m * kGroup + c]), total[m]);
+            for (int m = 0; m < T; m++) total[m] = fma(first, splat(values[m * kGroup + c]), total[m]);
+            PACELINE_UNROLL
+            for (int m = 0; m < T; m++) odd[m] = fma(second, splat(values[m * kGroup + c + 1]), odd[m]);
         }
         values += stride * kGroup, stored += kGroup * kBytes;
     }
+    PACELINE_UNROLL
+    for (int m = 0; m < T; m++) total[m] = total[m] + odd[m];
     store_rows(total, rows, out, out_stride);
+}
+
+template <WeightType type, int T>
+inline void multiply_rows(const Matrix& w, const uint8_t* block, const Quantised& x, size_t at, int stride, int rows, float* out, size_t out_stride) {
+    if constexpr (holds_floats(type)) multiply_floats<type, T>(w, block, x, at, stride, rows, out, out_stride);
+    else multiply_integers<type, T>(w, block, x, at, stride, rows, out, out_stride);
 }
 
 template <WeightType type, int T>
 inline void multiply_tile(const Matrix& w, const uint8_t* block, const Quantised& x, int tile, int rows, float* out, size_t out_stride) {
     const size_t at = (size_t)tile * x.groups * T;
-    if constexpr (holds_floats(type)) {
-        multiply_floats<type, T>(w, block, x, at, T, rows, out, out_stride);
-    } else if constexpr (T > 12) {                      // a total and a sum per row: more do not fit into 32 registers
+    if constexpr (T > 12) {                             // two sums per row: more do not fit into 32 registers
         constexpr int kFirst = T / 2;
-        multiply_integers<type, kFirst>(w, block, x, at, T, rows, out, out_stride);
-        multiply_integers<type, T - kFirst>(w, block, x, at + kFirst, T, rows - kFirst, out + kFirst * out_stride, out_stride);
+        multiply_rows<type, kFirst>(w, block, x, at, T, rows, out, out_stride);
+        multiply_rows<type, T - kFirst>(w, block, x, at + kFirst, T, rows - kFirst, out + kFirst * out_stride, out_stride);
     } else {
-        multiply_integers<type, T>(w, block, x, at, T, rows, out, out_stride);
+        multiply_rows<type, T>(w, block, x, at, T, rows, out, out_stride);
     }
 }
 

@@ -125,5 +125,5 @@ inline I32 dot_signed(I32 acc, U8 w, const int8_t* p) {
     const __m256i x = _mm256_set1_epi32(*(const int32_t*)p);
     return {dot_signed(acc.a, w.a, x), dot_signed(acc.b, w.b, x)};
 }
-inline void prefetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
+[[gnu::always_inline]] inline void prefetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
 }  // namespace

@@ -72,5 +72,5 @@ inline I32 dot(I32 acc, U8 w, const int8_t* x) {
 // Numbers stored with 128 added: start from minus 128 times the group's sum.
 inline I32 start_signed(int32_t sum) { return {_mm512_set1_epi32(-128 * sum)}; }
 inline I32 dot_signed(I32 acc, U8 w, const int8_t* x) { return dot(acc, w, x); }
-inline void prefetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
+[[gnu::always_inline]] inline void prefetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
 }  // namespace

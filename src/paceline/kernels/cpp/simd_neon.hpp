@@ -82,6 +82,6 @@ inline I32 dot_signed(I32 acc, U8 stored, const int8_t* p) {
     PACELINE_EACH stored.v[i] = veorq_u8(stored.v[i], vdupq_n_u8(0x80));
     return dot(acc, stored, p);
 }
-inline void prefetch(const void* p) { __builtin_prefetch(p); }
+[[gnu::always_inline]] inline void prefetch(const void* p) { __builtin_prefetch(p); }
 #undef PACELINE_EACH
 }  // namespace

@@ -91,6 +91,6 @@ inline I32 dot(I32 acc, const U8& w, const int8_t* x) {
 }
 inline I32 start_signed(int32_t sum) { return splat_int(-128 * sum); }
 inline I32 dot_signed(I32 acc, const U8& w, const int8_t* x) { return dot(acc, w, x); }
-inline void prefetch(const void* p) { __builtin_prefetch(p); }
+[[gnu::always_inline]] inline void prefetch(const void* p) { __builtin_prefetch(p); }
 #undef PACELINE_EACH
 }  // namespace
