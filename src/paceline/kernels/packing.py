@@ -198,7 +198,8 @@ def dequantise(kind: str, rows: int, columns: int, packed: Bytes) -> Floats:
         scales = scales.repeat(format.span // format.part, axis=1) * next(parts)
         minima = minima.repeat(format.span // format.part, axis=1) * (next(parts) if format.minima else 1)
     numbers = _unpack_numbers(next(parts), format.bits) - np.float32(format.offset)
-    weights = numbers.reshape(len(scales), -1, format.shared) * scales[..., None] + minima[..., None]
+    grouped = numbers.reshape(len(scales), -1, format.shared)
+    weights: Floats = grouped * scales[..., None] + minima[..., None]
     return weights.reshape(-1, columns)[:rows]
 
 
