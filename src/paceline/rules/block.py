@@ -2,8 +2,8 @@
 
 Where `rejection` stops at the first refusal, here a token that is too likely may be made up for by later
 ones that are too unlikely, so that never fewer tokens are accepted in the mean.
-Source: Sun et al., "Block verification accelerates speculative decoding", 2024 (arXiv 2403.10444), algorithm
-2. Its coins are independent of one another, so the longest accepted prefix is found from the end upwards.
+Source: Sun et al., "Block verification accelerates speculative decoding", 2024 (arXiv 2403.10444).
+Its coins are independent of one another, so the longest accepted prefix is found from the end upwards.
 """
 
 from __future__ import annotations

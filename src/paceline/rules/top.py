@@ -3,7 +3,7 @@
 The walk follows the target's own draw, as `match` does. Where no child holds it, it takes the first child
 that is one of the n likeliest tokens and hardly less likely than the likeliest. At temperature 0 there is
 one possible token, and this is `match`.
-Source: relaxed acceptance in TensorRT-LLM's guide to multi-token prediction for DeepSeek-R1, 2025.
+Source: relaxed acceptance, "DeepSeek R1 MTP implementation and optimization", TensorRT-LLM's blog, 2025.
 """
 
 from __future__ import annotations

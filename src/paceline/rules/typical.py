@@ -4,7 +4,7 @@ A token is accepted if its probability exceeds min(epsilon, delta exp(-H)), wher
 target's law: the less certain the target, the more passes. Of the paths whose tokens all pass, the longest
 is kept, of equally long ones the likeliest; the token after it is the target's own. At temperature 0
 nothing but the likeliest token passes.
-Source: Medusa, Cai et al., 2024 (arXiv 2401.10774), section 2.3.1; the defaults are those of its code.
+Source: Medusa, Cai et al., 2024 (arXiv 2401.10774); the defaults are those of its code.
 """
 
 from __future__ import annotations
