@@ -42,7 +42,7 @@ RUNGS = (
         "every rule, all drafts and coins: the target's law",
         ("tests/lossless/test_enumeration.py",),
     ),
-    Rung("laws", "the engine's answers follow the table's law", ("tests/lossless/test_laws.py", *ALL)),
+    Rung("laws", "the engine's answers follow the table's law", ("tests/lossless/test_law.py", *ALL)),
     Rung("identity", "match: plain decoding's tokens", ("tests/lossless/test_token_identity.py", *ALL)),
     Rung(
         "model",

@@ -40,7 +40,7 @@ class Bug(NamedTuple):
 
 
 ENUMERATION = ("tests/lossless/test_enumeration.py",)
-LAWS = ("tests/lossless/test_laws.py",)
+LAWS = ("tests/lossless/test_law.py",)
 IDENTITY = ("tests/lossless/test_token_identity.py",)
 NOISE = ("tests/unit/test_noise.py",)
 
@@ -99,7 +99,13 @@ BUGS = (
     Bug(
         "one coin for all positions",
         "a shared uniform number",
-        (Edit(NOISES, "+ (index + 1) * GOLDEN) >> 12) + 0.5", "+ GOLDEN) >> 12) + 0.5"),),
+        (
+            Edit(
+                NOISES,
+                "position) + (index + 1) * GOLDEN)\n        return ((z",
+                "position) + GOLDEN)\n        return ((z",
+            ),
+        ),
         NOISE,
         law("rejection", CHAIN),
     ),
@@ -113,7 +119,7 @@ BUGS = (
     Bug(
         "the same coins in every step",
         "a generator seeded again for each step",
-        (Edit(VERIFY, "self._position = int(self._draft.positions[self.root]) + 1", "self._position = 1"),),
+        (Edit(VERIFY, "self._position = int(draft.positions[self.root]) + 1", "self._position = 1"),),
         LAWS,
         law("block", CHAIN),
     ),
@@ -157,7 +163,7 @@ BUGS = (
         "multi-round rejection without the division",
         (
             Edit(
-                f"{RULES}_residual", "return rest / mass if mass > 0 else p", "return rest if mass > 0 else p"
+                f"{RULES}_residual", "return more / mass if mass > 0 else p", "return more if mass > 0 else p"
             ),
         ),
         ENUMERATION,
@@ -220,10 +226,10 @@ BUGS = (
         (
             Edit(
                 VERIFY,
-                "return self._laws.law(node)",
+                "self._known[node] = self._laws.law(node)",
                 "x = self._laws._logits[self._laws._scored[node]]\n"
-                "        import numpy as np\n"
-                f"        return self._laws.law(node) if self.children(node) else {RAW}",
+                "            import numpy as np\n"
+                f"            self._known[node] = self._laws.law(node) if self.children(node) else {RAW}",
             ),
         ),
         LAWS,
@@ -235,10 +241,10 @@ BUGS = (
         (
             Edit(
                 VERIFY,
-                "return self._laws.law(node)",
+                "self._known[node] = self._laws.law(node)",
                 "x = self._laws._logits[self._laws._scored[node]]\n"
-                "        import numpy as np\n"
-                f"        return self._laws.law(node) if not self.children(node) else {RAW}",
+                "            import numpy as np\n"
+                f"            self._known[node] = {RAW} if self.children(node) else self._laws.law(node)",
             ),
         ),
         LAWS,
