@@ -103,9 +103,8 @@ class Row:
             return xp.astype(ids == token, xp.float64)
         q = xp.asarray(origin.law, dtype=xp.float64, device=device(p))
         if origin.drawn is Drawn.WITHOUT_REPLACEMENT:
-            for sibling in self.children(self._parents[node]):
-                if sibling == node:
-                    break
+            siblings = self.children(self._parents[node])
+            for sibling in siblings[: siblings.index(node)]:
                 earlier = self._draft.origins.get(sibling)
                 if earlier is not None and earlier.law is origin.law:
                     q = xp.where(ids == self._tokens[sibling], 0.0, q)

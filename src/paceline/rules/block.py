@@ -25,8 +25,9 @@ def block(row: Row) -> Outcome:
         joint.append(capped(joint[i] * float(p[i][x]), float(q[i][x])))
     if not chain or row.accepts(chain[-1], joint[-1], 1.0):
         return chain, row.draw(p[-1])
-    for i in range(len(chain) - 1, -1, -1):
+    i = len(chain) - 1
+    rest, mass = excess(joint[i] * p[i], q[i])
+    while i > 0 and not row.accepts(chain[i - 1], regained(mass, joint[i]), 1.0):
+        i -= 1
         rest, mass = excess(joint[i] * p[i], q[i])
-        if i == 0 or row.accepts(chain[i - 1], regained(mass, joint[i]), 1.0):
-            break
     return chain[:i], row.draw(rest if mass > 0 else p[i])
