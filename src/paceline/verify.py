@@ -108,8 +108,8 @@ class Row:
                 earlier = self._draft.origins.get(sibling)
                 if earlier is not None and earlier.law is origin.law:
                     q = xp.where(ids == self._tokens[sibling], 0.0, q)
-            total = xp.sum(q)
-            q = q / total if total > 0 else q
+        total = xp.sum(q)  # a law in single precision sums to 1 only nearly
+        q = q / total if total > 0 else q
         if not q[token] > 0:
             raise ValueError(f"node {node} holds token {token}, which the law it was drawn from excludes")
         return q

@@ -98,7 +98,8 @@ def test_the_proposal_of_a_fixed_token_is_that_token() -> None:
 def test_the_proposal_of_an_independent_token_is_its_law() -> None:
     origins = {node: Origin(Drawn.IID, LAW.astype(np.float32)) for node in range(2)}
     [[first, second]] = proposals(Tree([1, 1], [-1, -1], origins))
-    assert first == second == LAW.astype(np.float32).astype(float).tolist()
+    assert first == second == pytest.approx(LAW, rel=1e-6)
+    assert sum(first) == pytest.approx(1, rel=1e-15)
 
 
 def test_without_replacement_earlier_siblings_of_the_same_law_are_left_out() -> None:
