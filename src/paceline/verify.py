@@ -103,14 +103,13 @@ class Row:
             return xp.astype(ids == token, xp.float64)
         q = xp.asarray(origin.law, dtype=xp.float64, device=device(p))
         if origin.drawn is Drawn.WITHOUT_REPLACEMENT:
-            for sibling in self.children(self._parents[node]):
-                if sibling == node:
-                    break
+            siblings = self.children(self._parents[node])
+            for sibling in siblings[: siblings.index(node)]:
                 earlier = self._draft.origins.get(sibling)
                 if earlier is not None and earlier.law is origin.law:
                     q = xp.where(ids == self._tokens[sibling], 0.0, q)
-            total = xp.sum(q)
-            q = q / total if total > 0 else q
+        total = xp.sum(q)  # a law in single precision sums to 1 only nearly
+        q = q / total if total > 0 else q
         if not q[token] > 0:
             raise ValueError(f"node {node} holds token {token}, which the law it was drawn from excludes")
         return q

@@ -79,7 +79,9 @@ class NoiseByChance:
 
     def choose(self, row: int, position: int, weights: Law) -> int:
         assert self.last is None, "a rule draws once"
-        self.last = np.asarray(weights, np.float64) / float(np.sum(np.asarray(weights)))
+        total = float(np.sum(np.asarray(weights)))
+        assert total > 0, "a rule draws from something"
+        self.last = np.asarray(weights, np.float64) / total
         return AS_DRAWN
 
     def draft(self, row: int, position: int, index: int, weights: Law, count: int) -> list[int]:
@@ -141,7 +143,7 @@ def enumerated(rule: Rule, p: Laws, draft: Callable[[Chance], Tree]) -> Enumerat
     for chance_of_tree, tree in branches(draft):
         packed = Draft.pack(ROW, [tree])
         depth = max(packed.positions) - packed.positions[packed.roots[0]]
-        for probability, (path, law) in branches(lambda chance, packed=packed: _run(rule, packed, p, chance)):
+        for probability, (path, law) in branches(lambda chance, packed=packed: run(rule, packed, p, chance)):
             weight = chance_of_tree * probability
             emitted[path] = emitted.get(path, np.zeros(vocabulary)) + weight * law
             accepted += weight * len(path)
@@ -159,7 +161,7 @@ def enumerated(rule: Rule, p: Laws, draft: Callable[[Chance], Tree]) -> Enumerat
     )
 
 
-def _run(rule: Rule, draft: Draft, p: Laws, chance: Chance) -> tuple[Path, Law]:
+def run(rule: Rule, draft: Draft, p: Laws, chance: Chance) -> tuple[Path, Law]:
     """Tokens accepted, and the law of the one after them."""
     laws, noise = LawsByPath(draft, p, chance), NoiseByChance(chance)
     verdict = rule(draft, laws, noise)  # type: ignore[arg-type]

@@ -31,7 +31,7 @@ from tests.toys import trusting
 
 EXACT = {name: rule for name, rule in RULES.items() if rule.promise is not Promise.LOSSY}
 LOSSY = sorted(RULES.keys() - EXACT.keys())
-QUICK, LONG = 1000, 100_000
+QUICK, LONG = 600, 100_000
 
 
 def fitting(rule: Rule) -> dict[str, Drafter]:
@@ -77,7 +77,7 @@ def test_a_hundred_thousand_answers_follow_the_targets_law(name: str, drafter: s
     ],
 )
 def test_the_drafters_that_come_along_keep_the_law(name: str, spec: str) -> None:
-    found = p_values(EXACT[name], load(spec, target().info), SETTINGS["penalties"], 400)
+    found = p_values(EXACT[name], load(spec, target().info), SETTINGS["penalties"], 300)
     assert found.smallest > ALPHA
 
 
@@ -93,10 +93,11 @@ STRONG = (
 )
 
 
-def caught(name: str, count: int) -> bool:
-    """Whether some drafter shows that the rule is wrong."""
+def caught(name: str, *counts: int) -> bool:
+    """Whether some drafter shows that the rule is wrong, with one of these numbers of answers."""
     return any(
         p_values(BROKEN[name], drafter, SETTINGS["temperature"], count).smallest < ALPHA
+        for count in counts
         for drafter in reversed(fitting(BROKEN[name]).values())
     )
 
@@ -109,7 +110,7 @@ def test_broken_rules_are_caught_by_their_answers(name: str) -> None:
 @pytest.mark.prove
 @pytest.mark.parametrize("name", BROKEN)
 def test_every_broken_rule_is_caught_by_a_hundred_thousand_answers(name: str) -> None:
-    assert caught(name, LONG)
+    assert caught(name, LONG // 20, LONG)
 
 
 def test_a_rule_that_trusts_the_drafter_is_caught() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from functools import cache
 
 import array_api_strict as strict
 import numpy as np
@@ -120,7 +121,11 @@ STREAMS: dict[str, Callable[[int], int]] = {
     "coin of the next step": lambda n: sum(Noise([n]).accepts(0, 6, 1, p, 1.0) for p in (0.2, 0.4, 0.6, 0.8)),
     "target of the next seed": lambda n: Noise([n + 1]).like_target(0, 5, LAW, 1)[0],
 }
-DRAWN = {name: [stream(n) for n in range(5000)] for name, stream in STREAMS.items()}
+
+
+@cache
+def stream(name: str) -> list[int]:
+    return [STREAMS[name](n) for n in range(5000)]
 
 
 def dependence(one: list[int], other: list[int]) -> float:
@@ -135,12 +140,12 @@ def dependence(one: list[int], other: list[int]) -> float:
 
 @pytest.mark.parametrize(("one", "other"), list(itertools.combinations(STREAMS, 2)))
 def test_lanes_positions_and_indices_know_nothing_of_each_other(one: str, other: str) -> None:
-    assert dependence(DRAWN[one], DRAWN[other]) > RARE
+    assert dependence(stream(one), stream(other)) > RARE
 
 
 def test_streams_that_share_their_noise_are_caught() -> None:
     biased = [Noise([n]).like_target(0, 5, LAW[::-1].copy(), 1)[0] for n in range(5000)]
-    assert dependence(DRAWN["target"], biased) < RARE
+    assert dependence(stream("target"), biased) < RARE
 
 
 def test_all_lanes_and_positions_have_keys_of_their_own() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -41,7 +42,8 @@ def see(tree: Tree, look: object, histories: Sequence[Sequence[int]] = ((3, 3), 
 
     @rule(Promise.TOKENS, takes=frozenset(Drawn))
     def looking(row: Row) -> Outcome:
-        found.append(look(row))  # type: ignore[operator]
+        if row.token(row.root) == 2:
+            found.append(look(row))  # type: ignore[operator]
         return [], 0
 
     view = View(
@@ -55,7 +57,7 @@ def see(tree: Tree, look: object, histories: Sequence[Sequence[int]] = ((3, 3), 
         ["d"] * 2,  # type: ignore[list-item]
     )
     looking(Draft.pack(view, [Tree([0], [-1]), tree]), CountedLaws(), Noise(view.seeds))  # type: ignore
-    return found[1:]
+    return found
 
 
 TREE = Tree([1, 2, 1, 3], [-1, -1, 0, 0])
@@ -96,7 +98,8 @@ def test_the_proposal_of_a_fixed_token_is_that_token() -> None:
 def test_the_proposal_of_an_independent_token_is_its_law() -> None:
     origins = {node: Origin(Drawn.IID, LAW.astype(np.float32)) for node in range(2)}
     [[first, second]] = proposals(Tree([1, 1], [-1, -1], origins))
-    assert first == second == LAW.astype(np.float32).astype(float).tolist()
+    assert first == second == pytest.approx(LAW, rel=1e-6)
+    assert sum(first) == pytest.approx(1, rel=1e-15)
 
 
 def test_without_replacement_earlier_siblings_of_the_same_law_are_left_out() -> None:
@@ -104,8 +107,8 @@ def test_without_replacement_earlier_siblings_of_the_same_law_are_left_out() -> 
     origins = {0: Origin(without, LAW), 1: Origin(without, other), 3: Origin(without, LAW)}
     origins[4] = Origin(without, LAW)
     [found] = proposals(Tree([0, 3, 2, 1, 3], [-1] * 5, origins))
-    assert found[0] == LAW.tolist()
-    assert found[1] == other.tolist()
+    assert found[0] == pytest.approx(LAW)
+    assert found[1] == pytest.approx(other)
     assert found[2] == [0, 0, 1, 0]
     assert found[3] == pytest.approx([0, 0.5, 1 / 3, 1 / 6])
     assert found[4] == pytest.approx([0, 0, 2 / 3, 1 / 3])
@@ -142,12 +145,8 @@ def test_a_rule_has_the_name_and_page_of_its_function_and_its_options() -> None:
         """Does something."""
         return [], int(10 * strength)
 
-    assert (some.name, some.promise, some.trees, some.__doc__) == (
-        "some",
-        Promise.LAW,
-        False,
-        "Does something.",
-    )
+    assert (some.name, some.promise, some.trees) == ("some", Promise.LAW, False)
+    assert some.__doc__ == "Does something."
     assert some.with_options(strength=0.25).settings == {"strength": 0.25}
     assert some.settings == {}
     view = View([0], [[1]], [0], [1], [None], [1], [1], ["d"])  # type: ignore[list-item]
@@ -164,7 +163,7 @@ def test_options_are_checked() -> None:
     def fussy(row: Row, *, strength: float = 0.5) -> Outcome:
         return [], 0
 
-    with pytest.raises(ConfigError, match="no: {'strength': 2}"):
+    with pytest.raises(ConfigError, match="'strength': 2"):
         fussy.with_options(strength=2)
 
 
@@ -202,11 +201,10 @@ def test_an_engine_refuses_pairs_that_do_not_fit_and_names_both(name: str, draft
         return
     assert reason is not None
     assert "\n" not in reason
-    with pytest.raises(
-        IncompatibleDrafter, match=f"rule {name} takes .*; drafter {drafter} proposes"
-    ) as info:
+    assert reason.startswith(f"rule {name} takes ")
+    assert f"; drafter {drafter} proposes " in reason
+    with pytest.raises(IncompatibleDrafter, match=re.escape(reason)):
         Engine(target, drafters, drafter=drafter, rule=RULES[name])
-    assert str(info.value) == reason
 
 
 def test_what_rules_take_is_said_in_words() -> None:
@@ -223,6 +221,6 @@ def test_one_row_of_many_is_enough_to_refuse() -> None:
     block = RULES["block"]
     assert isinstance(block, RowRule)
     for trees in ([chain, branch], [branch, chain]):
-        with pytest.raises(IncompatibleDrafter, match="rule block takes chains .* starts a branch"):
+        with pytest.raises(IncompatibleDrafter, match=r"rule block takes chains .* starts a branch"):
             block(Draft.pack(view, trees), CountedLaws(), Noise([1, 2]))  # type: ignore[arg-type]
     block(Draft.pack(view, [chain, chain]), CountedLaws(), Noise([1, 2]))  # type: ignore[arg-type]

@@ -20,13 +20,14 @@ def block(row: Row) -> Outcome:
     p = [row.law(node) for node in (row.root, *chain)]
     q = [row.proposal(node) for node in chain]
     joint = [1.0]  # of the first i tokens: how likely they are under the target, over the drafter, capped
-    for i, node in enumerate(chain):
+    for node, p_above, q_above in zip(chain, p, q, strict=False):
         x = row.token(node)
-        joint.append(capped(joint[i] * float(p[i][x]), float(q[i][x])))
+        joint.append(capped(joint[-1] * float(p_above[x]), float(q_above[x])))
     if not chain or row.accepts(chain[-1], joint[-1], 1.0):
         return chain, row.draw(p[-1])
-    for i in range(len(chain) - 1, -1, -1):
+    i = len(chain) - 1
+    rest, mass = excess(joint[i] * p[i], q[i])
+    while i > 0 and not row.accepts(chain[i - 1], regained(mass, joint[i]), 1.0):
+        i -= 1
         rest, mass = excess(joint[i] * p[i], q[i])
-        if i == 0 or row.accepts(chain[i - 1], regained(mass, joint[i]), 1.0):
-            break
     return chain[:i], row.draw(rest if mass > 0 else p[i])

@@ -58,7 +58,7 @@ def _rho(p: Array, q: Array, k: int) -> float:
     """The smallest rho in [1, k] with 1 - (1 - beta)^k <= rho beta, by bisection from above: the left side
     falls with rho, the right side rises. A larger one is as exact, and accepts a little less."""
     low, high = 1.0, float(k)
-    for _ in range(BISECTIONS if k > 1 else 0):
+    for _ in range(BISECTIONS):
         middle = (low + high) / 2
         beta = _rate(p, q, middle)
         if 1.0 - (1.0 - beta) ** k <= middle * beta:
