@@ -10,10 +10,12 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
+from paceline.bad_words import spell
 from paceline.core import Draft, Drafter, Rule, Step, Target
 from paceline.errors import ConfigError, IncompatibleDrafter
+from paceline.grammar import Grammars, Matcher
 from paceline.laws import Controls, Laws
-from paceline.noise import Noise
+from paceline.noise import Noise, choice_seed
 from paceline.results import Completion, Event
 from paceline.router import Router
 from paceline.rules.match import match
@@ -25,6 +27,8 @@ from paceline.verify import refusal
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
 """Text, token ids, or chat messages such as {"role": "user", "content": "Hello"}."""
+
+MAX_CHOICES = 128
 
 T = TypeVar("T")
 
@@ -80,7 +84,8 @@ class Engine:
         self.watch = Stopwatch()
         self.rule = rule
         self._eos_ids = eos_ids
-        self._router = Router(drafters, target.info.vocab_size)
+        self._grammars = Grammars(tokenizer, target.info.vocab_size, eos_ids) if tokenizer else None
+        self._router = Router(drafters, target.info.vocab_size, rule)
         self._scheduler = Scheduler(
             target.info,
             self.watch,
@@ -137,13 +142,14 @@ class Engine:
             watch.lap("pack")
             scores = self.target.forward(draft, self._router.taps(view))
             watch.lap("forward")
-            verdict = self.rule(draft, Laws(scores, draft, view), Noise(view.seeds))
+            laws = Laws(scores, draft, view)
+            verdict = self.rule(draft, laws, Noise(view.seeds))
             watch.lap("rule")
             self.target.commit(draft, verdict)
             watch.lap("commit")
             self._router.observe(Step(view, draft, scores, verdict))
             watch.lap("observe")
-            self._release(self._scheduler.apply(draft, verdict))
+            self._release(self._scheduler.apply(draft, verdict, laws))
             watch.lap("apply")
         events, self._outbox[:] = self._outbox[:], []
         return events
@@ -154,11 +160,17 @@ class Engine:
         Raises ConfigError for a prompt or parameter that this model cannot take, CapacityError for a
         request that the cache could never hold.
         """
-        return self._submit(prompt, params, drafter, self._outbox)
+        return self._submit(prompt, params, drafter, self._outbox)[0]
 
     def cancel(self, request: int) -> None:
         """End a request with what it has; its last event says so. One that has ended is no error."""
         self._release(self._scheduler.cancel(request))
+
+    def preempt(self, request: int) -> None:
+        """Free a running request's slot and cache; it waits at the front of the queue and goes on later, with
+        the same tokens as if nothing had happened. One that waits or has ended is no error."""
+        self.watch.start()
+        self._release(self._scheduler.preempt(request))
 
     @property
     def idle(self) -> bool:
@@ -170,11 +182,17 @@ class Engine:
         prompts: Prompt | Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         drafter: str | Sequence[str] | None = None,
+        *,
+        n: int = 1,
     ) -> list[Completion]:
         """Answer one prompt or a list of prompts; completions in the order of the prompts.
 
-        params and drafter: one for all, or one per prompt. Raises like `submit`.
+        params and drafter: one for all, or one per prompt. n: answers per prompt, 1 to 128, one behind the
+        other; the first has the request's own seed, the others seeds derived from it
+        (`paceline.noise.choice_seed`). Raises like `submit`.
         """
+        if type(n) is not int or not 1 <= n <= MAX_CHOICES:
+            raise ConfigError(f"n must be a whole number, 1 to {MAX_CHOICES}; got {n!r}")
         wanted = _as_prompts(prompts)
         outbox: list[Event] = []
         requests: list[int] = []
@@ -186,7 +204,7 @@ class Engine:
                 _per_prompt("drafter", drafter, str, len(wanted)),
                 strict=True,
             ):
-                requests.append(self._submit(prompt, param, name, outbox))
+                requests += self._submit(prompt, param, name, outbox, n)
             while len(done) < len(requests):
                 self._advance()
                 done.update((event.request, event.finish) for event in outbox if event.finish)
@@ -205,7 +223,7 @@ class Engine:
         The request is queued at once, and other requests advance along with it. Raises like `submit`.
         """
         outbox: list[Event] = []
-        return self._events(self._submit(prompt, params, drafter, outbox), outbox)
+        return self._events(self._submit(prompt, params, drafter, outbox)[0], outbox)
 
     def _events(self, request: int, outbox: list[Event]) -> Generator[Event, None, None]:
         finished = False
@@ -225,24 +243,42 @@ class Engine:
         self._outbox[:0] = self.step()
 
     def _submit(
-        self, prompt: Prompt, params: SamplingParams | None, drafter: str | None, outbox: list[Event]
-    ) -> int:
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None,
+        drafter: str | None,
+        outbox: list[Event],
+        n: int = 1,
+    ) -> list[int]:
         params = params or SamplingParams()
+        tokenizer = self.tokenizer
         params.check_vocabulary(self.target.info.vocab_size)
-        if params.stop and self.tokenizer is None:
+        if params.stop and tokenizer is None:
             raise ConfigError("stop strings need a tokenizer, this engine has none; use stop_token_ids")
+        bad_words = spell(params.bad_words, tokenizer)
         tokens = self._tokens(prompt)
-        return self._scheduler.add(
-            tokens,
-            params,
-            Controls(params, self._eos_ids, tokens),
-            Transcript(
-                self.tokenizer.detokenizer() if self.tokenizer else None, params.stop, params.min_tokens
-            ),
-            seed=secrets.randbelow(MAX_SEED + 1) if params.seed is None else params.seed,
-            drafter=self._known_drafter(drafter or self.drafter),
-            outbox=outbox,
-        )
+        drafter = self._known_drafter(drafter or self.drafter)
+        seed = secrets.randbelow(MAX_SEED + 1) if params.seed is None else params.seed
+        return [
+            self._scheduler.add(
+                tokens,
+                params,
+                Controls(params, self._eos_ids, tokens, bad_words, self._matcher(params)),
+                Transcript(tokenizer.detokenizer() if tokenizer else None, params.stop, params.min_tokens),
+                seed=choice_seed(seed, index),
+                index=index,
+                drafter=drafter,
+                outbox=outbox,
+            )
+            for index in range(n)
+        ]
+
+    def _matcher(self, params: SamplingParams) -> Matcher | None:
+        if params.grammar is None:
+            return None
+        if self._grammars is None:
+            raise ConfigError("grammars need a tokenizer, this engine has none")
+        return self._grammars.matcher(params.grammar)
 
     def _tokens(self, prompt: Prompt) -> list[int]:
         """The prompt as token ids, all in the vocabulary."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
+import array_api_strict
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -72,6 +75,11 @@ def by_hand(logits: list[float], params: SamplingParams, context: Context) -> li
         x[token] += params.logit_bias.get(token, 0)
         if token in context.ending and len(context.answer) < params.min_tokens:
             x[token] = -INF
+        spoken = [*context.answer, token]
+        if any(spoken[-len(word) :] == word for word in context.bad_words):
+            x[token] = -INF
+        if context.allowed is not None and not context.allowed[token]:
+            x[token] = -INF
     order = sorted(range(len(x)), key=lambda token: (-x[token], token))
     if params.temperature == 0:
         return [float(token == order[0]) for token in range(len(x))]
@@ -91,6 +99,12 @@ def by_hand(logits: list[float], params: SamplingParams, context: Context) -> li
 tokens = st.lists(st.integers(0, 7), max_size=8)
 
 
+def on_all(check: Callable[..., None]) -> Callable[..., None]:
+    """Run a check with NumPy and with a strict array library, which knows nothing of NumPy's own ways."""
+    return pytest.mark.parametrize("xp", [np, array_api_strict], ids=["numpy", "strict"])(check)
+
+
+@on_all
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(
     logits=st.lists(st.integers(-24, 24).map(lambda n: n / 7), min_size=8, max_size=8),
@@ -105,15 +119,27 @@ tokens = st.lists(st.integers(0, 7), max_size=8)
         frequency_penalty=st.sampled_from([-0.4, 0, 1.1]),
         logit_bias=st.dictionaries(st.integers(0, 7), st.integers(-3, 3), max_size=3),
         min_tokens=st.integers(0, 6),
+        bad_words=st.just(()),
+        grammar=st.none(),
+        stop=st.just(()),
+        stop_token_ids=st.just(()),
     ),
-    context=st.builds(Context, tokens, tokens, st.frozensets(st.integers(0, 7), max_size=3)),
+    context=st.builds(
+        Context,
+        tokens,
+        tokens,
+        st.frozensets(st.integers(0, 6), max_size=3),
+        st.lists(st.lists(st.integers(0, 6), min_size=1, max_size=2), max_size=4),
+        st.none() | st.sets(st.integers(0, 6)).map(lambda left_out: [t not in left_out for t in range(8)]),
+    ),
 )
 def test_warp_agrees_with_the_definitions(
-    logits: list[float], params: SamplingParams, context: Context
+    xp: Any, logits: list[float], params: SamplingParams, context: Context
 ) -> None:
-    law = warp(np.array(logits), params, context)
-    assert law.dtype == np.float64
-    np.testing.assert_allclose(np.exp(law), by_hand(logits, params, context), atol=1e-9)
+    allowed = None if context.allowed is None else xp.asarray(context.allowed)
+    law = warp(xp.asarray(logits), params, context._replace(allowed=allowed))
+    assert law.dtype == xp.float64
+    np.testing.assert_allclose(np.exp(np.asarray(law)), by_hand(logits, params, context), atol=1e-9)
 
 
 def test_equal_logits_keep_the_lower_ids() -> None:
