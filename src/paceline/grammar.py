@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
@@ -70,12 +70,16 @@ class Grammar:
         return Grammar("lark", text)._checked()
 
     def _checked(self) -> Grammar:
-        what = f"the {self.kind.replace('_', ' ').replace('json', 'JSON')}"
+        what = {"regex": "the regular expression", "lark": "the grammar"}.get(self.kind, "the JSON schema")
         if not isinstance(self.source, str):
             raise ConfigError(f"{what} must be text, got {self.source!r}")
         if (size := len(self.source.encode("utf-8", "replace"))) > MAX_BYTES:
             raise ConfigError(f"{what} has {size} bytes, allowed are {MAX_BYTES}")
-        if error := _llguidance().LLMatcher.validate_grammar(self.compile(), limits=_limits()):
+        try:
+            error = _llguidance().LLMatcher.validate_grammar(self.compile(), limits=_limits())
+        except ValueError as refused:  # what is no JSON to it, or no Unicode
+            error = str(refused)
+        if error:
             raise ConfigError(f"{what} cannot be used: {_line(error)}")
         return self
 
@@ -127,6 +131,7 @@ class Grammars:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._eos_ids = sorted(eos_ids)
+        self._compiled = lru_cache(maxsize=16)(self._compile)
 
     def matcher(self, grammar: Grammar) -> Matcher:
         """A matcher at the beginning of an answer.
@@ -135,19 +140,19 @@ class Grammars:
         """
         if not self._eos_ids:
             raise ConfigError("a grammar needs a model with an end-of-sequence token; this engine has none")
-        text, tokens, limits = grammar.compile(), self._tokens, _limits()
-
-        def begin() -> LLMatcher:
-            matcher: LLMatcher = _llguidance().LLMatcher(tokens, text, limits=limits, log_level=0)
-            return matcher
-
-        matcher = Matcher(begin, self._spoken)
+        matcher = Matcher(self._compiled(grammar).deep_copy, self._spoken)
         try:
             first = matcher.after(())
         except GrammarLimit as error:
-            raise ConfigError(f"the grammar cannot be used: {error}") from None
+            raise ConfigError(f"the grammar cannot be used: no text begins with it ({error})") from None
         if first is None or not (first.complete or first.texts.any()):
             raise ConfigError("the grammar cannot be used: no token of this model begins such a text")
+        return matcher
+
+    def _compile(self, grammar: Grammar) -> LLMatcher:
+        matcher: LLMatcher = _llguidance().LLMatcher(
+            self._tokens, grammar.compile(), limits=_limits(), log_level=0
+        )
         return matcher
 
     @cached_property
@@ -272,9 +277,10 @@ def _limits() -> LLParserLimits:
 
 
 def _line(message: str) -> str:
-    """A message of llguidance on one line: the sketch of the place that follows it is left out."""
-    lines = [line.strip() for line in message.splitlines()]
-    return next(filter(None, lines), "unknown error")[:300]
+    """A message of llguidance on one line: the reason without the sketch of its place, where it has one."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()] or ["unknown error"]
+    reasons = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return (reasons or lines)[0][:300]
 
 
 def _depth(value: Any) -> int:

@@ -41,7 +41,7 @@ SETTINGS = (
         "logprobs": 20,
     },
 )
-ROUNDS = {1: 60, 4: 120, 64: 520}
+ROUNDS = {1: 40, 4: 90, 64: 540}
 """{batch size: answers per setting}."""
 
 Answers = Mapping[int, Sequence[int]]

@@ -36,6 +36,7 @@ HELP = "/exit (or Ctrl-D) ends, /reset forgets the conversation, /stats shows fi
         "paceline chat",
         'paceline chat --system "You answer in one sentence." --temperature 0.7 --top-p 0.9',
         "paceline chat --model ./my-model.gguf --drafter ngram",
+        "paceline chat --json-object --bad-word sorry",
         "printf 'Hello\\nAnd in French?\\n' | paceline chat --temperature 0",
     )
 )
