@@ -46,7 +46,9 @@ class Grammar:
         try:
             text = schema if isinstance(schema, str) else json.dumps(schema)
             parsed = json.loads(text) if len(text) <= MAX_BYTES else {}  # too large: refused below
-        except (TypeError, ValueError, RecursionError) as error:
+        except RecursionError:
+            raise ConfigError(f"the JSON schema is nested too deep, allowed are {MAX_DEPTH}") from None
+        except (TypeError, ValueError) as error:
             raise ConfigError(f"the JSON schema is not JSON: {_line(str(error))}") from None
         if not isinstance(parsed, dict):
             raise ConfigError(f"the JSON schema must be an object, got {text[:60]!r}")
@@ -285,8 +287,8 @@ def _line(message: str) -> str:
 
 def _depth(value: Any) -> int:
     """How deep JSON is nested: 1 for an object without one inside."""
-    if isinstance(value, dict):
-        return 1 + max(map(_depth, value.values()), default=0)
-    if isinstance(value, list):
-        return 1 + max(map(_depth, value), default=0)
-    return 0
+    depth, level = 0, [value]
+    while nests := [inner for inner in level if isinstance(inner, dict | list)]:
+        depth += 1
+        level = [inner for nest in nests for inner in (nest.values() if isinstance(nest, dict) else nest)]
+    return depth
