@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from types import ModuleType
@@ -143,13 +144,11 @@ class Grammars:
         if not self._eos_ids:
             raise ConfigError("a grammar needs a model with an end-of-sequence token; this engine has none")
         matcher = Matcher(self._compiled(grammar).deep_copy, self._spoken)
-        try:
+        with suppress(GrammarLimit):
             first = matcher.after(())
-        except GrammarLimit as error:
-            raise ConfigError(f"the grammar cannot be used: no text begins with it ({error})") from None
-        if first is None or not (first.complete or first.texts.any()):
-            raise ConfigError("the grammar cannot be used: no token of this model begins such a text")
-        return matcher
+            if first is not None and (first.complete or first.texts.any()):
+                return matcher
+        raise ConfigError("the grammar cannot be used: no token of this model begins such a text")
 
     def _compile(self, grammar: Grammar) -> LLMatcher:
         matcher: LLMatcher = _llguidance().LLMatcher(

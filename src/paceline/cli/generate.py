@@ -120,7 +120,7 @@ def command(
             click.echo(terminal_safe(completion.text))
     for completion in completions:
         if completion.finish_reason == "cancelled":
-            click.echo(f"The answer is incomplete: {completion.stop_reason}.", err=True)
+            click.echo(f"The answer is incomplete: {completion.stop_reason}", err=True)
         if stats:
             click.echo(figures(completion), err=True)
 
