@@ -93,11 +93,10 @@ class Request:
         stop: str | int | None = None
         del tokens[self.limit - len(self.history) :]
         if self.controls.failures:
-            for place in range(len(tokens)):
-                if failure := self.controls.failures.get(tuple(tokens[:place])):
-                    reason, stop = "cancelled", failure
-                    del tokens[place:]
-                    break
+            places = [p for p in range(len(tokens)) if tuple(tokens[:p]) in self.controls.failures]
+            if places:
+                reason, stop = "cancelled", self.controls.failures[tuple(tokens[: places[0]])]
+                del tokens[places[0] :]
             self.controls.failures.clear()
         spoken = len(tokens)
         for place, token in enumerate(tokens):
@@ -137,13 +136,13 @@ class Request:
     def resume(self, now: Time) -> None:
         """The request runs from now on: for the first time, or again after a preemption, whose length is
         then taken out of its times."""
-        if self.admitted_at is None:
+        if self.preempted_at is None or self.admitted_at is None:
             self.admitted_at = now
-        elif self.preempted_at is not None:
-            self.admitted_at = _later(self.admitted_at, self.preempted_at, now)
-            if self.first_token_at is not None:
-                self.first_token_at = _later(self.first_token_at, self.preempted_at, now)
-            self.preempted_at = None
+            return
+        self.admitted_at = _later(self.admitted_at, self.preempted_at, now)
+        if self.first_token_at is not None:
+            self.first_token_at = _later(self.first_token_at, self.preempted_at, now)
+        self.preempted_at = None
 
     def completion(self, reason: FinishReason, stop: str | int | None, rule: Rule, now: Time) -> Completion:
         """The finished answer. now: what the stopwatch says."""

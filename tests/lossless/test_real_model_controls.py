@@ -29,22 +29,21 @@ PERSON = {
     "required": ["name", "occupation", "age", "favourite drinks"],
     "additionalProperties": False,
 }
-DATES = r"(On (Monday|Tuesday|Wednesday|Thursday|Friday), [0-9]{1,2} (January|February|March) 20[0-9]{2}[.] ){1,4}"
+DATES = r"(On (Monday|Tuesday|Wednesday|Friday), [0-9]{1,2} (January|February|March) 20[0-9]{2}[.] ){1,3}"
 BAD = ("train", "Train", "rail", "the", " and", "sure")
 SETTINGS: dict[str, dict[str, Any]] = {
-    "schema": {"grammar": Grammar.json_schema(PERSON), "logprobs": 3, "max_tokens": 160},
+    "schema": {"grammar": Grammar.json_schema(PERSON), "logprobs": 3, "max_tokens": 100},
     "object": {"grammar": Grammar.json_object(), "max_tokens": 40},
-    "regex": {"grammar": Grammar.regex(DATES), "max_tokens": 70, "top_p": 0.9},
+    "regex": {"grammar": Grammar.regex(DATES), "max_tokens": 40, "top_p": 0.9},
     "bad words": {"bad_words": BAD, "logprobs": 20, "max_tokens": 40},
     "all": {
         "grammar": Grammar.json_schema(PERSON), "bad_words": ("tea", '"tea'), "logprobs": 0,
-        "repetition_penalty": 1.1, "top_k": 50, "max_tokens": 160,
+        "repetition_penalty": 1.1, "top_k": 50, "max_tokens": 100,
     },
 }  # fmt: skip
 QUESTIONS = (
     "Invent a person and describe him as JSON.",
-    "Write about trains.",
-    "When does the course take place?",
+    "When does the next train leave?",
 )
 TEMPERATURES = (0, 1)
 
@@ -66,34 +65,38 @@ def answer(drafter: str, asked: list[Any], params: list[SamplingParams], batch: 
     return engine.generate(asked, params)
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
-@pytest.mark.parametrize("drafter", ["suffix", "ngram", "markov"])
-def test_every_drafter_gives_the_plain_answers(drafter: str, setting: str) -> None:
+@pytest.mark.parametrize(
+    ("drafter", "setting", "batch"),
+    [
+        *(("suffix", setting, 3) for setting in SETTINGS),
+        ("suffix", "all", 1),
+        ("ngram", "all", 3),
+        ("markov", "all", 3),
+        ("markov", "bad words", 3),
+    ],
+)
+def test_every_drafter_gives_the_plain_answers(drafter: str, setting: str, batch: int) -> None:
     asked, params, plain = work(setting)
-    for batch in (1, 4):
-        done = answer(drafter, asked, params, batch)
-        for speculative, expected in zip(done, plain, strict=True):
-            assert speculative.token_ids == expected.token_ids
-            assert speculative.text == expected.text
-            assert speculative.finish_reason == expected.finish_reason
-            assert speculative.logprobs == expected.logprobs, "to the last bit"
-        drafted = sum(c.stats.drafted for c in done)
-        accepted = sum(c.stats.accepted for c in done)
-        passes, tokens = sum(c.stats.passes for c in done), sum(c.stats.tokens for c in done)
-        assert drafted > 0
-        assert accepted < drafted
-        if setting in ("schema", "regex", "all"):  # there the grammar leaves much without choice
-            assert accepted > tokens / 4
-        print(
-            f"{drafter} {setting} batch {batch}: {accepted} of {drafted} accepted, tau {tokens / passes:.2f}"
-        )
+    done = answer(drafter, asked, params, batch)
+    for speculative, expected in zip(done, plain, strict=True):
+        assert speculative.token_ids == expected.token_ids
+        assert speculative.text == expected.text
+        assert speculative.finish_reason == expected.finish_reason
+        assert speculative.logprobs == expected.logprobs, "to the last bit"
+    drafted = sum(c.stats.drafted for c in done)
+    accepted = sum(c.stats.accepted for c in done)
+    passes, tokens = sum(c.stats.passes for c in done), sum(c.stats.tokens for c in done)
+    assert 0 < accepted < drafted
+    if setting in ("schema", "regex", "all"):  # there the grammar leaves much without choice
+        assert accepted > tokens / 4
+    print(f"{drafter} {setting} batch {batch}: {accepted} of {drafted} accepted, tau {tokens / passes:.2f}")
 
 
 def test_answers_to_a_schema_parse_and_fit_it() -> None:
     for setting in ("schema", "all"):
         _, _, plain = work(setting)
         whole = [completion for completion in plain if completion.finish_reason == "stop"]
-        assert len(whole) >= 4
+        assert len(whole) >= 3
         for completion in whole:
             person = json.loads(completion.text)
             assert list(person) == PERSON["required"]

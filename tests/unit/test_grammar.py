@@ -22,6 +22,7 @@ from paceline.rules import load as load_rule
 from paceline.rules.match import match
 from paceline.sampling import SamplingParams
 from paceline.targets.table import TableTarget
+from paceline.verify import Outcome, Row, rule
 from tests.toys import VOCABULARY, Empty, Letters, Quiet, trusting
 
 GRAMMARS = Grammars(Letters(), VOCABULARY, {0})
@@ -258,6 +259,26 @@ def test_where_the_controls_leave_no_token_the_answer_is_given_up_with_the_reaso
     assert first.stats.tau == 0
 
 
+def test_a_dead_end_that_a_rule_looked_at_and_did_not_reach_ends_nothing() -> None:
+    @rule(match.promise, takes=match.takes)
+    def curious(row: Row) -> Outcome:
+        """Asks for the law after every node, and keeps no draft."""
+        for node in row.children(row.root):
+            row.law(node)
+        return [], row.own(row.root)
+
+    class Wrong(Quiet):
+        def propose(self, view: View, budgets: Any) -> list[Tree]:
+            return [Tree.chain([4]) if min(budget) else NOTHING for budget in budgets]
+
+    # Behind token 4, "e", nothing is possible, and it is never drawn.
+    fields: dict[str, Any] = {"bad_words": ["ef"], "logit_bias": {4: -100}, "max_tokens": 30}
+    done = answer(Grammar.regex("[bc]+(ef|g)"), Wrong(), rule=curious, **fields)
+    assert done.finish_reason == "length" or done.text.endswith("g")
+    assert len(done.text) > 1
+    assert done.stats.drafted > done.stats.accepted == 0
+
+
 @pytest.mark.parametrize("drafter", [Plain, Empty], ids=["plain", "forced"])
 def test_a_grammar_that_becomes_too_complex_ends_its_own_answer_only(
     drafter: Any, monkeypatch: pytest.MonkeyPatch
@@ -347,7 +368,7 @@ def test_under_a_rule_that_compares_laws_forced_tokens_stand_alone() -> None:
 
 def test_nothing_is_forced_on_plain_decoding_on_a_row_without_budget_or_on_a_rule_that_refuses_it() -> None:
     matcher = GRAMMARS.matcher(Grammar.regex("bcd(e|j)"))
-    for drafter, budget, rule in (
+    for drafter, budget, picky in (
         (Plain(), Budget(8, 8), match),
         (Empty(), Budget(0, 8), match),
         (
@@ -356,7 +377,7 @@ def test_nothing_is_forced_on_plain_decoding_on_a_row_without_budget_or_on_a_rul
             replace(match, takes=frozenset({Drawn.IID})),
         ),
     ):
-        router = Router({"d": drafter}, VOCABULARY, rule)
+        router = Router({"d": drafter}, VOCABULARY, picky)
         assert router.propose(view(matcher), [budget])[0] == NOTHING
     open_choice = GRAMMARS.matcher(Grammar.regex("b|c"))
     assert Router({"d": Empty()}, VOCABULARY, match).propose(view(open_choice), [Budget(8, 8)])[0] == NOTHING

@@ -13,7 +13,7 @@ from paceline.core import Draft, Lane, Scores, Tree, View
 from paceline.grammar import Grammar, Grammars
 from paceline.laws import Controls, Laws
 from paceline.noise import Noise, bits, choice_seed, gumbel
-from paceline.sampling import Context, SamplingParams, warp
+from paceline.sampling import Context, SamplingParams, log_law, warp
 from tests.chi_square import chi_square
 from tests.toys import Letters
 
@@ -158,6 +158,19 @@ def test_laws_and_draws_along_a_path_agree_with_warp(setting: dict[str, Any], dt
         assert not controls.failures
         assert (logits == before).all()
     assert compared > 20
+
+
+def test_penalties_of_more_tokens_than_were_foreseen_agree_with_warp() -> None:
+    rng = random.Random(4)
+    params = SamplingParams(repetition_penalty=1.4, frequency_penalty=0.5, presence_penalty=-0.5)
+    prompt, answer = ([rng.randrange(2000) for _ in range(count)] for count in (700, 500))
+    controls = Controls(params, (), prompt)
+    controls.answered(answer)
+    logits = np.random.default_rng(0).normal(0, 3, 2000)
+    path = [rng.randrange(2000) for _ in range(300)]
+    adjusted = controls.adjust(logits, len(answer) + len(path), path)
+    expected = warp(logits, params, Context(prompt, answer + path, frozenset()))
+    np.testing.assert_array_equal(log_law(adjusted, params), expected)
 
 
 def test_a_node_that_was_not_scored_has_no_law() -> None:

@@ -29,6 +29,8 @@ BAD = {
     "max_tokens": [0, -1, 1e12, 1.5, "5", True, 2**31],
     "stop": ["", [""], ["a"] * 5, ["x" * 1001], [1], 5, None],
     "stop_token_ids": [5, [-1], [1.5], [True], "12", ["1"]],
+    "bad_words": [5, None, [""], [[]], [[-1]], [[1.5]], [5], ["x" * 1001], [[1] * 1001], ["a"] * 1025],
+    "logprobs": [-1, 21, True, 1.5, "2"],
     "ignore_eos": [1, "yes", None],
     "seed": [-1, 2**63, 1.5, True, "x"],
 }
@@ -47,6 +49,8 @@ def test_the_ends_of_every_range_are_allowed() -> None:
     SamplingParams(temperature=2, top_p=1, min_p=0, frequency_penalty=2, logit_bias={0: 100}, seed=2**63 - 1)
     SamplingParams(max_tokens=5, min_tokens=5, stop=["x" * 1000] * 4, seed=0)
     SamplingParams(temperature=np.float32(0.5), top_k=np.int64(3))
+    SamplingParams(bad_words=["x" * 1000, [1] * 1000] * 512, logprobs=0)
+    SamplingParams(bad_words="one word", logprobs=20)
 
 
 def test_one_stop_string_needs_no_list_and_lists_are_copied() -> None:
@@ -59,7 +63,12 @@ def test_one_stop_string_needs_no_list_and_lists_are_copied() -> None:
 
 def test_token_ids_outside_the_vocabulary_are_refused() -> None:
     SamplingParams(stop_token_ids=[9], logit_bias={9: 1}).check_vocabulary(10)
-    for params in (SamplingParams(stop_token_ids=[10]), SamplingParams(logit_bias={10: 1})):
+    SamplingParams(bad_words=[[9, 9], "a"]).check_vocabulary(10)
+    for params in (
+        SamplingParams(stop_token_ids=[10]),
+        SamplingParams(logit_bias={10: 1}),
+        SamplingParams(bad_words=["a", [3, 10]]),
+    ):
         with pytest.raises(ConfigError, match="token id 10; this model has 0 to 9"):
             params.check_vocabulary(10)
 
