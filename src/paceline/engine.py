@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import numbers
 import secrets
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast
-
-import numpy as np
+from typing import Any
 
 from paceline.bad_words import spell
 from paceline.core import Draft, Drafter, Rule, Step, Target
@@ -16,6 +13,7 @@ from paceline.errors import ConfigError, IncompatibleDrafter
 from paceline.grammar import Grammars, Matcher
 from paceline.laws import Controls, Laws
 from paceline.noise import Noise, choice_seed
+from paceline.prompts import Prompt, as_prompts, per_prompt, prompt_tokens
 from paceline.results import Completion, Event
 from paceline.router import Router
 from paceline.rules.match import match
@@ -25,12 +23,7 @@ from paceline.stopwatch import Stopwatch
 from paceline.transcript import Tokenizer, Transcript
 from paceline.verify import refusal
 
-Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
-"""Text, token ids, or chat messages such as {"role": "user", "content": "Hello"}."""
-
 MAX_CHOICES = 128
-
-T = TypeVar("T")
 
 
 class Engine:
@@ -193,15 +186,15 @@ class Engine:
         """
         if type(n) is not int or not 1 <= n <= MAX_CHOICES:
             raise ConfigError(f"n must be a whole number, 1 to {MAX_CHOICES}; got {n!r}")
-        wanted = _as_prompts(prompts)
+        wanted = as_prompts(prompts)
         outbox: list[Event] = []
         requests: list[int] = []
         done: dict[int, Completion] = {}
         try:
             for prompt, param, name in zip(
                 wanted,
-                _per_prompt("params", params, SamplingParams, len(wanted)),
-                _per_prompt("drafter", drafter, str, len(wanted)),
+                per_prompt("params", params, SamplingParams, len(wanted)),
+                per_prompt("drafter", drafter, str, len(wanted)),
                 strict=True,
             ):
                 requests += self._submit(prompt, param, name, outbox, n)
@@ -256,7 +249,7 @@ class Engine:
         if params.stop and tokenizer is None:
             raise ConfigError("stop strings need a tokenizer, this engine has none; use stop_token_ids")
         bad_words = spell(params.bad_words, tokenizer)
-        tokens = self._tokens(prompt)
+        tokens = prompt_tokens(prompt, self.target.info.vocab_size, tokenizer)
         drafter = self._known_drafter(drafter or self.drafter)
         seed = secrets.randbelow(MAX_SEED + 1) if params.seed is None else params.seed
         return [
@@ -280,21 +273,6 @@ class Engine:
             raise ConfigError("grammars need a tokenizer, this engine has none")
         return self._grammars.matcher(params.grammar)
 
-    def _tokens(self, prompt: Prompt) -> list[int]:
-        """The prompt as token ids, all in the vocabulary."""
-        tokens = prompt.tolist() if isinstance(prompt, np.ndarray) else prompt
-        if isinstance(tokens, str) or (tokens and isinstance(tokens[0], Mapping)):
-            if self.tokenizer is None:
-                raise ConfigError("this engine has no tokenizer; give the prompt as token ids")
-            if isinstance(tokens, str):
-                return self.tokenizer.encode(tokens)
-            return self.tokenizer.apply_chat_template(cast(Sequence[Mapping[str, str]], tokens))
-        last = self.target.info.vocab_size - 1
-        for token in tokens:
-            if type(token) is not int or not 0 <= token <= last:
-                raise ConfigError(f"a prompt's token ids are whole numbers from 0 to {last}, got {token!r}")
-        return cast(list[int], tokens)
-
     def _known_drafter(self, name: str) -> str:
         if name not in self.drafters:
             raise ConfigError(f"drafter {name!r} is not loaded; loaded are {', '.join(self.drafters)}")
@@ -304,19 +282,3 @@ class Engine:
         if slots:
             self.target.release(slots)
             self._router.release(slots)
-
-
-def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
-    """A list of prompts, from one prompt or several."""
-    if isinstance(prompts, str) or (len(prompts) and isinstance(prompts[0], numbers.Number | Mapping)):
-        return [cast(Prompt, prompts)]
-    return cast(Sequence[Prompt], prompts)
-
-
-def _per_prompt(name: str, value: T | Sequence[T] | None, kind: type[T], count: int) -> Sequence[T | None]:
-    if value is None or isinstance(value, kind):
-        return [value] * count
-    values = cast(Sequence[T], value)
-    if len(values) != count:
-        raise ConfigError(f"{name}: give one or one per prompt; got {len(values)}, prompts are {count}")
-    return values

@@ -23,7 +23,8 @@ from paceline.cli.options import (
 from paceline.errors import ConfigError
 
 if TYPE_CHECKING:
-    from paceline.engine import Engine, Prompt
+    from paceline.engine import Engine
+    from paceline.prompts import Prompt
     from paceline.results import Completion
 
 
