@@ -157,6 +157,7 @@ class Engine:
 
     def cancel(self, request: int) -> None:
         """End a request with what it has; its last event says so. One that has ended is no error."""
+        self.watch.start()
         self._release(self._scheduler.cancel(request))
 
     def preempt(self, request: int) -> None:

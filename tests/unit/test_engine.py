@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from itertools import pairwise
 
 import numpy as np
@@ -339,35 +338,40 @@ def test_a_preempted_request_gives_up_its_place_and_goes_on_first() -> None:
     assert stats.tokens == stats.passes + stats.accepted == 12
 
 
-def test_time_spent_waiting_after_a_preemption_is_not_counted() -> None:
-    class Slow(TableTarget):
+def test_time_spent_waiting_after_a_preemption_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("paceline.stopwatch.perf_counter", lambda: clock[0])
+
+    class SecondByPass(TableTarget):
         def forward(self, draft, taps):
-            time.sleep(0.004)
+            clock[0] += 1
             return super().forward(draft, taps)
 
-    def seconds(preemptions: int, before_the_first_token: bool = False) -> tuple[float, float]:
-        busy = engine(target=Slow(VOCABULARY), max_batch=1, chunk_tokens=1)
+    def seconds(steps: int | None) -> tuple[float, float]:
+        """Of a request that is preempted after so many steps, while another one takes its place."""
+        busy = engine(target=SecondByPass(VOCABULARY), max_batch=1, chunk_tokens=1)
         first = busy.submit([1, 2, 3], params(max_tokens=4))
-        for _ in range(2 if before_the_first_token else 4):
-            busy.step()
-        for _ in range(preemptions):
-            busy.preempt(first)
-            busy._scheduler._waiting.rotate(-1)
-            other = busy.submit([5], params(max_tokens=20))
-            busy._scheduler._waiting.rotate(1)  # the other one first
-            while busy._scheduler._requests.get(other):
+        if steps is not None:
+            for _ in range(steps):
                 busy.step()
-        while True:
-            for event in busy.step():
-                if event.finish:
-                    times = event.finish.timings
-                    assert times.target_s + times.other_s == pytest.approx(times.prefill_s + times.decode_s)
-                    return times.prefill_s, times.decode_s
+            other = busy.submit([5], params(max_tokens=20))
+            clock[0] += 1000  # nobody steps: nobody's time
+            busy.preempt(first)
+            busy._scheduler._waiting.rotate(1)  # the other one first
+            while other in busy._scheduler._requests:
+                busy.step()
+        (times,) = [
+            event.finish.timings
+            for _ in range(9)
+            for event in busy.step()
+            if event.finish and event.request == first
+        ]
+        assert (times.target_s, times.other_s) == (times.prefill_s + times.decode_s, 0)
+        return times.prefill_s, times.decode_s
 
-    alone, early, late = seconds(0), seconds(1, before_the_first_token=True), seconds(1)
-    assert early[0] < alone[0] + 0.05  # reads its prompt anew, but does not count the other's 80 ms
-    assert late[1] < alone[1] + 0.07
-    assert late[0] == pytest.approx(alone[0], abs=0.01)
+    assert seconds(None) == (3, 3)
+    assert seconds(2) == (5, 3)  # two tokens of the prompt are read twice
+    assert seconds(4) == (3, 7)  # of the prompt and two tokens, all but the last one
 
 
 def test_a_preempted_request_can_be_cancelled() -> None:
