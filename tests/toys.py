@@ -19,10 +19,18 @@ EOS = 0
 class Letters:
     """Token 1 is "b", 2 is "c" and so on; token 5 waits for the next one, like half a character."""
 
+    vocab_size = VOCABULARY
     eos_ids = frozenset({EOS})
 
     def encode(self, text: str) -> list[int]:
         return [ord(letter) - 97 for letter in text]
+
+    def encode_part(self, text: str) -> list[int]:
+        """Spaces and what is no letter of this alphabet are nothing."""
+        return [token for token in self.encode(text) if 0 <= token < VOCABULARY]
+
+    def piece(self, token_id: int) -> bytes:
+        return bytes([97 + token_id])
 
     def apply_chat_template(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         return [token for message in messages for token in self.encode(message["content"])]

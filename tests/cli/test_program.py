@@ -186,4 +186,6 @@ def test_bench_step_takes_row_counts(paceline: Paceline, monkeypatch: pytest.Mon
 def test_an_unknown_option_is_refused_with_the_ones_there_are(paceline: Paceline) -> None:
     outcome = paceline("generate", "hi", "--colour", "red")
     assert outcome.code == 2
-    assert "paceline generate has no option --colour; it has --allow-lossy, --chat," in outcome.err
+    assert (
+        "paceline generate has no option --colour; it has --allow-lossy, --bad-word, --chat," in outcome.err
+    )

@@ -56,6 +56,7 @@ CHAIN, TREE, OTHERS = "markov", "markov:widths=2x2", "markov:widths=2x2,drawn=wi
 RULES, VERIFY, NOISES = "paceline.rules.", "paceline.verify", "paceline.noise"
 DRAFTING, LAWFUL, SCHEDULER = "paceline.drafting", "paceline.laws", "paceline.scheduler"
 TABLES, CORE, TRANSCRIPT = "paceline.targets.table", "paceline.core", "paceline.transcript"
+REQUEST = "paceline.request"
 
 RAW = "np.exp(x - x.max()) / np.exp(x - x.max()).sum()"
 """The law of raw logits x, without any control."""
@@ -352,8 +353,8 @@ BUGS = (
         (
             Edit(
                 LAWFUL,
-                "        if controls.adjusts:\n",
-                "        if controls.adjusts and node in self._draft.roots:\n",
+                "        if not controls.adjusts:\n",
+                "        if not controls.adjusts or node not in self._draft.roots:\n",
             ),
         ),
         IDENTITY,
@@ -365,8 +366,8 @@ BUGS = (
         (
             Edit(
                 LAWFUL,
-                "logits = controls.adjust(logits, position - self._view.prompts[row], self._path(row, node))",
-                "logits = controls.adjust(logits, position - self._view.prompts[row], [])",
+                "return controls.adjust(logits, position - self._view.prompts[row], self._path(row, node))",
+                "return controls.adjust(logits, position - self._view.prompts[row], [])",
             ),
         ),
         IDENTITY,
@@ -478,14 +479,14 @@ BUGS = (
     Bug(
         "tokens after the ending token",
         "SGLang 31599, 33758; onnxruntime-genai 2528",
-        (Edit(SCHEDULER, "                del tokens[place + 1 :]\n", ""),),
+        (Edit(REQUEST, "                del tokens[place + 1 :]\n", ""),),
         IDENTITY,
         f"{TABLE} --rule match --drafter markov",
     ),
     Bug(
         "more tokens than max_tokens",
         "vLLM 41768, 32642",
-        (Edit(SCHEDULER, "        del tokens[request.limit - len(request.history) :]\n", ""),),
+        (Edit(REQUEST, "        del tokens[self.limit - len(self.history) :]\n", ""),),
         IDENTITY,
         f"{TABLE} --rule match --drafter markov",
     ),
