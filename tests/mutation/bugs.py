@@ -45,6 +45,7 @@ IDENTITY = ("tests/lossless/test_token_identity.py",)
 NOISE = ("tests/unit/test_noise.py",)
 
 TABLE = "--model table"
+MATCH = f"{TABLE} --rule match --drafter markov"
 
 
 def law(rule: str, drafter: str, more: str = "") -> str:
@@ -196,12 +197,11 @@ BUGS = (
         (
             Edit(
                 f"{RULES}block",
-                "if i == 0 or row.accepts(chain[i - 1], regained(mass, joint[i]), 1.0):",
-                "if i == 0 or all(\n"
-                "            row.accepts(chain[j - 1], regained(mass_at, joint[j]), 1.0)\n"
-                "            for j in range(1, i + 1)\n"
-                "            for _, mass_at in [excess(joint[j] * p[j], q[j])]\n"
-                "        ):",
+                "while i > 0 and not row.accepts(chain[i - 1], regained(mass, joint[i]), 1.0):",
+                "while i > 0 and not all(\n"
+                "        row.accepts(chain[j - 1], regained(excess(joint[j] * p[j], q[j])[1], joint[j]), 1)\n"
+                "        for j in range(1, i + 1)\n"
+                "    ):",
             ),
         ),
         ENUMERATION,
@@ -358,7 +358,7 @@ BUGS = (
             ),
         ),
         IDENTITY,
-        f"{TABLE} --rule match --drafter markov",
+        MATCH,
     ),
     Bug(
         "penalties do not count the tokens of the draft",
@@ -371,7 +371,7 @@ BUGS = (
             ),
         ),
         IDENTITY,
-        f"{TABLE} --rule match --drafter markov",
+        MATCH,
     ),
     Bug(
         "min_tokens counted from the step's start",
@@ -384,7 +384,7 @@ BUGS = (
             ),
         ),
         IDENTITY,
-        f"{TABLE} --rule match --drafter markov",
+        MATCH,
     ),
     Bug(
         "the target's scores edited in place",
@@ -393,13 +393,47 @@ BUGS = (
         LAWS,
         law("rejection", CHAIN, "--repetition-penalty 1.3"),
     ),
+    Bug(
+        "bad words do not see the draft",
+        None,
+        (Edit(LAWFUL, "self._bad_words.after(path)", "self._bad_words.after([])"),),
+        IDENTITY,
+        f"{MATCH} --bad-word bc --bad-word ad",
+    ),
+    Bug(
+        "the grammar does not see the draft",
+        "grammar checked for the first token of a step only",
+        (Edit(LAWFUL, "self.matcher.after(path)", "self.matcher.after([])"),),
+        IDENTITY,
+        f"{MATCH} --regex (b|cd)*e",
+    ),
+    Bug(
+        "the grammar keeps the drafted tokens",
+        "vLLM 9423, openvino.genai 4081",
+        (Edit("paceline.grammar", "        state.rollback(taken)\n", ""),),
+        IDENTITY,
+        f"{MATCH} --regex (b|cd)*e",
+    ),
+    Bug(
+        "log-probabilities of the first row for every token of a step",
+        "vLLM 30846, 33391",
+        (
+            Edit(
+                SCHEDULER,
+                "map(laws.logprobs, nodes, tokens)",
+                "map(laws.logprobs, [nodes[0]] * len(tokens), tokens)",
+            ),
+        ),
+        IDENTITY,
+        f"{MATCH} --logprobs 2",
+    ),
     # Noise.
     Bug(
         "requests share one stream of noise",
         "TensorRT-LLM 19487",
         (Edit(NOISES, "_mix(self._seeds[row] + GOLDEN)", "_mix(self._seeds[0] + GOLDEN)"),),
         IDENTITY,
-        f"{TABLE} --rule match --drafter markov",
+        MATCH,
     ),
     Bug(
         "noise of the step, not of the position",
@@ -412,7 +446,7 @@ BUGS = (
             ),
         ),
         IDENTITY,
-        f"{TABLE} --rule match --drafter markov",
+        MATCH,
     ),
     # The cache and the tree.
     Bug(
@@ -427,7 +461,7 @@ BUGS = (
             ),
         ),
         IDENTITY,
-        f"{TABLE} --rule match --drafter markov",
+        MATCH,
     ),
     Bug(
         "the cache keeps the first nodes instead of the path",
@@ -473,7 +507,7 @@ BUGS = (
             ),
         ),
         IDENTITY,
-        f"{TABLE} --rule match --drafter markov",
+        MATCH,
     ),
     # Where answers end.
     Bug(
@@ -481,14 +515,14 @@ BUGS = (
         "SGLang 31599, 33758; onnxruntime-genai 2528",
         (Edit(REQUEST, "                del tokens[place + 1 :]\n", ""),),
         IDENTITY,
-        f"{TABLE} --rule match --drafter markov",
+        MATCH,
     ),
     Bug(
         "more tokens than max_tokens",
         "vLLM 41768, 32642",
         (Edit(REQUEST, "        del tokens[self.limit - len(self.history) :]\n", ""),),
         IDENTITY,
-        f"{TABLE} --rule match --drafter markov",
+        MATCH,
     ),
     Bug(
         "stop strings looked for at the end of a step only",
@@ -501,6 +535,6 @@ BUGS = (
             ),
         ),
         ("tests/unit/test_transcript.py",),
-        "",
+        MATCH,
     ),
 )
