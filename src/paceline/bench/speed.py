@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,13 +27,12 @@ from numpy.typing import NDArray
 from paceline.bench import prompts as prompt_files
 from paceline.bench.machine import machine, versions
 from paceline.bench.measure import Answer, answer, same
+from paceline.bench.progress import progress_bar
 from paceline.engine import Engine
 from paceline.errors import ConfigError
 from paceline.sampling import SamplingParams
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
     from paceline.core import Target
     from paceline.models.tokenizer import Tokenizer
 
@@ -113,7 +111,7 @@ def _measure(
     answers: dict[str, list[Answer]] = {name: [] for name in contenders}
     categories = list(dict.fromkeys(prompt.category for prompt in prompts))
     turns: Counter[str] = Counter()
-    with _progress() as progress:
+    with progress_bar() as progress:
         task = progress.add_task("Measuring", total=len(prompts) * len(contenders))
         for prompt, question in zip(prompts, questions, strict=True):
             # Within each category everyone goes first equally often, and categories start differently.
@@ -150,14 +148,6 @@ def _tokens(prompt: prompt_files.Prompt, tokenizer: Tokenizer, target: Target) -
             f"{target.info.max_positions - 1}"
         )
     return tokens
-
-
-def _progress() -> AbstractContextManager[Progress]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True), transient=True)
 
 
 def _report(
