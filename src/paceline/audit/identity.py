@@ -49,7 +49,11 @@ class Counts:
 
     def missing(self) -> str | None:
         """What did not happen, without which an audit shows nothing."""
-        for number, what in ((self.drafted, "drafted"), (self.accepted, "accepted"), (self.rejected, "rejected")):
+        for number, what in (
+            (self.drafted, "drafted"),
+            (self.accepted, "accepted"),
+            (self.rejected, "rejected"),
+        ):
             if not number:
                 return f"no token was {what}"
         return None
@@ -75,7 +79,8 @@ class Stuck(Exception):
 def answers(engine: Engine, requests: Sequence[Request], advance: Advance) -> list[Completion]:
     """All answers, in the order of the requests. Raises Stuck if the engine goes on without end."""
     places = {
-        engine.submit(request.question.tokens, request.params): place for place, request in enumerate(requests)
+        engine.submit(request.question.tokens, request.params): place
+        for place, request in enumerate(requests)
     }
     done: dict[int, Completion] = {}
     left = sum(len(request.question.tokens) + request.params.max_tokens + 2 for request in requests)
@@ -131,14 +136,15 @@ def _difference(plain: Completion, other: Completion) -> dict[str, Any] | None:
     for position, (left, right) in enumerate(zip(plain.token_ids, other.token_ids, strict=False)):
         if left != right:
             return {"kind": "token", "position": position, "plain": left, "speculative": right}
-    for kind, left, right in (
+    differences: tuple[tuple[str, Any, Any], ...] = (
         ("length", len(plain.token_ids), len(other.token_ids)),
         ("finish reason", plain.finish_reason, other.finish_reason),
         ("stop reason", plain.stop_reason, other.stop_reason),
         ("text", plain.text, other.text),
-    ):
-        if left != right:
-            return {"kind": kind, "plain": left, "speculative": right}
+    )
+    for kind, ours, theirs in differences:
+        if ours != theirs:
+            return {"kind": kind, "plain": ours, "speculative": theirs}
     return None
 
 
@@ -177,7 +183,9 @@ def check_plain(
         tokens += len(done.token_ids)
         if fault := referee.wrong_end(prompt, done, request.params):
             wrong.append(f"the answer to prompt {request.question.id} {fault}")
-        for position, reckoning in enumerate(referee.reckon(prompt, done.token_ids, request.params, done.seed)):
+        for position, reckoning in enumerate(
+            referee.reckon(prompt, done.token_ids, request.params, done.seed)
+        ):
             if reckoning.gap != 0:
                 wrong.append(
                     f"prompt {request.question.id}, position {position}: plain decoding took token "

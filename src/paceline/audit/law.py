@@ -17,6 +17,8 @@ from paceline.results import Completion
 from paceline.sampling import SamplingParams
 
 SHOWN = 10
+POINTS = 300
+"""A report's curve has about so many."""
 
 
 class LawTest:
@@ -69,8 +71,14 @@ def test_report(test: SequentialTest) -> dict[str, Any]:
         "impossible": test.impossible,
         "failed": test.failed,
         "smallest_caught": smallest_caught(test.tokens, test.alpha, len(test.orders)),
-        "curve": [(tokens, _base_10(value)) for tokens, value in test.curve],
+        "curve": [(tokens, _base_10(value)) for tokens, value in _thinned(test.curve)],
     }
+
+
+def _thinned(curve: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Some of the points, the first and the last among them."""
+    step = -(-len(curve) // POINTS)
+    return [*curve[:-1:step], curve[-1]]
 
 
 def _base_10(value: float) -> float | None:

@@ -12,6 +12,7 @@ Plain decoding itself is checked against the referee first: two wrongs would agr
 
 from __future__ import annotations
 
+import math
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -40,6 +41,9 @@ PLAIN = "none"
 HELD, FAILED, COULD_NOT_RUN = "held", "failed", "could not run"
 LAW_SEEDS = 1_000_000
 """Seeds of sampled answers start so far above those of the identity check."""
+TOKENS = 10_000
+TABLE_TOKENS = 200_000
+"""For the sequential test: per pair; with the table model for all pairs together."""
 ROUNDS_PER_BATCH = 8
 """Sampled answers are judged after so many batches; only then is the engine idle."""
 
@@ -48,10 +52,10 @@ Note = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How much is done. tokens: per pair, for the sequential test; batch: answers at a time; alpha: for all
-    sequential tests of the run together."""
+    """How much is done. tokens: per pair, for the sequential test, None for a fitting number; batch: answers
+    at a time; alpha: for all sequential tests of the run together."""
 
-    tokens: int
+    tokens: int | None
     batch: int
     alpha: float
     seed: int
@@ -121,6 +125,7 @@ class Audit:
         self._progress = progress
         self._task = progress.add_task("Auditing", total=None)
         self._referee = Referee(subject.target, subject.tokenizer.eos_ids, subject.tokenizer)
+        self._tokens = 0
         self._plain: dict[bool, tuple[list[Request], list[Any]]] = {}
 
     def run(self, rules: Sequence[tuple[str, Rule]], drafters: Sequence[str] | None) -> dict[str, Any]:
@@ -132,7 +137,9 @@ class Audit:
                 try:
                     self._engine(rule, drafter, 1)
                 except ConfigError as error:
-                    if drafters is not None and not (len(drafters) > 1 and isinstance(error, IncompatibleDrafter)):
+                    if drafters is not None and not (
+                        len(drafters) > 1 and isinstance(error, IncompatibleDrafter)
+                    ):
                         raise
                     skipped.append({"rule": name, "drafter": drafter, "why": str(error)})
                 else:
@@ -141,6 +148,7 @@ class Audit:
             raise IncompatibleDrafter(f"nothing to audit: {skipped[0]['why']}")
         sampled = any(params.temperature > 0 for params in self._settings)
         alpha = self._plan.alpha / len(pairs)
+        self._tokens = self._plan.tokens or self._enough(len(pairs))
         plain, reasons = self._check_plain(pairs)
         audits = [self._pair(name, rule, drafter, alpha, sampled) for name, rule, drafter in pairs]
         reasons += [f"{one['rule']} with {one['drafter']}: {why}" for one in audits for why in one["reasons"]]
@@ -157,6 +165,10 @@ class Audit:
             "audits": audits,
             "skipped": skipped,
         }
+
+    def _enough(self, pairs: int) -> int:
+        """Tokens per pair that show what a user should want to see, in a time a user will wait."""
+        return max(TOKENS, TABLE_TOKENS // pairs) if self._subject.name == subjects.TABLE else TOKENS
 
     def _check_plain(self, pairs: Sequence[tuple[str, Rule, str]]) -> tuple[dict[str, Any], list[str]]:
         """Plain answers at the settings, at temperature 0 or both, as the pairs need them."""
@@ -195,7 +207,7 @@ class Audit:
                     self._compare(rule, drafter, requests, plain, identity)
             if sampled:
                 law = LawTest(self._referee, alpha, self._plan.seed)
-                self._describe(f"{label}: law", self._plan.tokens)
+                self._describe(f"{label}: law", self._tokens)
                 self._sample(rule, drafter, law)
         except PacelineError:
             raise
@@ -227,7 +239,7 @@ class Audit:
         engine = self._engine(rule, drafter, self._plan.batch)
         number = 0
         settings = [params for params in self._settings if params.temperature > 0]
-        while law.test.tokens < self._plan.tokens and not law.failed:
+        while law.test.tokens < self._tokens and not law.failed:
             requests = []
             for _ in range(ROUNDS_PER_BATCH * self._plan.batch):
                 questions = self._subject.questions
@@ -236,27 +248,26 @@ class Audit:
                 seeded = replace(setting, seed=self._plan.seed + LAW_SEEDS + number)
                 requests.append(Request(questions[number % len(questions)], seeded))
                 number += 1
-            for request, done in zip(
-                requests, answers(engine, requests, lambda count: None), strict=True
-            ):
+            for request, done in zip(requests, answers(engine, requests, lambda count: None), strict=True):
                 law.add(request.question.id, request.question.tokens, done, request.params)
                 self._advance(len(done.token_ids))
-                if law.failed or law.test.tokens >= self._plan.tokens:
+                if law.failed or law.test.tokens >= self._tokens:
                     break
 
     def _verdict(self, identity: Identity, law: LawTest | None, error: str | None) -> tuple[str, list[str]]:
         """The verdict on a pair, and why, if it did not hold."""
         reasons = [] if error is None else [error]
         if identity.different:
-            reasons.append(f"{identity.different} of {identity.counts.answers} answers are not plain decoding's")
+            reasons.append(
+                f"{identity.different} of {identity.counts.answers} answers are not plain decoding's"
+            )
         if law is not None:
             reasons += law.faults[:1]
             if law.test.impossible:
                 reasons.append(f"token {law.test.tokens}: impossible under the target's law")
             elif law.test.failed:
-                reasons.append(
-                    f"after {law.test.tokens} tokens the law's e-value is 10^{law.test.largest_log_e / 2.302585:.1f}"
-                )
+                exponent = law.test.largest_log_e / math.log(10)
+                reasons.append(f"after {law.test.tokens} tokens the law's e-value is 10^{exponent:.1f}")
         if reasons:
             return FAILED, reasons
         advice = "take more prompts, longer answers or another drafter"

@@ -7,6 +7,7 @@ favours stand together.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from functools import lru_cache
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -14,10 +15,10 @@ from numpy.typing import NDArray
 
 T = TypeVar("T", bound=Hashable)
 
-NAMES = ("likely", "copied", "shuffled")
-"""likely: from the likeliest token down, for laws sharpened or flattened; copied: by how much more often a
-token followed the last ones in this text than its probability says, for favoured drafts, which repeat the
-text; shuffled: a fixed order without meaning."""
+NAMES = ("likely", "repeated", "copied", "shuffled")
+"""likely: from the likeliest token down, for laws sharpened or flattened; repeated: by how often a token
+followed the last ones in this text, for favoured guesses that copy the text; copied: by how much more often
+than its probability says, for favoured draws from what the text suggests; shuffled: without meaning."""
 
 PAIR_WEIGHT = 4.0
 ORDER_SEED = 20220
@@ -49,30 +50,22 @@ class Followers(Generic[T]):
 
 
 def below(law: NDArray[np.float64], place: int, weights: dict[int, float]) -> NDArray[np.float64]:
-    """The mass of the tokens before the one at `place`, under each order of NAMES: float64 [3].
+    """The mass of the tokens before the one at `place`, under each order of NAMES: float64 [4].
 
-    law: probabilities [n]; weights: {place: how often the text lets one expect it}.
+    law: probabilities [n]; weights: {place: how often the text lets one expect it}. Of tokens that an order
+    does not tell apart the lower place comes first.
     """
-    likely = law > law[place]
-    copied = np.zeros(len(law))
+    repeated = np.zeros(len(law))
+    copied = repeated
     if weights:
         places = np.fromiter(weights, np.int64, len(weights))
-        with np.errstate(divide="ignore"):  # impossible tokens come first, and weigh nothing
-            copied[places] = np.fromiter(weights.values(), float, len(weights)) / law[places]
-    rank = _shuffled(len(law))
-    return np.array(
-        [
-            law[likely].sum() + law[:place][law[:place] == law[place]].sum(),
-            law[copied > copied[place]].sum() + law[:place][copied[:place] == copied[place]].sum(),
-            law[rank < rank[place]].sum(),
-        ]
-    )
+        repeated[places] = np.fromiter(weights.values(), np.float64, len(weights))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            copied = np.where(law > 0, repeated / law, 0.0)  # where an impossible token stands is all one
+    scores = law, repeated, copied, _shuffled(len(law))
+    return np.array([law[x > x[place]].sum() + law[:place][x[:place] == x[place]].sum() for x in scores])
 
 
-_ranks: dict[int, NDArray[np.int64]] = {}
-
-
+@lru_cache(maxsize=8)
 def _shuffled(size: int) -> NDArray[np.int64]:
-    if size not in _ranks:
-        _ranks[size] = np.random.default_rng(ORDER_SEED).permutation(size)
-    return _ranks[size]
+    return np.random.default_rng(ORDER_SEED).permutation(size)

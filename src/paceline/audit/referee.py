@@ -101,7 +101,9 @@ class Referee:
             return f"ends after {len(answer)} of {limit} tokens without a reason"
         if (done.finish_reason, done.stop_reason) != expected:
             return f"says it ended by {done.finish_reason}, {done.stop_reason!r}; it did by {expected}"
-        return None if done.text == text else f"has the text {done.text[-40:]!r}, its tokens say {text[-40:]!r}"
+        return (
+            None if done.text == text else f"has the text {done.text[-40:]!r}, its tokens say {text[-40:]!r}"
+        )
 
     def _read(self, tokens: Sequence[int], params: SamplingParams) -> tuple[str, int, str | None]:
         """The text up to the first stop string, the tokens read until it was complete (one more than there

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from paceline.bench import prompts as prompt_files
 from paceline.core import Target
@@ -16,9 +18,9 @@ from paceline.sampling import SamplingParams
 from paceline.transcript import Tokenizer
 
 TABLE = "table"
-TABLE_OPTIONS: Mapping[str, Option] = {"vocab_size": 12, "spread": 1.5, "seed": 0}
+TABLE_OPTIONS: Mapping[str, Option] = {"vocab_size": 8, "spread": 1.5, "seed": 0}
 TABLE_PROMPTS = 80
-CONTEXT = 96
+CONTEXT = 160
 """Positions of the table model: few, so that answers also end where the context does."""
 MAX_VOCABULARY = 26
 EOS = 0
@@ -97,13 +99,24 @@ def _table(model: str, limit: int | None) -> Subject:
     if not 0 <= seed < 2**32:
         raise ConfigError(f"table:seed must be 0 to 2^32 - 1, got {seed}")
     target = TableTarget(size, seed=seed, spread=spread, max_positions=CONTEXT)
-    rng = random.Random(seed)
+    rng = np.random.default_rng(seed)
     questions = []
     for number in range(limit or TABLE_PROMPTS):
         # Every eighth one leaves so little room that its answer ends with the context.
-        length = rng.randint(CONTEXT - 24, CONTEXT - 1) if number % 8 == 7 else rng.randint(1, 24)
-        questions.append(Question(str(number), [rng.randrange(size) for _ in range(length)]))
+        low, high = (CONTEXT - 24, CONTEXT - 1) if number % 8 == 7 else (1, CONTEXT - 64)
+        questions.append(Question(str(number), _text(target.table, int(rng.integers(low, high)), rng)))
     return Subject(TABLE, target, Letters(), questions, {"chunk_tokens": 16, "nodes": 24})
+
+
+def _text(table: NDArray[np.float64], length: int, rng: np.random.Generator) -> list[int]:
+    """A text of the model's own, without ending tokens: drafters that learn from the prompt then have
+    something to learn."""
+    text = [0, int(rng.integers(1, len(table)))]
+    while len(text) <= length:
+        weights = np.exp(table[text[-2], text[-1]])
+        weights[EOS] = 0
+        text.append(int(rng.choice(len(weights), p=weights / weights.sum())))
+    return text[1:]
 
 
 def self_check_settings(max_tokens: int) -> list[SamplingParams]:
@@ -122,7 +135,9 @@ def self_check_settings(max_tokens: int) -> list[SamplingParams]:
         {"ignore_eos": True, "logit_bias": {1: 1.5, 2: -100.0}, "temperature": 1.6},
     ]
     return [
-        SamplingParams(max_tokens=max_tokens, **{**one, "min_tokens": min(one.get("min_tokens", 0), max_tokens)})
+        SamplingParams(
+            max_tokens=max_tokens, **{**one, "min_tokens": min(one.get("min_tokens", 0), max_tokens)}
+        )
         for one in settings
     ]
 

@@ -89,7 +89,7 @@ def speed(
         limit=limit,
         params=params,
         threads=threads,
-        note=_note,
+        note=note,
     )
     _print(report, bench.table(report), as_json)
     if any(entry["different_outputs"] for entry in report["drafters"].values()):
@@ -119,7 +119,7 @@ def step(rows: str, context: int, model: str, threads: int | None, as_json: bool
     """  # fmt: skip
     from paceline.bench import step as bench
 
-    report = bench.run(model=model, rows=_rows(rows), context=context, threads=threads, note=_note)
+    report = bench.run(model=model, rows=_rows(rows), context=context, threads=threads, note=note)
     _print(report, bench.table(report), as_json)
 
 
@@ -139,7 +139,8 @@ def _rows(text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-def _note(text: str) -> None:
+def note(text: str) -> None:
+    """A remark on stderr."""
     click.secho(text, dim=True, err=True)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -34,7 +34,7 @@ _SAMPLING: tuple[tuple[str, str, Any, str], ...] = (
     ("frequency_penalty", "--frequency-penalty", float, "Taken off once per occurrence in the answer."),
     ("min_tokens", "--min-tokens", int, "The answer does not end before so many tokens."),
     ("max_tokens", "--max-tokens", int, "The answer has at most so many tokens."),
-    ("seed", "--seed", int, "The same seed gives the same answer; random by default."),
+    ("seed", "--seed", int, "The same seed gives the same answer."),
 )
 _REPEATED: tuple[tuple[str, str, Any, str, str], ...] = (
     ("logit_bias", "--logit-bias", str, "ID=NUMBER", "Add a number to a token's logit. Repeatable."),
@@ -43,13 +43,15 @@ _REPEATED: tuple[tuple[str, str, Any, str, str], ...] = (
 )
 
 
-def sampling_options(function: F) -> F:
-    """All fields of SamplingParams as options; the defaults shown are the dataclass's own."""
-    defaults = {field.name: field.default for field in dataclasses.fields(SamplingParams)}
+def sampling_options(function: F, shown: Mapping[str, str] | None = None) -> F:
+    """All fields of SamplingParams as options; the defaults shown are the dataclass's own, or those of
+    `shown`."""
+    defaults = {field.name: field.default for field in dataclasses.fields(SamplingParams)} | {
+        "seed": "random"
+    }
+    defaults |= shown or {}
     decorators = [
-        click.option(
-            flag, name, type=kind, help=text + ("" if name == "seed" else f" [default: {defaults[name]}]")
-        )
+        click.option(flag, name, type=kind, help=f"{text} [default: {defaults[name]}]")
         for name, flag, kind, text in _SAMPLING
     ]
     decorators += [
