@@ -5,17 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 NOTES_IDENTITY = (
-    "different: answers that are not plain decoding's (tokens, text, how they ended), which must be 0. Every",
-    "prompt is answered alone and among others.",
+    "different: answers that are not plain decoding's (tokens, text, how they ended), which must be 0.",
+    "Every prompt is answered alone and among others.",
 )
 NOTES_LAW = (
-    "e-value: evidence against the target's law, which fails at {limit:,.0f}; however often one looks, an exact",
-    "engine ever comes so far with probability {alpha:g}, all pairs together. caught: the smallest total",
-    "variation between the shares of the test's bins that so many tokens would have shown in 95 of 100 runs.",
+    "e-value: evidence against the target's law, which fails at {limit:,.0f}; however often one looks, an",
+    "exact engine ever comes so far with probability {alpha:g}, all pairs together. caught: the smallest",
+    "total variation, between the shares of the test's bins, that so many tokens would have shown in 95 of",
+    "100 runs.",
 )
 NOTES_SERVER = (
-    "The log-probabilities that the server states are taken for the law. What shows is whether its tokens come",
-    "from what it states: not whether that is what the model says, nor a bias among tokens that it does not list.",
+    "The log-probabilities that the server states are taken for the law. What shows is whether its tokens",
+    "come from what it states: not whether that is what the model says, nor a bias among tokens that it",
+    "does not list.",
 )
 
 

@@ -199,7 +199,7 @@ class Client:
         total = sum(masses)
         if total > 1 + SLACK:
             raise ConfigError(
-                f"{self._url}: its logprobs are wrong: probabilities of {len(masses)} tokens sum to {total:.4g}"
+                f"{self._url}: its logprobs are wrong: those of {len(masses)} tokens sum to {total:.4g}"
             )
         law = np.array([*masses, max(0.0, 1 - total)])
         place = likeliest.index(token) if token in likeliest else len(likeliest)
