@@ -42,6 +42,7 @@ class LawTest:
             self.faults.append(f"the answer to prompt {name} {fault}")
         followers: Followers[int] = Followers()
         followers.read(prompt)
+        self.test.begin()
         for token, log_law in zip(
             done.token_ids, self._referee.laws(prompt, done.token_ids, params), strict=True
         ):

@@ -11,6 +11,11 @@ Dirichlet distribution around 1/K, to their probability under 1/K. Under exactne
 times, so by Ville's inequality it ever reaches 1/alpha with probability alpha at most, however often one
 looks and whenever one stops. The mean of several such processes is one again, whatever their dependence: so
 several orders of the tokens, and several K, are tried at once and none costs more than a factor.
+
+Tokens may each have the right law on average and still hang together, as when one coin is thrown for all
+drafts of a step. So the counts are kept once more, apart by a moving average of the answer's earlier numbers:
+each part is a stream of its own whose next number is uniform, and the product of their e-values is one more
+e-value, the one that is called `echo`.
 """
 
 from __future__ import annotations
@@ -27,22 +32,27 @@ BINS = (2, 4, 8, 16)
 PRIOR = 150.0
 """Concentration of the Dirichlet distribution, per bin. Chosen by experiment: docs/log.md."""
 
+MEMORY = 0.75
+QUARTILES = (-0.29, 0.0, 0.29)
+"""The moving average is sum(MEMORY^k (u - 1/2)); these cut its values, under exactness, into four parts."""
+
 ONE_SIDED_95 = 1.645
 
 
-def log_e_values(counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Logarithm of the mean e-value of every number of bins: float64 [...].
+def log_e_values(counts: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Logarithms of the e-values of the shares and of the echo, each the mean over BINS: float64 [...].
 
-    counts: int64 [..., 16], how many tokens fell into each of 16 equal bins.
+    counts: int64 [..., 4, 16], how many tokens fell into each of 16 equal bins, apart by the moving average.
     """
-    total = counts.sum(-1)
-    values = np.stack([_one(counts.reshape(*counts.shape[:-1], k, -1).sum(-1), total) for k in BINS])
-    return _log_mean(values)
+    together = counts.sum(-2)
+    shares = [_one(together.reshape(*together.shape[:-1], k, -1).sum(-1)) for k in BINS]
+    echoes = [_one(counts.reshape(*counts.shape[:-1], k, -1).sum(-1)).sum(-1) for k in BINS]
+    return log_mean(np.stack(shares)), log_mean(np.stack(echoes))
 
 
-def _one(counts: NDArray[np.int64], total: NDArray[np.int64]) -> NDArray[np.float64]:
+def _one(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     """Logarithm of the e-value of counts [..., K] in K equal bins: float64 [...]."""
-    bins = counts.shape[-1]
+    bins, total = counts.shape[-1], counts.sum(-1)
     most = 1 << int(total.max(initial=1)).bit_length()
     inside = _log_rising(PRIOR, most)[counts].sum(-1)
     result: NDArray[np.float64] = inside - _log_rising(PRIOR * bins, most)[total] + total * math.log(bins)
@@ -55,7 +65,7 @@ def _log_rising(start: float, most: int) -> NDArray[np.float64]:
     return np.concatenate(([0.0], np.cumsum(np.log(start + np.arange(most)))))
 
 
-def _log_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def log_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """log of the mean of exp(values) over the first axis."""
     largest = values.max(0)
     result: NDArray[np.float64] = largest + np.log(np.exp(values - largest).mean(0))
@@ -78,9 +88,14 @@ class SequentialTest:
         self.log_e = 0.0
         self.largest_log_e = 0.0
         self.curve: list[tuple[int, float]] = [(0, 0.0)]
-        self._counts = np.zeros((len(orders), BINS[-1]), np.int64)
+        self._counts = np.zeros((len(orders), len(QUARTILES) + 1, BINS[-1]), np.int64)
         self._rows = np.arange(len(orders))
+        self._average = np.zeros(len(orders))
         self._uniform = np.random.Generator(np.random.Philox(key=seed))
+
+    def begin(self) -> None:
+        """The next token starts an answer."""
+        self._average[:] = 0.0
 
     def add(self, below: NDArray[np.float64], width: float) -> None:
         """Count a token. below: the law's mass before it under each order [orders]; width: its own mass.
@@ -93,11 +108,15 @@ class SequentialTest:
             return
         place = below + self._uniform.random(len(below)) * width
         bins = np.clip((place * BINS[-1]).astype(np.int64), 0, BINS[-1] - 1)
-        self._counts[self._rows, bins] += 1
+        self._counts[self._rows, np.searchsorted(QUARTILES, self._average), bins] += 1
+        self._average *= MEMORY
+        self._average += place - 0.5
 
     def look(self) -> bool:
         """Work out the e-value of all tokens so far; true if the stream is now known to be false."""
-        self.log_e = math.inf if self.impossible else float(_log_mean(log_e_values(self._counts)))
+        self.log_e = (
+            math.inf if self.impossible else float(log_mean(np.stack(log_e_values(self._counts)).ravel()))
+        )
         self.largest_log_e = max(self.largest_log_e, self.log_e)
         self.curve.append((self.tokens, self.log_e))
         return self.failed
@@ -109,9 +128,10 @@ class SequentialTest:
 
     @property
     def by_order(self) -> dict[str, float]:
-        """log10 of the e-value under each order alone; impossible tokens are not in it."""
-        values = log_e_values(self._counts) / math.log(10)
-        return dict(zip(self.orders, values.tolist(), strict=True))
+        """log10 of the e-value under each order alone, of shares and echo; impossible tokens are not in it."""
+        shares, echoes = (values / math.log(10) for values in log_e_values(self._counts))
+        echo_names = [f"{name}, echo" for name in self.orders]
+        return dict(zip((*self.orders, *echo_names), (*shares.tolist(), *echoes.tolist()), strict=True))
 
 
 def smallest_caught(tokens: int, alpha: float, orders: int) -> float | None:
@@ -128,7 +148,8 @@ def smallest_caught(tokens: int, alpha: float, orders: int) -> float | None:
         shares = (1 + 2 * distance * halves) / BINS[-1]
         counts = np.round(shares * tokens).astype(np.int64)
         spread = ONE_SIDED_95 * 2 * distance * math.sqrt(tokens)
-        return float(log_e_values(counts)) - spread - math.log(orders / alpha)
+        found = log_mean(np.stack([_one(counts.reshape(k, -1).sum(-1)) for k in BINS]))
+        return float(found) - spread - math.log(2 * orders / alpha)
 
     low, high = 0.0, 0.5
     if margin(high) < 0:

@@ -88,6 +88,7 @@ def run(
             if empty > len(texts):
                 raise ConfigError(f"{url}: answers without tokens only; take other prompts")
             followers: Followers[str] = Followers()
+            test.begin()
             for position in positions:
                 if ambiguous(position):
                     skipped += 1
