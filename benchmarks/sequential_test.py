@@ -1,4 +1,4 @@
-"""How often the sequential test of `paceline audit` is wrong about exact streams, and how soon it finds others.
+"""How often the sequential test of `paceline audit` is wrong about exact streams; how soon it finds others.
 
     python benchmarks/sequential_test.py
 
@@ -49,7 +49,7 @@ def bins_of(
 
 
 def shares(shape: str, distance: float) -> NDArray[np.float64]:
-    """The bins' shares, float64 [16], of tokens drawn so far from their law, under the order that shows it."""
+    """The bins' shares, float64 [16], of tokens that far from their law, under the order that shows it."""
     if shape == "halves":
         return (1 + 2 * distance * np.repeat((1.0, -1.0), BIN_COUNT // 2)) / BIN_COUNT
     token = {SHAPES[0]: 0, SHAPES[1]: 3, SHAPES[2]: 7}[shape]
@@ -61,8 +61,8 @@ def shares(shape: str, distance: float) -> NDArray[np.float64]:
 
 def log_means(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     """log of the mean e-value of streams with counts [runs, orders, 4, 16]: float64 [runs]."""
-    values = np.stack(log_e_values(counts))
-    return log_mean(np.moveaxis(values, -1, 0).reshape(-1, len(counts)))
+    values = np.moveaxis(np.stack(log_e_values(counts)), -1, 0).reshape(-1, len(counts))
+    return log_mean(np.append(values, np.zeros((1, len(counts))), axis=0))  # no repeats
 
 
 def false_alarms(runs: int, tokens: int, look: int, alpha: float) -> float:

@@ -98,7 +98,7 @@ def test_a_stream_that_was_found_false_once_stays_false() -> None:
     test.look()
     assert test.log_e < -math.log(ALPHA)
     assert test.failed
-    assert set(test.by_order) == {"only", "only, echo"}
+    assert set(test.by_order) == {"only", "only, echo", "repeats"}
 
 
 def test_certain_tokens_fall_evenly_into_the_bins() -> None:
@@ -124,3 +124,14 @@ def test_tokens_that_hang_together_are_caught_though_each_has_its_law(shared: in
             test.add(np.array([below]), width)
     assert test.look() is caught
     assert test.by_order["only"] < 2
+
+
+def test_answers_that_come_again_are_caught_by_their_chance() -> None:
+    test = SequentialTest(("only",), ALPHA, seed=0)
+    for _ in range(1000):
+        test.pair(False, math.log(0.01))
+    assert not test.look()
+    assert test.by_order["repeats"] > -0.31, "bets that are never won cost half of the purse at most"
+    test = SequentialTest(("only",), ALPHA, seed=0)
+    test.pair(True, math.log(1e-6))
+    assert test.look()

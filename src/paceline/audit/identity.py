@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -166,10 +167,15 @@ def _gaps(
     )
     return {
         "texts": [subject.spell(what["plain"]), subject.spell(what["speculative"])],
-        "gap": theirs.gap - ours.gap,
-        "top_two": ours.top_two,
+        "gap": _finite(theirs.gap - ours.gap),
+        "top_two": _finite(ours.top_two),
         "referee": ours.drawn,
     }
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no infinity: a token that is impossible, or neither possible."""
+    return value if math.isfinite(value) else None
 
 
 def check_plain(

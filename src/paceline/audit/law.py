@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ class LawTest:
         self.faults: list[str] = []
         self.test = SequentialTest(orders.NAMES, alpha, seed)
         self._referee = referee
+        self._last: tuple[str, SamplingParams, tuple[int, ...], float] | None = None
 
     @property
     def failed(self) -> bool:
@@ -42,13 +44,21 @@ class LawTest:
             self.faults.append(f"the answer to prompt {name} {fault}")
         followers: Followers[int] = Followers()
         followers.read(prompt)
+        log_chance = 0.0
         self.test.begin()
         for token, log_law in zip(
             done.token_ids, self._referee.laws(prompt, done.token_ids, params), strict=True
         ):
             law = np.exp(log_law)
+            log_chance += float(log_law[token])
             self.test.add(orders.below(law, token, followers.expected()), float(law[token]))
             followers.read([token])
+        asked = replace(params, seed=None)
+        if self._last is not None and self._last[:2] == (name, asked):
+            self.test.pair(self._last[2] == done.token_ids, self._last[3])
+            self._last = None
+        else:
+            self._last = name, asked, done.token_ids, log_chance
         self.test.look()
 
     def report(self) -> dict[str, Any]:

@@ -242,11 +242,11 @@ class Audit:
         while law.test.tokens < self._tokens and not law.failed:
             requests = []
             for _ in range(ROUNDS_PER_BATCH * self._plan.batch):
-                questions = self._subject.questions
-                # A prompt meets the next setting each time it comes round.
-                setting = settings[(number + number // len(questions)) % len(settings)]
+                # Everything is asked twice; a prompt meets the next setting when it comes round again.
+                turn, place = divmod(number // 2, len(self._subject.questions))
+                setting = settings[(turn + place) % len(settings)]
                 seeded = replace(setting, seed=self._plan.seed + LAW_SEEDS + number)
-                requests.append(Request(questions[number % len(questions)], seeded))
+                requests.append(Request(self._subject.questions[place], seeded))
                 number += 1
             for request, done in zip(requests, answers(engine, requests, lambda count: None), strict=True):
                 law.add(request.question.id, request.question.tokens, done, request.params)

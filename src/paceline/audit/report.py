@@ -132,9 +132,14 @@ def difference(one: dict[str, Any]) -> list[str]:
     return [
         f"{head}position {one['position']}, token {one['plain']} ({plain}) became "
         f"{one['speculative']} ({other})",
-        f"  in the referee's reckoning {one['gap']:.3g} apart; its first token {one['referee']} leads by "
-        f"{one['top_two']:.3g}",
+        f"  in the referee's reckoning {_gap(one['gap'])} apart; its first token {one['referee']} leads by "
+        f"{_gap(one['top_two'])}",
     ]
+
+
+def _gap(value: float | None) -> str:
+    """Null stands for a token that is impossible."""
+    return "infinitely far" if value is None else f"{value:.3g}"
 
 
 def _pair(one: dict[str, Any]) -> str:

@@ -15,7 +15,8 @@ several orders of the tokens, and several K, are tried at once and none costs mo
 Tokens may each have the right law on average and still hang together, as when one coin is thrown for all
 drafts of a step. So the counts are kept once more, apart by a moving average of the answer's earlier numbers:
 each part is a stream of its own whose next number is uniform, and the product of their e-values is one more
-e-value, the one that is called `echo`.
+e-value, the one that is called `echo`. And where one request was answered twice with different seeds, the
+chance p of the same answer is known: a bet on it pays 1 / p, and its winnings are an e-value, `repeats`.
 """
 
 from __future__ import annotations
@@ -91,11 +92,24 @@ class SequentialTest:
         self._counts = np.zeros((len(orders), len(QUARTILES) + 1, BINS[-1]), np.int64)
         self._rows = np.arange(len(orders))
         self._average = np.zeros(len(orders))
+        self._pairs = 0
+        self._log_repeats = 0.0
         self._uniform = np.random.Generator(np.random.Philox(key=seed))
 
     def begin(self) -> None:
         """The next token starts an answer."""
         self._average[:] = 0.0
+
+    def pair(self, same: bool, log_chance: float) -> None:
+        """Two answers to one request with different seeds. log_chance: of the first one coming again.
+
+        The stakes shrink so fast that all of them together cost half of the purse at most.
+        """
+        self._pairs += 1
+        stake = 1 / (self._pairs + 1) ** 2
+        lost = math.log1p(-stake)
+        won = math.log(stake) - log_chance
+        self._log_repeats += float(np.logaddexp(lost, won)) if same else lost
 
     def add(self, below: NDArray[np.float64], width: float) -> None:
         """Count a token. below: the law's mass before it under each order [orders]; width: its own mass.
@@ -128,10 +142,11 @@ class SequentialTest:
 
     @property
     def by_order(self) -> dict[str, float]:
-        """log10 of the e-value under each order alone, of shares and echo; impossible tokens are not in it."""
+        """log10 of the e-values alone: the shares' and the echo's under each order, and the repeats'."""
         shares, echoes = (values / math.log(10) for values in log_e_values(self._counts))
-        echo_names = [f"{name}, echo" for name in self.orders]
-        return dict(zip((*self.orders, *echo_names), (*shares.tolist(), *echoes.tolist()), strict=True))
+        names = (*self.orders, *(f"{name}, echo" for name in self.orders), "repeats")
+        values = (*shares.tolist(), *echoes.tolist(), self._log_repeats / math.log(10))
+        return dict(zip(names, values, strict=True))
 
 
 def smallest_caught(tokens: int, alpha: float, orders: int) -> float | None:
@@ -149,7 +164,7 @@ def smallest_caught(tokens: int, alpha: float, orders: int) -> float | None:
         counts = np.round(shares * tokens).astype(np.int64)
         spread = ONE_SIDED_95 * 2 * distance * math.sqrt(tokens)
         found = log_mean(np.stack([_one(counts.reshape(k, -1).sum(-1)) for k in BINS]))
-        return float(found) - spread - math.log(2 * orders / alpha)
+        return float(found) - spread - math.log((2 * orders + 1) / alpha)
 
     low, high = 0.0, 0.5
     if margin(high) < 0:

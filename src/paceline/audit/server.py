@@ -46,12 +46,13 @@ KEY = "PACELINE_API_KEY"
 
 class Position(NamedTuple):
     """One token of an answer: its law over the stated tokens and the rest, which comes last, and its place
-    in it; stated: the tokens of the law; token: the one emitted."""
+    in it; stated: the tokens of the law; token: the one emitted; certain: one stated token has all mass."""
 
     token: str
     stated: list[str]
     law: NDArray[np.float64]
     place: int
+    certain: bool
 
 
 def run(
@@ -93,7 +94,7 @@ def run(
                 if ambiguous(position):
                     skipped += 1
                 else:
-                    certain = certain and position.law.max() > CERTAIN
+                    certain = certain and position.certain
                     places = {text: place for place, text in enumerate(position.stated)}
                     weights = {places[t]: w for t, w in followers.expected().items() if t in places}
                     test.add(
@@ -206,7 +207,7 @@ class Client:
         place = likeliest.index(token) if token in likeliest else len(likeliest)
         if place == len(likeliest) and law[place] < SLACK:
             law[place] = max(law[place], SLACK * 1e-3)  # rounded away, not impossible
-        return Position(token, likeliest, law / law.sum(), place)
+        return Position(token, likeliest, law / law.sum(), place, max(masses) > CERTAIN)
 
     def _ask(self, path: str, body: Mapping[str, Any] | None) -> Any:
         data = None if body is None else json.dumps(body).encode()

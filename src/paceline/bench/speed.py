@@ -63,9 +63,8 @@ def run(
 ) -> dict[str, Any]:
     """Measure drafters on a model, and return the report that `paceline bench speed --json` prints.
 
-    drafters: names, with options where wanted; prompts: a file, None for those that come along; limit: how
-    many of them; note: called with remarks on what is going on; rule: a name, with options where wanted. A missing
-    seed becomes 0.
+    drafters, rule: names, with options where wanted; prompts: a file, None for those that come along; limit:
+    how many of them; note: called with remarks on what is going on. A missing seed becomes 0.
 
     Raises ConfigError, ModelFileError.
     """
