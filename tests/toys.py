@@ -7,53 +7,21 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from paceline.audit.subject import EOS as EOS
+from paceline.audit.subject import Letters as AuditLetters
 from paceline.core import NOTHING, Budget, Drawn, Promise, Step, Tree, View
 from paceline.drafting import Paths, grow
 from paceline.noise import Noise
 from paceline.verify import Outcome, Row, rule
 
 VOCABULARY = 12
-EOS = 0
 
 
-class Letters:
-    """Token 1 is "b", 2 is "c" and so on; token 5 waits for the next one, like half a character."""
+class Letters(AuditLetters):
+    """The audit's tokenizer of letters, for this vocabulary."""
 
-    vocab_size = VOCABULARY
-    eos_ids = frozenset({EOS})
-
-    def encode(self, text: str) -> list[int]:
-        return [ord(letter) - 97 for letter in text]
-
-    def encode_part(self, text: str) -> list[int]:
-        """Spaces and what is no letter of this alphabet are nothing."""
-        return [token for token in self.encode(text) if 0 <= token < VOCABULARY]
-
-    def piece(self, token_id: int) -> bytes:
-        return bytes([97 + token_id])
-
-    def apply_chat_template(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        return [token for message in messages for token in self.encode(message["content"])]
-
-    def detokenizer(self) -> LetterByLetter:
-        return LetterByLetter()
-
-
-class LetterByLetter:
     def __init__(self) -> None:
-        self.held = ""
-
-    def push(self, token_ids: Sequence[int]) -> str:
-        text = ""
-        for token in token_ids:
-            self.held += chr(97 + token)
-            if token != 5:
-                text, self.held = text + self.held, ""
-        return text
-
-    def finish(self) -> str:
-        text, self.held = self.held, ""
-        return text
+        super().__init__(VOCABULARY)
 
 
 class Quiet:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -35,7 +35,7 @@ _SAMPLING: tuple[tuple[str, str, Any, str], ...] = (
     ("frequency_penalty", "--frequency-penalty", float, "Taken off once per occurrence in the answer."),
     ("min_tokens", "--min-tokens", int, "The answer does not end before so many tokens."),
     ("max_tokens", "--max-tokens", int, "The answer has at most so many tokens."),
-    ("seed", "--seed", int, "The same seed gives the same answer; random by default."),
+    ("seed", "--seed", int, "The same seed gives the same answer."),
 )
 _REPEATED: tuple[tuple[str, str, Any, str, str], ...] = (
     ("logit_bias", "--logit-bias", str, "ID=NUMBER", "Add a number to a token's logit. Repeatable."),
@@ -51,14 +51,15 @@ _GRAMMARS: tuple[tuple[str, str, str | None, str], ...] = (
 )
 
 
-def sampling_options(function: F) -> F:
+def sampling_options(function: F, shown: Mapping[str, str] | None = None) -> F:
     """The fields of SamplingParams as options, but for `logprobs`; the defaults shown are the dataclass's
-    own."""
-    defaults = {field.name: field.default for field in dataclasses.fields(SamplingParams)}
+    own, or those of `shown`."""
+    defaults = {field.name: field.default for field in dataclasses.fields(SamplingParams)} | {
+        "seed": "random"
+    }
+    defaults |= shown or {}
     decorators = [
-        click.option(
-            flag, name, type=kind, help=text + ("" if name == "seed" else f" [default: {defaults[name]}]")
-        )
+        click.option(flag, name, type=kind, help=f"{text} [default: {defaults[name]}]")
         for name, flag, kind, text in _SAMPLING
     ]
     decorators += [
