@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from types import ModuleType
@@ -144,11 +143,13 @@ class Grammars:
         if not self._eos_ids:
             raise ConfigError("a grammar needs a model with an end-of-sequence token; this engine has none")
         matcher = Matcher(self._compiled(grammar).deep_copy, self._spoken)
-        with suppress(GrammarLimit):
+        try:
             first = matcher.after(())
-            if first is not None and (first.complete or first.texts.any()):
-                return matcher
-        raise ConfigError("the grammar cannot be used: no token of this model begins such a text")
+        except GrammarLimit:
+            first = None
+        if first is None or not (first.complete or first.texts.any()):
+            raise ConfigError("the grammar cannot be used: no token of this model begins such a text")
+        return matcher
 
     def _compile(self, grammar: Grammar) -> LLMatcher:
         matcher: LLMatcher = _llguidance().LLMatcher(

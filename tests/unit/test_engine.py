@@ -76,6 +76,15 @@ def test_a_stop_string_over_two_tokens_inside_a_draft_ends_the_answer_and_is_cut
         assert done.token_ids == plain([1, 2], stop=[stop]).token_ids
 
 
+def test_a_stop_string_that_the_end_of_the_answer_completes_counts() -> None:
+    """Token 5 shows its letter only with the next one, or when the answer ends."""
+    fields = {"logit_bias": {5: 100}, "stop": ["ff"], "max_tokens": 2}
+    for drafter in (None, Oracle({1: (5, 5)})):
+        done = engine(drafter).generate([1, 2], params(**fields))[0]
+        assert (done.token_ids, done.text) == ((5, 5), "")
+        assert (done.finish_reason, done.stop_reason) == ("stop", "ff")
+
+
 def test_the_model_s_own_end_token_stops_unless_it_is_ignored() -> None:
     ended = [engine().generate([1, 2], SamplingParams(seed=seed, max_tokens=200))[0] for seed in range(20)]
     assert all(done.token_ids[-1] == 0 and done.stop_reason == 0 for done in ended)
