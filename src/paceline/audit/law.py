@@ -18,7 +18,7 @@ from paceline.results import Completion
 from paceline.sampling import SamplingParams
 
 SHOWN = 10
-POINTS = 300
+POINTS = 100
 """A report's curve has about so many."""
 
 
@@ -78,7 +78,7 @@ def test_report(test: SequentialTest) -> dict[str, Any]:
         "alpha": test.alpha,
         "log10_e": _base_10(test.log_e),
         "largest_log10_e": _base_10(test.largest_log_e),
-        "by_order": test.by_order,
+        "by_order": {name: round(value, 3) for name, value in test.by_order.items()},
         "impossible": test.impossible,
         "failed": test.failed,
         "smallest_caught": smallest_caught(test.tokens, test.alpha, len(test.orders)),
@@ -93,4 +93,4 @@ def _thinned(curve: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
 
 
 def _base_10(value: float) -> float | None:
-    return value / math.log(10) if math.isfinite(value) else None
+    return round(value / math.log(10), 3) if math.isfinite(value) else None

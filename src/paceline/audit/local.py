@@ -150,6 +150,8 @@ class Audit:
         alpha = self._plan.alpha / len(pairs)
         self._tokens = self._plan.tokens or self._enough(len(pairs))
         plain, reasons = self._check_plain(pairs)
+        if plain["wrong"] or plain["error"]:
+            sampled = False  # the verdict is there already
         audits = [self._pair(name, rule, drafter, alpha, sampled) for name, rule, drafter in pairs]
         reasons += [f"{one['rule']} with {one['drafter']}: {why}" for one in audits for why in one["reasons"]]
         verdicts = [one["verdict"] for one in audits]
@@ -270,6 +272,8 @@ class Audit:
                 reasons.append(f"after {law.test.tokens} tokens the law's e-value is 10^{exponent:.1f}")
         if reasons:
             return FAILED, reasons
+        if not identity.counts.answers and law is None:
+            return COULD_NOT_RUN, ["not checked, for plain decoding is broken"]
         advice = "take more prompts, longer answers or another drafter"
         for what, counts in (("identity", identity.counts), ("law", law.counts if law else None)):
             if counts is not None and counts.answers and (missing := counts.missing()):

@@ -128,9 +128,8 @@ class SequentialTest:
 
     def look(self) -> bool:
         """Work out the e-value of all tokens so far; true if the stream is now known to be false."""
-        self.log_e = (
-            math.inf if self.impossible else float(log_mean(np.stack(log_e_values(self._counts)).ravel()))
-        )
+        values = np.append(np.stack(log_e_values(self._counts)).ravel(), self._log_repeats)
+        self.log_e = math.inf if self.impossible else float(log_mean(values))
         self.largest_log_e = max(self.largest_log_e, self.log_e)
         self.curve.append((self.tokens, self.log_e))
         return self.failed

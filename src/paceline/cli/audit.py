@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -128,7 +129,8 @@ def command(
     plain decoding's, and plain decoding with a slow reference. Above 0 a sequential test compares the tokens
     drawn with the target's law. Takes all sampling controls; the ones you use are the ones to check.
 
-    Prints a table, and one JSON object as the last line. Exit code 0: held; 1: failed; 2: could not run.
+    Prints a table, and where stdout is no terminal one JSON object as the last line. Exit code 0: held;
+    1: failed; 2: could not run.
     """  # fmt: skip
     from paceline.audit.report import text
 
@@ -154,7 +156,8 @@ def command(
         _write(html, report)
     if not as_json:
         click.echo(text(report))
-    click.echo(json.dumps(report, ensure_ascii=False, allow_nan=False))
+    if as_json or not sys.stdout.isatty():  # on a terminal it would push the table out of sight
+        click.echo(json.dumps(report, ensure_ascii=False, allow_nan=False))
     click.get_current_context().exit(CODES[report["verdict"]])
 
 
