@@ -5,44 +5,23 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
+from paceline.audit.subject import EOS as EOS
+from paceline.audit.subject import Letters as AuditLetters
 from paceline.core import NOTHING, Budget, Drawn, Promise, Step, Tree, View
+from paceline.drafting import Paths, grow
 from paceline.noise import Noise
 from paceline.verify import Outcome, Row, rule
 
 VOCABULARY = 12
-EOS = 0
 
 
-class Letters:
-    """Token 1 is "b", 2 is "c" and so on; token 5 waits for the next one, like half a character."""
+class Letters(AuditLetters):
+    """The audit's tokenizer of letters, for this vocabulary."""
 
-    eos_ids = frozenset({EOS})
-
-    def encode(self, text: str) -> list[int]:
-        return [ord(letter) - 97 for letter in text]
-
-    def apply_chat_template(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        return [token for message in messages for token in self.encode(message["content"])]
-
-    def detokenizer(self) -> LetterByLetter:
-        return LetterByLetter()
-
-
-class LetterByLetter:
     def __init__(self) -> None:
-        self.held = ""
-
-    def push(self, token_ids: Sequence[int]) -> str:
-        text = ""
-        for token in token_ids:
-            self.held += chr(97 + token)
-            if token != 5:
-                text, self.held = text + self.held, ""
-        return text
-
-    def finish(self) -> str:
-        text, self.held = self.held, ""
-        return text
+        super().__init__(VOCABULARY)
 
 
 class Quiet:
@@ -144,6 +123,59 @@ class Empty(Quiet):
 
     def propose(self, view: View, budgets: Sequence[Budget]) -> list[Tree]:
         return [NOTHING] * len(budgets)
+
+
+class Nearby(Quiet):
+    """Knows the table of a target, blurred; the laws of its trees come from there."""
+
+    def __init__(self, table: np.ndarray, widths: Sequence[int], blur: float = 0.7) -> None:
+        self.table = table + np.random.default_rng(1).normal(0, blur, table.shape)
+        self.widths = widths
+        self.branches = max(widths) > 1
+
+    def law(self, view: View, row: int, path: Sequence[int]) -> np.ndarray:
+        """The law after a path of drafted tokens, at the request's temperature: float64 [V]."""
+        before, last = (*view.histories[row][-2:], *path)[-2:]
+        logits = self.table[before, last] / (view.controls[row].params.temperature or 1)
+        weights = np.exp(logits - logits.max())
+        return weights / weights.sum()
+
+
+class Likeliest(Nearby):
+    """Proposes the likeliest tokens of every law: a fixed tree."""
+
+    def propose(self, view: View, budgets: Sequence[Budget]) -> list[Tree]:
+        return [self.tree(view, row, budget) for row, budget in enumerate(budgets)]
+
+    def tree(self, view: View, row: int, budget: Budget) -> Tree:
+        tokens: list[int] = []
+        parents: list[int] = []
+        level: list[tuple[int, tuple[int, ...]]] = [(-1, ())]
+        for width in self.widths[: budget.depth]:
+            below = []
+            for parent, path in level:
+                for token in np.argsort(-self.law(view, row, path))[:width].tolist():
+                    if len(tokens) < budget.nodes:
+                        below.append((len(tokens), (*path, token)))
+                        tokens.append(token)
+                        parents.append(parent)
+            level = below
+        return Tree(tokens, parents)
+
+
+class Sampling(Nearby):
+    """Draws from its laws, and says so."""
+
+    def __init__(self, table: np.ndarray, widths: Sequence[int], drawn: str, blur: float = 0.7) -> None:
+        super().__init__(table, widths, blur)
+        self.how = Drawn[drawn.upper()]
+        self.drawn = frozenset({self.how})
+
+    def propose(self, view: View, budgets: Sequence[Budget]) -> list[Tree]:
+        def laws(paths: Paths) -> list[np.ndarray]:
+            return [self.law(view, row, path) for row, path in paths]
+
+        return grow(view, budgets, laws, widths=self.widths, drawn=self.how)
 
 
 ADVERSARIES = (AlwaysWrong, Oracle, HalfRight, RandomTrees, OverBudget)

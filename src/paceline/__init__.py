@@ -14,7 +14,8 @@ if TYPE_CHECKING:
         ModelFileError,
         PacelineError,
     )
-    from paceline.results import Completion, Event, Stats, Timings
+    from paceline.grammar import Grammar
+    from paceline.results import Completion, Event, Stats, Timings, TokenLogprob, TokenLogprobs
     from paceline.sampling import SamplingParams
 
 __all__ = [
@@ -23,12 +24,15 @@ __all__ = [
     "ConfigError",
     "Engine",
     "Event",
+    "Grammar",
     "IncompatibleDrafter",
     "ModelFileError",
     "PacelineError",
     "SamplingParams",
     "Stats",
     "Timings",
+    "TokenLogprob",
+    "TokenLogprobs",
 ]
 
 _HOMES = {
@@ -37,12 +41,15 @@ _HOMES = {
     "ConfigError": "errors",
     "Engine": "engine",
     "Event": "results",
+    "Grammar": "grammar",
     "IncompatibleDrafter": "errors",
     "ModelFileError": "errors",
     "PacelineError": "errors",
     "SamplingParams": "sampling",
     "Stats": "results",
     "Timings": "results",
+    "TokenLogprob": "results",
+    "TokenLogprobs": "results",
 }
 
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import numbers
 import secrets
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
-import numpy as np
-
+from paceline.bad_words import spell
 from paceline.core import Draft, Drafter, Rule, Step, Target
 from paceline.errors import ConfigError, IncompatibleDrafter
+from paceline.grammar import Grammars, Matcher
 from paceline.laws import Controls, Laws
-from paceline.noise import Noise
+from paceline.noise import Noise, choice_seed
+from paceline.prompts import Prompt, as_prompts, per_prompt, prompt_tokens
 from paceline.results import Completion, Event
 from paceline.router import Router
 from paceline.rules.match import match
@@ -23,10 +23,7 @@ from paceline.stopwatch import Stopwatch
 from paceline.transcript import Tokenizer, Transcript
 from paceline.verify import refusal
 
-Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
-"""Text, token ids, or chat messages such as {"role": "user", "content": "Hello"}."""
-
-T = TypeVar("T")
+MAX_CHOICES = 128
 
 
 class Engine:
@@ -80,7 +77,8 @@ class Engine:
         self.watch = Stopwatch()
         self.rule = rule
         self._eos_ids = eos_ids
-        self._router = Router(drafters, target.info.vocab_size)
+        self._grammars = Grammars(tokenizer, target.info.vocab_size, eos_ids) if tokenizer else None
+        self._router = Router(drafters, target.info.vocab_size, rule)
         self._scheduler = Scheduler(
             target.info,
             self.watch,
@@ -137,13 +135,14 @@ class Engine:
             watch.lap("pack")
             scores = self.target.forward(draft, self._router.taps(view))
             watch.lap("forward")
-            verdict = self.rule(draft, Laws(scores, draft, view), Noise(view.seeds))
+            laws = Laws(scores, draft, view)
+            verdict = self.rule(draft, laws, Noise(view.seeds))
             watch.lap("rule")
             self.target.commit(draft, verdict)
             watch.lap("commit")
             self._router.observe(Step(view, draft, scores, verdict))
             watch.lap("observe")
-            self._release(self._scheduler.apply(draft, verdict))
+            self._release(self._scheduler.apply(draft, verdict, laws))
             watch.lap("apply")
         events, self._outbox[:] = self._outbox[:], []
         return events
@@ -154,11 +153,18 @@ class Engine:
         Raises ConfigError for a prompt or parameter that this model cannot take, CapacityError for a
         request that the cache could never hold.
         """
-        return self._submit(prompt, params, drafter, self._outbox)
+        return self._submit(prompt, params, drafter, self._outbox)[0]
 
     def cancel(self, request: int) -> None:
         """End a request with what it has; its last event says so. One that has ended is no error."""
+        self.watch.start()
         self._release(self._scheduler.cancel(request))
+
+    def preempt(self, request: int) -> None:
+        """Free a running request's slot and cache; it waits at the front of the queue and goes on later, with
+        the same tokens as if nothing had happened. One that waits or has ended is no error."""
+        self.watch.start()
+        self._release(self._scheduler.preempt(request))
 
     @property
     def idle(self) -> bool:
@@ -170,23 +176,29 @@ class Engine:
         prompts: Prompt | Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         drafter: str | Sequence[str] | None = None,
+        *,
+        n: int = 1,
     ) -> list[Completion]:
         """Answer one prompt or a list of prompts; completions in the order of the prompts.
 
-        params and drafter: one for all, or one per prompt. Raises like `submit`.
+        params and drafter: one for all, or one per prompt. n: answers per prompt, 1 to 128, one behind the
+        other; the first has the request's own seed, the others seeds derived from it
+        (`paceline.noise.choice_seed`). Raises like `submit`.
         """
-        wanted = _as_prompts(prompts)
+        if type(n) is not int or not 1 <= n <= MAX_CHOICES:
+            raise ConfigError(f"n must be a whole number, 1 to {MAX_CHOICES}; got {n!r}")
+        wanted = as_prompts(prompts)
         outbox: list[Event] = []
         requests: list[int] = []
         done: dict[int, Completion] = {}
         try:
             for prompt, param, name in zip(
                 wanted,
-                _per_prompt("params", params, SamplingParams, len(wanted)),
-                _per_prompt("drafter", drafter, str, len(wanted)),
+                per_prompt("params", params, SamplingParams, len(wanted)),
+                per_prompt("drafter", drafter, str, len(wanted)),
                 strict=True,
             ):
-                requests.append(self._submit(prompt, param, name, outbox))
+                requests += self._submit(prompt, param, name, outbox, n)
             while len(done) < len(requests):
                 self._advance()
                 done.update((event.request, event.finish) for event in outbox if event.finish)
@@ -205,7 +217,7 @@ class Engine:
         The request is queued at once, and other requests advance along with it. Raises like `submit`.
         """
         outbox: list[Event] = []
-        return self._events(self._submit(prompt, params, drafter, outbox), outbox)
+        return self._events(self._submit(prompt, params, drafter, outbox)[0], outbox)
 
     def _events(self, request: int, outbox: list[Event]) -> Generator[Event, None, None]:
         finished = False
@@ -225,39 +237,42 @@ class Engine:
         self._outbox[:0] = self.step()
 
     def _submit(
-        self, prompt: Prompt, params: SamplingParams | None, drafter: str | None, outbox: list[Event]
-    ) -> int:
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None,
+        drafter: str | None,
+        outbox: list[Event],
+        n: int = 1,
+    ) -> list[int]:
         params = params or SamplingParams()
+        tokenizer = self.tokenizer
         params.check_vocabulary(self.target.info.vocab_size)
-        if params.stop and self.tokenizer is None:
+        if params.stop and tokenizer is None:
             raise ConfigError("stop strings need a tokenizer, this engine has none; use stop_token_ids")
-        tokens = self._tokens(prompt)
-        return self._scheduler.add(
-            tokens,
-            params,
-            Controls(params, self._eos_ids, tokens),
-            Transcript(
-                self.tokenizer.detokenizer() if self.tokenizer else None, params.stop, params.min_tokens
-            ),
-            seed=secrets.randbelow(MAX_SEED + 1) if params.seed is None else params.seed,
-            drafter=self._known_drafter(drafter or self.drafter),
-            outbox=outbox,
-        )
+        bad_words = spell(params.bad_words, tokenizer)
+        tokens = prompt_tokens(prompt, self.target.info.vocab_size, tokenizer)
+        drafter = self._known_drafter(drafter or self.drafter)
+        seed = secrets.randbelow(MAX_SEED + 1) if params.seed is None else params.seed
+        return [
+            self._scheduler.add(
+                tokens,
+                params,
+                Controls(params, self._eos_ids, tokens, bad_words, self._matcher(params)),
+                Transcript(tokenizer.detokenizer() if tokenizer else None, params.stop, params.min_tokens),
+                seed=choice_seed(seed, index),
+                index=index,
+                drafter=drafter,
+                outbox=outbox,
+            )
+            for index in range(n)
+        ]
 
-    def _tokens(self, prompt: Prompt) -> list[int]:
-        """The prompt as token ids, all in the vocabulary."""
-        tokens = prompt.tolist() if isinstance(prompt, np.ndarray) else prompt
-        if isinstance(tokens, str) or (tokens and isinstance(tokens[0], Mapping)):
-            if self.tokenizer is None:
-                raise ConfigError("this engine has no tokenizer; give the prompt as token ids")
-            if isinstance(tokens, str):
-                return self.tokenizer.encode(tokens)
-            return self.tokenizer.apply_chat_template(cast(Sequence[Mapping[str, str]], tokens))
-        last = self.target.info.vocab_size - 1
-        for token in tokens:
-            if type(token) is not int or not 0 <= token <= last:
-                raise ConfigError(f"a prompt's token ids are whole numbers from 0 to {last}, got {token!r}")
-        return cast(list[int], tokens)
+    def _matcher(self, params: SamplingParams) -> Matcher | None:
+        if params.grammar is None:
+            return None
+        if self._grammars is None:
+            raise ConfigError("grammars need a tokenizer, this engine has none")
+        return self._grammars.matcher(params.grammar)
 
     def _known_drafter(self, name: str) -> str:
         if name not in self.drafters:
@@ -268,19 +283,3 @@ class Engine:
         if slots:
             self.target.release(slots)
             self._router.release(slots)
-
-
-def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
-    """A list of prompts, from one prompt or several."""
-    if isinstance(prompts, str) or (len(prompts) and isinstance(prompts[0], numbers.Number | Mapping)):
-        return [cast(Prompt, prompts)]
-    return cast(Sequence[Prompt], prompts)
-
-
-def _per_prompt(name: str, value: T | Sequence[T] | None, kind: type[T], count: int) -> Sequence[T | None]:
-    if value is None or isinstance(value, kind):
-        return [value] * count
-    values = cast(Sequence[T], value)
-    if len(values) != count:
-        raise ConfigError(f"{name}: give one or one per prompt; got {len(values)}, prompts are {count}")
-    return values

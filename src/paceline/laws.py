@@ -9,10 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from paceline.bad_words import BadWords
 from paceline.core import Draft, Lane, Scores, View
+from paceline.grammar import GrammarLimit, Matcher
 from paceline.kernels import draw as fused_draw
+from paceline.logprobs import logprobs
 from paceline.noise import Noise, gumbel
-from paceline.sampling import Context, SamplingParams, truncate, warp
+from paceline.results import TokenLogprobs
+from paceline.sampling import SamplingParams, log_law, truncate
 
 
 class Tally:
@@ -60,14 +64,43 @@ class Tally:
 
 
 class Controls:
-    """One request's sampling parameters, resolved for its model, with what they need to remember."""
+    """One request's sampling parameters, resolved for its model, with what they need to remember.
 
-    __slots__ = ("_bias_tokens", "_biases", "_ending_tokens", "_tally", "adjusts", "ending", "params")
+    bad_words: the request's bad words as token sequences; matcher: follows the answer through its grammar.
 
-    def __init__(self, params: SamplingParams, eos_ids: Iterable[int], prompt: Sequence[int]) -> None:
+    failures: {drafted tokens behind the committed history: why no token may follow them}. What was drawn
+    there is void; the answer ends before it.
+    """
+
+    __slots__ = (
+        "_bad_words",
+        "_bias_tokens",
+        "_biases",
+        "_ending_tokens",
+        "_masks",
+        "_tally",
+        "adjusts",
+        "ending",
+        "failures",
+        "matcher",
+        "params",
+    )
+
+    def __init__(
+        self,
+        params: SamplingParams,
+        eos_ids: Iterable[int],
+        prompt: Sequence[int],
+        bad_words: Sequence[Sequence[int]] = (),
+        matcher: Matcher | None = None,
+    ) -> None:
         self.params = params
         self.ending = frozenset(params.stop_token_ids) | frozenset(() if params.ignore_eos else eos_ids)
-        self.adjusts = bool(params.counts_tokens or params.logit_bias or params.min_tokens)
+        self.matcher = matcher
+        self.failures: dict[tuple[int, ...], str] = {}
+        self._bad_words = BadWords(bad_words) if bad_words else None
+        self._masks = bool(params.min_tokens or bad_words or matcher)
+        self.adjusts = bool(self._masks or params.counts_tokens or params.logit_bias)
         self._bias_tokens = np.array(list(params.logit_bias.keys()), np.int64)
         self._biases = np.array(list(params.logit_bias.values()), np.float64)
         self._ending_tokens = np.array(sorted(self.ending), np.int64)
@@ -76,26 +109,48 @@ class Controls:
             for token in prompt:
                 self._tally.add(token, 0)
 
-    def answered(self, tokens: Iterable[int]) -> None:
-        """These tokens were added to the answer."""
+    def answered(self, tokens: Sequence[int]) -> None:
+        """These tokens were added to the answer. The matcher, which may cut them, has them already."""
         if self._tally is not None:
             for token in tokens:
                 self._tally.add(token, 1)
+        if self._bad_words is not None:
+            self._bad_words.answered(tokens)
 
     def adjust(self, logits: NDArray[Any], answered: int, path: Sequence[int]) -> NDArray[Any]:
         """A copy of the logits [V] after penalties, bias and masks.
 
         answered: tokens of the answer before the one to draw, `path` included; path: drafted tokens
-        behind the committed history.
+        behind the committed history. Where the masks leave no token, that is noted in `failures`, and the
+        logits come back as they are.
         """
         adjusted = logits.copy()
         if self._tally is not None:
             self._tally.penalise(adjusted, self.params, path)
         if len(self._biases):
             adjusted[self._bias_tokens] += self._biases.astype(logits.dtype)
+        return logits.copy() if self._masks and not self._mask(adjusted, answered, path) else adjusted
+
+    def _mask(self, logits: NDArray[Any], answered: int, path: Sequence[int]) -> bool:
+        """Apply the masks in place; whether they leave a token."""
         if answered < self.params.min_tokens:
-            adjusted[self._ending_tokens] = -np.inf
-        return adjusted
+            logits[self._ending_tokens] = -np.inf
+        if self._bad_words is not None:
+            logits[self._bad_words.after(path)] = -np.inf
+        if self.matcher is not None and self.ending.isdisjoint(path):
+            try:
+                mask = self.matcher.after(path)
+            except GrammarLimit as error:
+                self.failures[tuple(path)] = f"the grammar is too complex to go on: {error}"
+                return False
+            if mask is not None:
+                allowed = mask.texts.copy()
+                allowed[self._ending_tokens] |= mask.complete
+                logits[~allowed] = -np.inf
+        if logits.max() > -np.inf:
+            return True
+        self.failures[tuple(path)] = "the controls together leave no token: min_tokens, bad_words, grammar"
+        return False
 
 
 class Laws:
@@ -120,12 +175,9 @@ class Laws:
         Raises KeyError if the node was not scored.
         """
         row = bisect_right(self._offsets, node) - 1
-        logits = self._logits[self._scored[node]]
-        controls = self._view.controls[row]
-        params = controls.params
+        params = self._view.controls[row].params
         position = int(self._draft.positions[node]) + 1
-        if controls.adjusts:
-            logits = controls.adjust(logits, position - self._view.prompts[row], self._path(row, node))
+        logits = self._adjusted(row, node, position)
         if params.temperature == 0:
             return int(logits.argmax())
         key = noise.key(row, lane, position)
@@ -144,10 +196,23 @@ class Laws:
         Raises KeyError if the node was not scored.
         """
         row = bisect_right(self._offsets, node) - 1
-        controls, prompt = self._view.controls[row], self._view.prompts[row]
-        history = [*self._view.histories[row], *self._path(row, node)]
-        context = Context(history[:prompt], history[prompt:], controls.ending)
-        return warp(self._logits[self._scored[node]], controls.params, context)
+        logits = self._adjusted(row, node, int(self._draft.positions[node]) + 1)
+        law: NDArray[np.float64] = log_law(logits, self._view.controls[row].params)
+        return law
+
+    def logprobs(self, node: int, token: int) -> TokenLogprobs:
+        """What a request that asks for log-probabilities is told of the token after `node`."""
+        row = bisect_right(self._offsets, node) - 1
+        top = self._view.controls[row].params.logprobs
+        return logprobs(self._logits[self._scored[node]], token, top or 0)
+
+    def _adjusted(self, row: int, node: int, position: int) -> NDArray[Any]:
+        """The logits [V] after `node`, with penalties, bias and masks; position: of the token to draw."""
+        logits: NDArray[Any] = self._logits[self._scored[node]]
+        controls = self._view.controls[row]
+        if not controls.adjusts:
+            return logits
+        return controls.adjust(logits, position - self._view.prompts[row], self._path(row, node))
 
     def _path(self, row: int, node: int) -> list[int]:
         """The drafted tokens from below the row's root down to `node`."""

@@ -14,6 +14,11 @@ All arithmetic is modulo 2^64, with G = 0x9E3779B97F4A7C15 and `mix` the finalis
     bits t = mix(key + (t + 1) * G)                     for token id t
     u      = ((bits >> 12) + 0.5) * 2^-52               exact in float64, never 0 or 1
     gumbel = -log(-log(u))
+
+Of several answers to one prompt, each has a seed of its own (`choice_seed`):
+
+    seed of answer 0     = the request's seed
+    seed of answer i > 0 = mix((mix((mix(seed + G) ^ CHOICES) + G) ^ i) + G) >> 1
 """
 
 from __future__ import annotations
@@ -31,6 +36,8 @@ GOLDEN = 0x9E3779B97F4A7C15
 FIRST = 0xBF58476D1CE4E5B9
 SECOND = 0x94D049BB133111EB
 MASK = 2**64 - 1
+CHOICES = 0xFF
+"""Where a lane stands in a key: no lane has this number."""
 
 
 class Noise:
@@ -87,6 +94,14 @@ def _ranked(weights: Array, key: int, count: int) -> list[int]:
         return [int(xp.argmax(x))]
     order = xp.argsort(x, descending=True, stable=True)[:count]
     return [int(token) for token in order if possible[token]]
+
+
+def choice_seed(seed: int, index: int) -> int:
+    """The seed, 0 to 2^63 - 1, of one of several answers to one prompt; the first has the seed itself."""
+    if index == 0:
+        return seed
+    key = _mix((_mix(seed + GOLDEN) ^ CHOICES) + GOLDEN)
+    return _mix((key ^ index) + GOLDEN) >> 1
 
 
 def _mix(z: int) -> int:

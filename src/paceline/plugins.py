@@ -59,15 +59,7 @@ class Plugins:
         legal.
         """
         name, _, settings = spec.partition(":")
-        known = self.options(name)
-        chosen: dict[str, Option] = {}
-        for setting in filter(None, settings.split(",")):
-            option, _, text = setting.partition("=")
-            if option not in known:
-                legal = ", ".join(known) or "none at all"
-                raise ConfigError(f"{self._kind} {name} has no option {option!r}; it has {legal}")
-            chosen[option] = _value(f"{name}:{option}", text, known[option])
-        return name, chosen
+        return name, parse_settings(f"{self._kind} {name}", settings, self.options(name))
 
     def _own(self) -> list[str]:
         folder = Path(import_module(self._package).__file__ or "").parent
@@ -75,6 +67,21 @@ class Plugins:
 
     def _foreign(self) -> dict[str, EntryPoint]:
         return {entry.name: entry for entry in entry_points(group=self._package)}
+
+
+def parse_settings(what: str, settings: str, known: Mapping[str, Option]) -> dict[str, Option]:
+    """What `option=value,option=value` sets, of the options that `what` has with these defaults.
+
+    Raises ConfigError for an unknown option or a value of the wrong kind, saying what is legal.
+    """
+    chosen: dict[str, Option] = {}
+    for setting in filter(None, settings.split(",")):
+        option, _, text = setting.partition("=")
+        if option not in known:
+            legal = ", ".join(known) or "none at all"
+            raise ConfigError(f"{what} has no option {option!r}; it has {legal}")
+        chosen[option] = _value(f"{what.split()[-1]}:{option}", text, known[option])
+    return chosen
 
 
 def _value(name: str, text: str, default: Option) -> Option:

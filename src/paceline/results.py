@@ -51,14 +51,37 @@ class Timings:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token and its log-probability, a natural logarithm."""
+
+    token_id: int
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs(TokenLogprob):
+    """An emitted token, with the likeliest tokens in its place (itself perhaps among them): by falling
+    log-probability, of equal ones the lower id first.
+
+    The probabilities are the model's own, before temperature, penalties, masks and all other controls.
+    """
+
+    top: tuple[TokenLogprob, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Completion:
     """A finished answer.
 
     request        the id that `submit` returned
+    index          which of the n answers to its prompt this is, from 0
     text           the answer without the ending token or stop string; "" where the engine has no tokenizer
     token_ids      every token emitted, the one that ended the answer included
-    finish_reason  "stop" (ending token or stop string), "length" (max_tokens or context) or "cancelled"
-    stop_reason    the stop string or the token id that ended the answer, else None
+    finish_reason  "stop" (ending token, stop string or complete grammar), "length" (max_tokens or context)
+                   or "cancelled" (by `cancel`, or because the controls left no token to go on with)
+    stop_reason    the stop string or the token id that ended the answer, or why the controls left no token;
+                   else None
+    logprobs       one entry per token where the request asked for them, else None
     seed           the seed used: give it again to get the same answer
     drafter        the drafter that the request was served with
     rule           the rule that decided which drafted tokens were kept
@@ -67,8 +90,10 @@ class Completion:
     """
 
     request: int
+    index: int
     text: str
     token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...] | None
     finish_reason: FinishReason
     stop_reason: str | int | None
     seed: int
@@ -85,10 +110,12 @@ class Event:
     """What one step added to one request.
 
     text may lag behind the tokens: it is given out once no later token can change or cut it.
+    logprobs has one entry per token where the request asked for them, else it is None.
     finish is the completion, in the request's last event.
     """
 
     request: int
     text: str
     token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...] | None
     finish: Completion | None

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from array_api_compat import array_namespace
 
-from paceline.core import NOTHING, Budget, Drafter, Drawn, Step, Tree, View
+from paceline.core import NOTHING, Budget, Drafter, Drawn, Rule, Step, Tree, View
 
 LAW_TOLERANCE = 1e-4
 """How far from 1 a drafter's law may sum: the rounding of a softmax in float32."""
@@ -18,11 +18,17 @@ class Router:
     A tree that is larger than its budget is cut to it: budgets shrink near an answer's end, and a drafter
     that overlooks this costs nothing. A tree that is not a tree, holds a token that does not exist, or was
     not made as its drafter declares, is a mistake in the drafter: ValueError naming it.
+
+    Where a request's grammar leaves no choice about the next tokens, these are drafted in front of what the
+    drafter proposes, if it proposes anything ever and the rule takes fixed tokens. Under a rule that
+    compares laws they are drafted alone: which tokens are drafted beside drawn ones is no choice to make
+    after the draw.
     """
 
-    def __init__(self, drafters: Mapping[str, Drafter], vocab_size: int) -> None:
+    def __init__(self, drafters: Mapping[str, Drafter], vocab_size: int, rule: Rule) -> None:
         self._drafters = dict(drafters)
         self._vocab_size = vocab_size
+        self._rule = rule
         self._names_of_slots: dict[int, str] = {}
         self.needs: frozenset[str] = frozenset().union(*(d.needs for d in drafters.values()))
 
@@ -34,6 +40,10 @@ class Router:
 
     def propose(self, view: View, budgets: Sequence[Budget]) -> list[Tree]:
         """One checked tree per row."""
+        forced = self._forced(view, budgets)
+        alone = forced and not (view.coupled and self._rule.trees)
+        if alone:
+            budgets = [Budget(0, 0) if row in forced else budget for row, budget in enumerate(budgets)]
         trees = [NOTHING] * len(budgets)
         for name, rows in _rows_by_drafter(view).items():
             self._names_of_slots.update((view.slots[row], name) for row in rows)
@@ -44,7 +54,20 @@ class Router:
             for row, tree in zip(rows, proposed, strict=True):
                 if len(tree.tokens):
                     trees[row] = self._checked(name, tree, budgets[row], view.coupled)
+        for row, tokens in forced.items():
+            trees[row] = Tree.chain(tokens) if alone else _merged(tokens, trees[row], budgets[row].nodes)
         return trees
+
+    def _forced(self, view: View, budgets: Sequence[Budget]) -> dict[int, list[int]]:
+        """{row: tokens that its grammar leaves no choice about}, as far as they may be drafted."""
+        forced: dict[int, list[int]] = {}
+        for row, controls in enumerate(view.controls):
+            budget = min(budgets[row])
+            if controls.matcher is None or not budget or Drawn.FIXED not in self._rule.takes:
+                continue
+            if self._drafters[view.drafters[row]].drawn and (tokens := controls.matcher.forced()):
+                forced[row] = tokens[:budget]
+        return forced
 
     def observe(self, step: Step) -> None:
         """Each drafter sees what happened to its rows."""
@@ -113,6 +136,24 @@ def _cut(tree: Tree, depths: Sequence[int], budget: Budget) -> Tree:
         [places[tree.parents[node]] for node in kept],
         {places[node]: origin for node, origin in tree.origins.items() if node in places},
     )
+
+
+def _merged(chain: Sequence[int], tree: Tree, nodes: int) -> Tree:
+    """The chain, and the tree's paths where they leave it, up to so many nodes in all. The tree's tokens
+    are coupled or fixed: it carries no law that would have to be kept."""
+    tokens, parents = list(chain), list(range(-1, len(chain) - 1))
+    places: dict[int, int] = {-1: -1}
+    for node, (token, parent) in enumerate(zip(tree.tokens, tree.parents, strict=True)):
+        above = places.get(parent)
+        if above is None:
+            continue
+        if above + 1 < len(chain) and chain[above + 1] == token:
+            places[node] = above + 1
+        elif len(tokens) < nodes:
+            places[node] = len(tokens)
+            tokens.append(token)
+            parents.append(above)
+    return Tree(tokens, parents)
 
 
 def _rows_by_drafter(view: View) -> dict[str, list[int]]:

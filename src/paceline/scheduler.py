@@ -1,4 +1,4 @@
-"""Which requests advance in a step and by how much; where their answers end."""
+"""Which requests advance in a step, and by how much."""
 
 from __future__ import annotations
 
@@ -8,71 +8,17 @@ from itertools import count
 
 from paceline.core import Budget, Draft, Drawn, Rule, TargetInfo, Verdict, View
 from paceline.errors import CapacityError, ConfigError
-from paceline.laws import Controls
-from paceline.results import Completion, Event, FinishReason, Stats, Timings
+from paceline.laws import Controls, Laws
+from paceline.request import Request
+from paceline.results import Completion, Event, FinishReason
 from paceline.sampling import SamplingParams
 from paceline.stopwatch import Stopwatch
 from paceline.transcript import Transcript
 
 
-class Request:
-    """One answer in the making. The first `cached` tokens of `history` are in the target's cache."""
-
-    __slots__ = (
-        "accepted",
-        "accepted_lengths",
-        "admitted_at",
-        "cached",
-        "controls",
-        "drafted",
-        "drafter",
-        "first_token_at",
-        "history",
-        "id",
-        "limit",
-        "outbox",
-        "passes",
-        "prompt",
-        "reserved",
-        "seed",
-        "slot",
-        "transcript",
-    )
-
-    def __init__(
-        self,
-        id: int,
-        prompt: Sequence[int],
-        controls: Controls,
-        transcript: Transcript,
-        *,
-        seed: int,
-        drafter: str,
-        limit: int,
-        reserved: int,
-        outbox: list[Event],
-    ) -> None:
-        self.id = id
-        self.history = list(prompt)  # prompt and answer
-        self.prompt = len(prompt)
-        self.controls = controls
-        self.transcript = transcript
-        self.seed = seed
-        self.drafter = drafter
-        self.limit = limit  # length of prompt and answer together at which the answer is cut
-        self.reserved = reserved  # tokens of the cache held for its whole life
-        self.outbox = outbox  # where its events go
-        self.slot = -1
-        self.cached = 0
-        self.passes = self.drafted = self.accepted = 0
-        self.accepted_lengths: dict[int, int] = {}
-        self.admitted_at: tuple[float, float] | None = None
-        self.first_token_at: tuple[float, float] | None = None
-
-
 class Scheduler:
     """First come, first served. A request is admitted once a slot is free and the cache has room for its
-    whole life, so that no running request is ever thrown out.
+    whole life, so that no running request is ever thrown out unless somebody asks for it.
 
     nodes         drafted tokens per step, shared evenly by the rows that decode
     chunk_tokens  prompt tokens per step, taken by the rows that still read, oldest first
@@ -113,6 +59,7 @@ class Scheduler:
         transcript: Transcript,
         *,
         seed: int,
+        index: int,
         drafter: str,
         outbox: list[Event],
     ) -> int:
@@ -136,6 +83,7 @@ class Scheduler:
             )
         request = Request(
             next(self._ids),
+            index,
             prompt,
             controls,
             transcript,
@@ -202,10 +150,10 @@ class Scheduler:
             request = self._waiting.popleft()
             request.slot = self._free_slots.pop()
             self._free_tokens -= request.reserved
-            request.admitted_at = self._watch.read("plan")
+            request.resume(self._watch.read("plan"))
             self._running.append(request)
 
-    def apply(self, draft: Draft, verdict: Verdict) -> list[int]:
+    def apply(self, draft: Draft, verdict: Verdict, laws: Laws) -> list[int]:
         """Extend the answers, send their events, and return the slots of those that ended."""
         offsets = draft.offsets.tolist()
         for row, request in enumerate(self._planned):
@@ -217,46 +165,47 @@ class Scheduler:
             request.cached += root + 1 - offsets[row] + len(path)
             tokens = [int(draft.tokens[node]) for node in path]
             tokens.append(verdict.next_tokens[row])
-            self._extend(request, tokens, len(path), offsets[row + 1] - root - 1)
+            self._extend(request, [root, *path], tokens, offsets[row + 1] - root - 1, laws)
         self._planned = []
         ended, self._ended_slots = self._ended_slots, []
         return ended
 
-    def _extend(self, request: Request, tokens: list[int], accepted: int, drafted: int) -> None:
-        """Add the tokens up to the first that ends the answer: ending token, stop string or length."""
-        reason: FinishReason | None = None
-        stop: str | int | None = None
-        del tokens[request.limit - len(request.history) :]
-        spoken = len(tokens)
-        for place, token in enumerate(tokens):
-            if token in request.controls.ending:
-                reason, stop, spoken = "stop", token, place
-                del tokens[place + 1 :]
-                break
-        heard = request.transcript.push(tokens[:spoken])
-        text = heard.text
-        if heard.stop is not None:
-            reason, stop = "stop", heard.stop
-            del tokens[heard.used :]
-        elif reason is None and len(request.history) + len(tokens) == request.limit:
-            reason = "length"
-        if reason is not None and heard.stop is None:
-            heard = request.transcript.finish()
-            text += heard.text
-            if heard.stop is not None:
-                reason, stop = "stop", heard.stop
-
+    def _extend(
+        self, request: Request, nodes: list[int], tokens: list[int], drafted: int, laws: Laws
+    ) -> None:
+        """Add the tokens, drawn after these nodes, as far as the answer goes, and say so to its user."""
+        growth = request.grow(tokens)
         if request.first_token_at is None:
             request.first_token_at = self._watch.read("apply")
-        request.history.extend(tokens)
-        request.controls.answered(tokens)
-        accepted = min(accepted, len(tokens))
-        request.passes += 1
-        request.drafted += drafted
-        request.accepted += accepted
-        request.accepted_lengths[accepted] = request.accepted_lengths.get(accepted, 0) + 1
-        finish = None if reason is None else self._end(request, reason, stop)
-        request.outbox.append(Event(request.id, text, tuple(tokens), finish))
+        request.count(drafted, min(len(nodes) - 1, len(tokens)))
+        logprobs = None
+        if request.logprobs is not None:
+            logprobs = tuple(map(laws.logprobs, nodes, tokens))  # as many as there are tokens
+            request.logprobs += logprobs
+        finish = None if growth.reason is None else self._end(request, growth.reason, growth.stop)
+        request.outbox.append(Event(request.id, growth.text, tuple(tokens), logprobs, finish))
+
+    def preempt(self, request_id: int) -> list[int]:
+        """Take a running request's slot and cache and put it at the front of the queue; it goes on later,
+        with the tokens it would have had anyway, once its prompt and answer have been read anew.
+
+        Returns the slots that are free now. A request that does not run is no error.
+        """
+        request = self._requests.get(request_id)
+        if request is None or request.slot < 0:
+            return []
+        slot = self._leave(request)
+        request.slot, request.cached = -1, 0
+        request.preempted_at = self._watch.read("plan")
+        self._waiting.appendleft(request)
+        return [slot]
+
+    def _leave(self, request: Request) -> int:
+        """The request runs no longer; its slot, now free."""
+        self._running.remove(request)
+        self._free_slots.append(request.slot)
+        self._free_tokens += request.reserved
+        return request.slot
 
     def cancel(self, request_id: int) -> list[int]:
         """End a request now and return its slot, if it had one. A request that is not here is no error."""
@@ -264,7 +213,8 @@ class Scheduler:
         if request is not None:
             text = request.transcript.finish().text
             finish = self._end(request, "cancelled", None)
-            request.outbox.append(Event(request_id, text, (), finish))
+            logprobs = None if request.logprobs is None else ()
+            request.outbox.append(Event(request_id, text, (), logprobs, finish))
         ended, self._ended_slots = self._ended_slots, []
         return ended
 
@@ -273,36 +223,5 @@ class Scheduler:
         if request.slot < 0:
             self._waiting.remove(request)
         else:
-            self._running.remove(request)
-            self._free_slots.append(request.slot)
-            self._free_tokens += request.reserved
-            self._ended_slots.append(request.slot)
-        answer = tuple(request.history[request.prompt :])
-        return Completion(
-            request=request.id,
-            text=request.transcript.text,
-            token_ids=answer,
-            finish_reason=reason,
-            stop_reason=stop,
-            seed=request.seed,
-            drafter=request.drafter,
-            rule=self._rule.name,
-            promise=self._rule.promise.value,
-            prompt_tokens=request.prompt,
-            stats=Stats(
-                request.passes, len(answer), request.drafted, request.accepted, request.accepted_lengths
-            ),
-            timings=self._timings(request),
-        )
-
-    def _timings(self, request: Request) -> Timings:
-        now = self._watch.read("apply")
-        admitted = request.admitted_at or now
-        first = request.first_token_at or now
-        target = now[0] - admitted[0]
-        return Timings(
-            prefill_s=first[1] - admitted[1],
-            decode_s=now[1] - first[1],
-            target_s=target,
-            other_s=now[1] - admitted[1] - target,
-        )
+            self._ended_slots.append(self._leave(request))
+        return request.completion(reason, stop, self._rule, self._watch.read("apply"))

@@ -21,9 +21,18 @@ class Detokenizer(Protocol):
 class Tokenizer(Protocol):
     """What the engine asks of a tokenizer."""
 
+    vocab_size: int
     eos_ids: frozenset[int]
 
     def encode(self, text: str) -> list[int]: ...
+
+    def encode_part(self, text: str) -> list[int]:
+        """The ids of a text inside another: no start token before it, and no space of the tokenizer's own."""
+        ...
+
+    def piece(self, token_id: int) -> bytes:
+        """The bytes that a token stands for, not necessarily whole characters; none for a control token."""
+        ...
 
     def apply_chat_template(self, messages: Sequence[Mapping[str, str]]) -> list[int]: ...
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from inspect import signature
 from typing import Any
 
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, device
 
 from paceline.core import Array, Draft, Drafter, Drawn, Promise, Rule, Verdict
 from paceline.errors import IncompatibleDrafter
@@ -28,7 +28,18 @@ ANY_LAW = frozenset({Drawn.FIXED, Drawn.IID, Drawn.WITHOUT_REPLACEMENT})
 class Row:
     """One row of a draft in the hands of a rule. `root` is its last known token."""
 
-    __slots__ = ("_draft", "_end", "_laws", "_noise", "_parents", "_position", "_row", "_tokens", "root")
+    __slots__ = (
+        "_draft",
+        "_end",
+        "_known",
+        "_laws",
+        "_noise",
+        "_parents",
+        "_position",
+        "_row",
+        "_tokens",
+        "root",
+    )
 
     def __init__(
         self,
@@ -48,12 +59,17 @@ class Row:
         self._end = end
         self._laws = laws
         self._noise = noise
-        self._position = -1
+        self._position = int(draft.positions[self.root]) + 1  # of the first token that this step may emit
+        self._known: dict[int, Array] = {}
 
     def children(self, node: int) -> list[int]:
         """The nodes below `node`, in the order they were drafted in."""
         parents = self._parents
         return [child for child in range(node + 1, self._end) if parents[child] == node]
+
+    def chain(self) -> list[int]:
+        """The drafted nodes from the root downwards, where the draft is a chain."""
+        return list(range(self.root + 1, self._end))
 
     def parent(self, node: int) -> int:
         """The node above."""
@@ -68,8 +84,10 @@ class Row:
         return self._laws.draw(node, self._noise)
 
     def law(self, node: int) -> Array:
-        """The target's law after `node`, p in the papers: float64 [V]."""
-        return self._laws.law(node)
+        """The target's law after `node`, p in the papers: float64 [V], not to be changed."""
+        if node not in self._known:
+            self._known[node] = self._laws.law(node)
+        return self._known[node]
 
     def proposal(self, node: int) -> Array:
         """The law that the drafted node was drawn from, given its earlier siblings, q in the papers:
@@ -78,38 +96,31 @@ class Row:
         Raises ValueError if the node's token is impossible under it: the drafter's declaration is false.
         """
         origin, token = self._draft.origins.get(node), self._tokens[node]
-        law = self._laws.law(self._parents[node])
-        xp = array_namespace(law)
-        ids = xp.arange(law.shape[0])
+        p = self.law(self._parents[node])
+        xp = array_namespace(p)
+        ids = xp.arange(p.shape[0], device=device(p))
         if origin is None:
             return xp.astype(ids == token, xp.float64)
-        q = xp.astype(xp.asarray(origin.law), xp.float64)
+        q = xp.asarray(origin.law, dtype=xp.float64, device=device(p))
         if origin.drawn is Drawn.WITHOUT_REPLACEMENT:
-            for sibling in self.children(self._parents[node]):
-                if sibling == node:
-                    break
+            siblings = self.children(self._parents[node])
+            for sibling in siblings[: siblings.index(node)]:
                 earlier = self._draft.origins.get(sibling)
                 if earlier is not None and earlier.law is origin.law:
                     q = xp.where(ids == self._tokens[sibling], 0.0, q)
-            total = xp.sum(q)
-            q = q / total if total > 0 else q
+        total = xp.sum(q)  # a law in single precision sums to 1 only nearly
+        q = q / total if total > 0 else q
         if not q[token] > 0:
             raise ValueError(f"node {node} holds token {token}, which the law it was drawn from excludes")
         return q
 
     def accepts(self, node: int, p: Any, q: Any) -> bool:
         """True with probability min(1, p / q), by a coin of the node's own."""
-        return self._noise.accepts(self._row, self._first(), node - self.root, float(p), float(q))
+        return self._noise.accepts(self._row, self._position, node - self.root, float(p), float(q))
 
     def draw(self, weights: Array) -> int:
         """A token drawn in proportion to the weights [V]; a rule draws once, at its end."""
-        return self._noise.choose(self._row, self._first(), weights)
-
-    def _first(self) -> int:
-        """Position of the first token that this step may emit."""
-        if self._position < 0:
-            self._position = int(self._draft.positions[self.root]) + 1
-        return self._position
+        return self._noise.choose(self._row, self._position, weights)
 
 
 @dataclass(frozen=True)

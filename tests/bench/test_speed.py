@@ -14,6 +14,7 @@ from paceline.bench.prompts import Prompt
 from paceline.core import Draft, Scores, Verdict
 from paceline.drafters.suffix import Suffix
 from paceline.errors import ConfigError
+from paceline.rules.recursive import recursive
 from paceline.sampling import SamplingParams
 from paceline.targets.table import TableTarget
 from tests.toys import VOCABULARY, Letters
@@ -54,6 +55,23 @@ def test_the_report_has_every_figure_that_it_promises() -> None:
     assert json.loads(json.dumps(report)) == report
     report |= {"title": "t", "model": "m", "machine": {"cpu": "c", "isa": "i", "threads": 1}}
     assert "suffix by category" in speed.table(report)
+
+
+@pytest.mark.parametrize(("temperature", "promised"), [(0.0, True), (1.0, False)])
+def test_a_rule_that_promises_the_law_promises_the_tokens_at_temperature_0_only(
+    temperature: float, promised: bool
+) -> None:
+    params = SamplingParams(temperature=temperature, max_tokens=12, seed=0)
+    report = compare(drafters=("markov",), params=params, rule=recursive)
+    entry = report["drafters"]["markov"]
+    assert report["same_outputs_promised"] is promised
+    assert (entry["different_outputs"] == 0) is promised
+    report |= {"title": "t", "model": "m", "machine": {"cpu": "c", "isa": "i", "threads": 1}}
+    text = speed.table(report)
+    assert "rule recursive (exact in law)" in text
+    assert ("which must be 0" in text) is promised
+    report["promise"] = "lossy"
+    assert "promises nothing" in speed.table(report) or promised
 
 
 def test_everyone_goes_first_equally_often(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,3 +102,10 @@ def test_a_model_without_chat_format_is_refused(paceline: Paceline, engines: lis
     outcome = paceline(*CHAT, "--model", "no-template", stdin="hello\n")
     assert outcome.code == 2
     assert outcome.err == "paceline: error: no-template has no chat format; use `paceline generate --raw`\n"
+
+
+def test_a_turn_that_had_to_be_given_up_says_why(paceline: Paceline, engines: list[Engine]) -> None:
+    outcome = paceline("chat", "--drafter", "none", "--regex", "yes", "--bad-word", "es", stdin="hello\n")
+    assert outcome.code == 0
+    assert outcome.out == "ye\n"
+    assert "the answer is incomplete: the controls together leave no token" in outcome.err

@@ -87,14 +87,14 @@ def test_every_sampling_option_reaches_the_engine(
     monkeypatch.setattr(
         Engine,
         "generate",
-        lambda self, prompts, params: seen.append(params) or original(self, prompts, params),
+        lambda self, prompts, params, n: seen.append(params) or original(self, prompts, params, n=n),
     )
     paceline(
         "generate", "--drafter", "none", "--temperature", "0.5", "--top-k", "7", "--top-p", "0.9",
         "--min-p", "0.1", "--repetition-penalty", "1.1", "--presence-penalty", "0.2",
         "--frequency-penalty", "0.3", "--min-tokens", "2", "--max-tokens", "9", "--seed", "3",
         "--logit-bias", "4=-5", "--logit-bias", "6=1.5", "--stop", "a", "--stop", "b",
-        "--stop-token-id", "8", "--ignore-eos", "hello",
+        "--bad-word", "no", "--bad-word", "not yet", "--stop-token-id", "8", "--ignore-eos", "hello",
     )  # fmt: skip
     (params,) = seen
     assert (params.temperature, params.top_k, params.top_p, params.min_p) == (0.5, 7, 0.9, 0.1)
@@ -102,6 +102,8 @@ def test_every_sampling_option_reaches_the_engine(
     assert (params.min_tokens, params.max_tokens, params.seed) == (2, 9, 3)
     assert params.logit_bias == {4: -5.0, 6: 1.5}
     assert (params.stop, params.stop_token_ids, params.ignore_eos) == (("a", "b"), (8,), True)
+    assert params.bad_words == ("no", "not yet")
+    assert (params.grammar, params.logprobs) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -125,6 +127,22 @@ def test_every_sampling_option_reaches_the_engine(
         (["--prompt-file", "absent.txt"], "prompt file absent.txt: No such file"),
         (["--prompt-file", "absent.txt", "x"], "not both"),
         (["--stream", "--json", "x"], "exclude each other"),
+        (["--stream", "--n", "2", "x"], "--stream and --n exclude each other"),
+        (["--n", "0", "x"], "n must be a whole number, 1 to 128; got 0"),
+        (["--n", "many", "x"], "'many' is not a valid integer"),
+        (["--logprobs", "3", "x"], "--logprobs needs --json"),
+        (["--logprobs", "21", "--json", "x"], "logprobs must be a whole number, 0 to 20, or None; got 21"),
+        (["--bad-word", "", "x"], "a word in bad_words has 1 to 1000"),
+        (["--regex", "a[", "x"], "the regular expression cannot be used: unclosed"),
+        (["--json-schema", "[1]", "x"], "JSON schema [1]: No such file"),
+        (["--json-schema", "{", "x"], "the JSON schema is not JSON"),
+        (["--json-schema", '{"type": 1}', "x"], "type must be a string"),
+        (["--json-schema", "absent.json", "x"], "JSON schema absent.json: No such file"),
+        (["--grammar", "absent.lark", "x"], "grammar absent.lark: No such file"),
+        (["--json-object", "--regex", "a", "x"], "--json-object and --regex exclude each other"),
+        (["--json-object", "x"], "no token of this model begins such a text"),
+        (["--regex", "a", "--ignore-eos", "x"], "ignore_eos must be False with a grammar"),
+        (["--regex", "a", "--min-tokens", "2", "x"], "min_tokens must be 0 with a grammar"),
         (["--raw", "--system", "be brief", "x"], "--system needs the chat format"),
         (["--model", "no-template", "--chat", "x"], "no chat template"),
         ([], "the prompt is empty"),
@@ -136,6 +154,45 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     paceline: Paceline, engines: list[Engine], arguments: list[str], words: str
 ) -> None:
     assert words.lower() in one_line_error(paceline("generate", "--drafter", "none", *arguments)).lower()
+
+
+def test_several_answers_are_separated_or_one_json_object_per_line(
+    paceline: Paceline, engines: list[Engine]
+) -> None:
+    answers = [json.loads(line) for line in paceline(*ASK, "--json", "--n", "3", "hello").out.splitlines()]
+    assert [answer["index"] for answer in answers] == [0, 1, 2]
+    assert answers[0]["seed"] == 1
+    assert len({answer["text"] for answer in answers}) > 1
+    outcome = paceline(*ASK, "--n", "3", "--stats", "hello")
+    assert outcome.out == "\n---\n".join(answer["text"] for answer in answers) + "\n"
+    assert outcome.err.count("τ") == 3
+
+
+def test_logprobs_are_in_the_json(paceline: Paceline, engines: list[Engine]) -> None:
+    record = json.loads(paceline(*ASK, "--json", "--logprobs", "2", "hello").out)
+    assert [entry["token_id"] for entry in record["logprobs"]] == record["token_ids"]
+    assert all(len(entry["top"]) == 2 and entry["logprob"] < 0 for entry in record["logprobs"])
+    assert set(record["logprobs"][0]["top"][0]) == {"token_id", "logprob"}
+    assert json.loads(paceline(*ASK, "--json", "hello").out)["logprobs"] is None
+
+
+def test_an_answer_keeps_to_a_regex_a_schema_or_a_grammar(
+    paceline: Paceline, engines: list[Engine], tmp_path: Path
+) -> None:
+    assert paceline(*ASK, "--regex", "(yes|no)[.]", "hello").out in ("yes.\n", "no.\n")
+    (tmp_path / "grammar.lark").write_text('start: "so" end\nend: "it is"')
+    assert paceline(*ASK, "--grammar", str(tmp_path / "grammar.lark"), "hello").out == "soit is\n"
+    assert paceline(*ASK, "--grammar", "-", "hello", stdin='start: "a"').out == "a\n"
+    (tmp_path / "schema.json").write_text('{"const": null}')
+    for schema in (str(tmp_path / "schema.json"), '{"const": null}'):
+        assert paceline(*ASK, "--json-schema", schema, "hello").out == "null\n"
+
+
+def test_an_answer_that_had_to_be_given_up_says_why(paceline: Paceline, engines: list[Engine]) -> None:
+    outcome = paceline(*ASK, "--regex", "yes", "--bad-word", "es", "hello")
+    assert outcome.code == 0
+    assert outcome.out == "ye\n"
+    assert outcome.err.startswith("The answer is incomplete: the controls together leave no token")
 
 
 def test_without_a_prompt_on_a_terminal_the_help_is_named(paceline: Paceline, engines: list[Engine]) -> None:

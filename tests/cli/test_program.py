@@ -152,7 +152,7 @@ def fake_bench(monkeypatch: pytest.MonkeyPatch, name: str, report: dict[str, Any
 def test_bench_speed_ends_with_json_and_fails_if_outputs_differ(
     paceline: Paceline, monkeypatch: pytest.MonkeyPatch, different: int, code: int
 ) -> None:
-    report = {"drafters": {"ngram": {"different_outputs": different}}}
+    report = {"drafters": {"ngram": {"different_outputs": different}}, "same_outputs_promised": True}
     (calls) = fake_bench(monkeypatch, "speed", report)
     outcome = paceline("bench", "speed", "--prompts", "p.jsonl", "--drafter", "ngram,suffix", "--limit", "3")
     assert outcome.code == code
@@ -165,10 +165,19 @@ def test_bench_speed_ends_with_json_and_fails_if_outputs_differ(
     assert calls[0]["params"].max_tokens == 128
 
 
+def test_bench_speed_expects_other_outputs_of_a_rule_that_promises_the_law_only(
+    paceline: Paceline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = {"drafters": {"ngram": {"different_outputs": 3}}, "same_outputs_promised": False}
+    calls = fake_bench(monkeypatch, "speed", report)
+    assert paceline("bench", "speed", "--rule", "recursive", "--temperature", "1").code == 0
+    assert (calls[0]["rule"], calls[0]["allow_lossy"]) == ("recursive", False)
+
+
 def test_drafters_with_options_are_separated_by_semicolons(
     paceline: Paceline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = fake_bench(monkeypatch, "speed", {"drafters": {}})
+    calls = fake_bench(monkeypatch, "speed", {"drafters": {}, "same_outputs_promised": True})
     paceline("bench", "speed", "--drafter", "suffix:max_nodes=8,x=1;ngram", "--json")
     assert calls[0]["drafters"] == ["suffix:max_nodes=8,x=1", "ngram"]
 
@@ -186,4 +195,6 @@ def test_bench_step_takes_row_counts(paceline: Paceline, monkeypatch: pytest.Mon
 def test_an_unknown_option_is_refused_with_the_ones_there_are(paceline: Paceline) -> None:
     outcome = paceline("generate", "hi", "--colour", "red")
     assert outcome.code == 2
-    assert "paceline generate has no option --colour; it has --allow-lossy, --chat," in outcome.err
+    assert (
+        "paceline generate has no option --colour; it has --allow-lossy, --bad-word, --chat," in outcome.err
+    )

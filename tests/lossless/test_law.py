@@ -1,140 +1,154 @@
-"""Every rule draws from the table's own law, worked out here by hand; the twins are caught."""
+"""Every exact rule, end to end through the engine, draws from the target's own law; the twins are caught.
+
+The quick tests run a few answers of each case, the long ones a hundred thousand. False alarms: 1e-9 each.
+"""
 
 from __future__ import annotations
 
-import math
-import random
-from collections.abc import Mapping, Sequence
+import itertools
 
 import numpy as np
 import pytest
 
-from paceline.core import Budget, Lane, Rule, Tree, View
-from paceline.engine import Engine
-from paceline.noise import Noise, gumbel
-from paceline.rules.match import match
-from paceline.sampling import SamplingParams, truncate
-from paceline.targets.table import TableTarget
-from tests.chi_square import chi_square
+from paceline.core import Drafter, Promise, Rule
+from paceline.drafters import load
+from paceline.sampling import SamplingParams
+from paceline.verify import refusal
 from tests.discovery import RULES
-from tests.toys import Quiet, trusting
+from tests.lossless.broken_rules import BROKEN
+from tests.lossless.law_judge import (
+    ALPHA,
+    LENGTH,
+    SETTINGS,
+    VOCABULARY,
+    drafters,
+    judge,
+    laws,
+    p_values,
+    target,
+)
+from tests.toys import trusting
 
-VOCABULARY = 6
-PROMPT = (3, 1, 2, 3)
-RUNS = 6000
-SETTINGS = (
-    {"temperature": 0.8},
-    {"temperature": 1.2, "top_k": 3},
-    {"temperature": 0.9, "top_p": 0.8},
-    {"temperature": 1.0, "min_p": 0.2},
+EXACT = {name: rule for name, rule in RULES.items() if rule.promise is not Promise.LOSSY}
+LOSSY = sorted(RULES.keys() - EXACT.keys())
+QUICK, LONG = 600, 100_000
+
+
+def fitting(rule: Rule) -> dict[str, Drafter]:
+    """The drafters that the rule takes, made anew."""
+    return {name: made for name, made in drafters().items() if refusal(rule, name, made) is None}
+
+
+CASES = [
+    (name, drafter, setting)
+    for name, rule in EXACT.items()
+    for setting, drafter in zip(SETTINGS, itertools.cycle(fitting(rule)), strict=False)
+]
+"""Every rule with every setting and with every drafter that it takes."""
+
+
+def test_the_cases_hold_every_rule_with_every_setting_and_every_drafter_it_takes() -> None:
+    for name, rule in EXACT.items():
+        assert {setting for rule_name, _, setting in CASES if rule_name == name} == set(SETTINGS)
+        assert {drafter for rule_name, drafter, _ in CASES if rule_name == name} == set(fitting(rule))
+
+
+@pytest.mark.parametrize(("name", "drafter", "setting"), CASES)
+def test_every_rule_draws_from_the_targets_law(name: str, drafter: str, setting: str) -> None:
+    found = p_values(EXACT[name], drafters()[drafter], SETTINGS[setting], QUICK)
+    assert found.smallest > ALPHA
+    assert min(found.drafted, found.accepted, found.rejected) > 0
+
+
+@pytest.mark.prove
+@pytest.mark.parametrize(("name", "drafter", "setting"), CASES)
+def test_a_hundred_thousand_answers_follow_the_targets_law(name: str, drafter: str, setting: str) -> None:
+    found = p_values(EXACT[name], drafters()[drafter], SETTINGS[setting], LONG, first_seed=10**6)
+    assert found.smallest > ALPHA
+    assert min(found.drafted, found.accepted, found.rejected) > LONG / 20
+
+
+@pytest.mark.parametrize(
+    ("name", "spec"),
+    [
+        *itertools.product(sorted(EXACT.keys() - {"kseq"}), ["ngram:shortest=1", "markov:widths=1x1"]),
+        *itertools.product(["match", "recursive", "traversal"], ["suffix:min_probability=1e-6"]),
+        ("kseq", "markov:widths=2x2"),
+    ],
+)
+def test_the_drafters_that_come_along_keep_the_law(name: str, spec: str) -> None:
+    found = p_values(EXACT[name], load(spec, target().info), SETTINGS["penalties"], 300)
+    assert found.smallest > ALPHA
+
+
+# Twins -------------------------------------------------------------------------------------------------
+
+STRONG = (
+    "draws_from_the_target_after_a_refusal",
+    "residual_of_the_row_below",
+    "accepts_the_likeliest_token_always",
+    "last_token_from_the_law_above",
+    "block_that_stops_at_the_first_refusal",
+    "traversal_that_forgets_the_tokens_before",
 )
 
 
-def law(logits: Sequence[float], params: SamplingParams) -> list[float]:
-    """Temperature, top-k, top-p and min-p, written once more from their definitions."""
-    weights = [math.exp(x / params.temperature) for x in logits]
-    order = sorted(range(len(weights)), key=lambda token: (-weights[token], token))
-    order = order[: params.top_k or None]
-    total, reached, kept = sum(weights[token] for token in order), 0.0, []
-    for token in order:
-        if reached >= params.top_p * total:
-            break
-        reached += weights[token]
-        kept.append(token)
-    kept = [token for token in kept if weights[token] >= params.min_p * weights[order[0]]]
-    total = sum(weights[token] for token in kept)
-    return [weights[token] / total if token in kept else 0.0 for token in range(len(weights))]
-
-
-def two_tokens(table: np.ndarray, params: SamplingParams) -> dict[tuple[int, int], float]:
-    """The law of the first two tokens of an answer to the prompt."""
-    first = law(table[PROMPT[-2], PROMPT[-1]], params)
-    return {
-        (a, b): first[a] * second
-        for a in range(VOCABULARY)
-        for b, second in enumerate(law(table[PROMPT[-1], a], params))
-    }
-
-
-class Bushes(Quiet):
-    """Random trees, two levels deep at least."""
-
-    def __init__(self, table: np.ndarray) -> None:
-        self.random = random.Random(3)
-
-    def propose(self, view: View, budgets: Sequence[Budget]) -> list[Tree]:
-        return [self.tree(budget) for budget in budgets]
-
-    def tree(self, budget: Budget) -> Tree:
-        count = min(budget.nodes, 6) if budget.depth else 0
-        return Tree([self.random.randrange(VOCABULARY) for _ in range(count)], [-1, -1, 0, 0, 1, 1][:count])
-
-
-class Coupled(Quiet):
-    """Draws from a law near the target's with the target's own noise: the likeliest way to leak bias."""
-
-    def __init__(self, table: np.ndarray) -> None:
-        self.table = table + np.random.default_rng(1).normal(0, 0.7, table.shape)
-
-    def propose(self, view: View, budgets: Sequence[Budget]) -> list[Tree]:
-        noise, trees = Noise(view.seeds), []
-        for row, budget in enumerate(budgets):
-            text = list(view.histories[row])
-            for _ in range(min(budget)):
-                key = noise.key(row, Lane.TARGET, len(text))
-                x = truncate(self.table[text[-2], text[-1]], view.controls[row].params)
-                text.append(int((x + gumbel(key, VOCABULARY)).argmax()))
-            trees.append(Tree.chain(text[len(view.histories[row]) :]))
-        return trees
-
-
-def sample(kind: type[Bushes] | type[Coupled], setting: Mapping[str, float], rule: Rule) -> list[tuple]:
-    """The first two tokens of many answers, with a pending token before them so that both are drafted."""
-    target = TableTarget(VOCABULARY, seed=4)
-    engine = Engine(
-        target, {"d": kind(target.table)}, drafter="d", rule=rule, max_batch=50, nodes=300, chunk_tokens=400
+def caught(name: str, *counts: int) -> bool:
+    """Whether some drafter shows that the rule is wrong, with one of these numbers of answers."""
+    return any(
+        p_values(BROKEN[name], drafter, SETTINGS["temperature"], count).smallest < ALPHA
+        for count in counts
+        for drafter in reversed(fitting(BROKEN[name]).values())
     )
-    params = [SamplingParams(seed=seed, max_tokens=5, **setting) for seed in range(RUNS)]
-    done = engine.generate([PROMPT] * RUNS, params)
-    stats = [completion.stats for completion in done]
-    assert sum(s.accepted for s in stats) > 0
-    assert rule is trusting or sum(s.drafted - s.accepted for s in stats) > 0
-    assert any(length >= 2 for s in stats for length in s.accepted_lengths)
-    return [completion.token_ids for completion in done]
 
 
-def second_and_third(answers: Sequence[tuple], params: SamplingParams, table: np.ndarray) -> float:
-    """p-value of the two tokens behind the first, given the first: these were drafted."""
-    observed = [answer[:3] for answer in answers]
-    expected = {}
-    for (a, b), probability in two_tokens(table, params).items():
-        for c, third in enumerate(law(table[a, b], params)):
-            expected[a, b, c] = probability * third
-    return chi_square(observed, expected)
+@pytest.mark.parametrize("name", STRONG)
+def test_broken_rules_are_caught_by_their_answers(name: str) -> None:
+    assert caught(name, 3000)
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("kind", [Bushes, Coupled])
-@pytest.mark.parametrize("setting", SETTINGS, ids=str)
-def test_every_rule_draws_from_the_law_of_the_table(
-    rule: str, kind: type[Bushes], setting: dict[str, float]
-) -> None:
-    answers = sample(kind, setting, RULES[rule])
-    table = TableTarget(VOCABULARY, seed=4).table
-    params = SamplingParams(**setting)
-    assert chi_square([answer[:2] for answer in answers], two_tokens(table, params)) > 1e-3
-    assert second_and_third(answers, params, table) > 1e-3
+@pytest.mark.prove
+@pytest.mark.parametrize("name", BROKEN)
+def test_every_broken_rule_is_caught_by_a_hundred_thousand_answers(name: str) -> None:
+    assert caught(name, LONG // 20, LONG)
 
 
-@pytest.mark.parametrize("setting", SETTINGS, ids=str)
-def test_answers_from_a_law_without_the_controls_are_caught(setting: dict[str, float]) -> None:
-    table = TableTarget(VOCABULARY, seed=4).table
-    answers = sample(Bushes, {"temperature": 1.0}, match)
-    assert chi_square([answer[:2] for answer in answers], two_tokens(table, SamplingParams(**setting))) < 1e-6
+def test_a_rule_that_trusts_the_drafter_is_caught() -> None:
+    assert p_values(trusting, drafters()["fixed tree"], SETTINGS["temperature"], 1000).smallest < ALPHA
 
 
-@pytest.mark.parametrize("kind", [Bushes, Coupled])
-def test_a_rule_that_trusts_the_drafter_is_caught_by_its_law(kind: type[Bushes]) -> None:
-    table = TableTarget(VOCABULARY, seed=4).table
-    answers = sample(kind, SETTINGS[0], trusting)
-    assert second_and_third(answers, SamplingParams(**SETTINGS[0]), table) < 1e-6
+@pytest.mark.parametrize("name", LOSSY)
+def test_lossy_rules_are_caught(name: str) -> None:
+    found = p_values(RULES[name], drafters()["drawn chain"], SETTINGS["temperature"], 1500)
+    assert found.smallest < ALPHA
+
+
+@pytest.mark.parametrize(
+    ("asked", "given"), list(itertools.permutations(["top-k", "top-p", "penalties", "all"], 2))
+)
+def test_answers_from_other_controls_are_caught(asked: str, given: str) -> None:
+    answers = drawn(SamplingParams(**SETTINGS[given]), 1500)
+    joint, conditional = judge(answers, laws(target().table, SamplingParams(**SETTINGS[asked])))
+    assert min(*joint, *itertools.chain(*conditional)) < ALPHA
+
+
+def drawn(params: SamplingParams, count: int) -> np.ndarray:
+    """Answers drawn by NumPy from the laws themselves: int [count, LENGTH]."""
+    rng, found = np.random.default_rng(0), laws(target().table, params)
+    answers: list[list[int]] = []
+    for _ in range(count):
+        answer: list[int] = []
+        for _ in range(LENGTH):
+            answer.append(int(rng.choice(VOCABULARY, p=found[tuple(answer)])))
+        answers.append(answer)
+    return np.array(answers)
+
+
+def test_the_judge_itself_is_calibrated() -> None:
+    """p-values of answers that follow the law are uniform, not merely above the bound."""
+    params = SamplingParams(**SETTINGS["all"])
+    found = [judge(answers, laws(target().table, params)) for answers in np.split(drawn(params, 20_000), 20)]
+    for kind in (0, 1):
+        values = np.array([[joint[kind], *(pair[kind] for pair in pairs)] for joint, pairs in found])
+        assert values.min() > 1e-4
+        assert 0.25 < values.mean() < 0.75

@@ -40,11 +40,12 @@ class Bug(NamedTuple):
 
 
 ENUMERATION = ("tests/lossless/test_enumeration.py",)
-LAWS = ("tests/lossless/test_laws.py",)
+LAWS = ("tests/lossless/test_law.py",)
 IDENTITY = ("tests/lossless/test_token_identity.py",)
 NOISE = ("tests/unit/test_noise.py",)
 
 TABLE = "--model table"
+MATCH = f"{TABLE} --rule match --drafter markov"
 
 
 def law(rule: str, drafter: str, more: str = "") -> str:
@@ -56,6 +57,7 @@ CHAIN, TREE, OTHERS = "markov", "markov:widths=2x2", "markov:widths=2x2,drawn=wi
 RULES, VERIFY, NOISES = "paceline.rules.", "paceline.verify", "paceline.noise"
 DRAFTING, LAWFUL, SCHEDULER = "paceline.drafting", "paceline.laws", "paceline.scheduler"
 TABLES, CORE, TRANSCRIPT = "paceline.targets.table", "paceline.core", "paceline.transcript"
+REQUEST = "paceline.request"
 
 RAW = "np.exp(x - x.max()) / np.exp(x - x.max()).sum()"
 """The law of raw logits x, without any control."""
@@ -99,7 +101,13 @@ BUGS = (
     Bug(
         "one coin for all positions",
         "a shared uniform number",
-        (Edit(NOISES, "+ (index + 1) * GOLDEN) >> 12) + 0.5", "+ GOLDEN) >> 12) + 0.5"),),
+        (
+            Edit(
+                NOISES,
+                "position) + (index + 1) * GOLDEN)\n        return ((z",
+                "position) + GOLDEN)\n        return ((z",
+            ),
+        ),
         NOISE,
         law("rejection", CHAIN),
     ),
@@ -113,7 +121,7 @@ BUGS = (
     Bug(
         "the same coins in every step",
         "a generator seeded again for each step",
-        (Edit(VERIFY, "self._position = int(self._draft.positions[self.root]) + 1", "self._position = 1"),),
+        (Edit(VERIFY, "self._position = int(draft.positions[self.root]) + 1", "self._position = 1"),),
         LAWS,
         law("block", CHAIN),
     ),
@@ -157,7 +165,7 @@ BUGS = (
         "multi-round rejection without the division",
         (
             Edit(
-                f"{RULES}_residual", "return rest / mass if mass > 0 else p", "return rest if mass > 0 else p"
+                f"{RULES}_residual", "return more / mass if mass > 0 else p", "return more if mass > 0 else p"
             ),
         ),
         ENUMERATION,
@@ -189,12 +197,11 @@ BUGS = (
         (
             Edit(
                 f"{RULES}block",
-                "if i == 0 or row.accepts(chain[i - 1], regained(mass, joint[i]), 1.0):",
-                "if i == 0 or all(\n"
-                "            row.accepts(chain[j - 1], regained(mass_at, joint[j]), 1.0)\n"
-                "            for j in range(1, i + 1)\n"
-                "            for _, mass_at in [excess(joint[j] * p[j], q[j])]\n"
-                "        ):",
+                "while i > 0 and not row.accepts(chain[i - 1], regained(mass, joint[i]), 1.0):",
+                "while i > 0 and not all(\n"
+                "        row.accepts(chain[j - 1], regained(excess(joint[j] * p[j], q[j])[1], joint[j]), 1)\n"
+                "        for j in range(1, i + 1)\n"
+                "    ):",
             ),
         ),
         ENUMERATION,
@@ -220,10 +227,10 @@ BUGS = (
         (
             Edit(
                 VERIFY,
-                "return self._laws.law(node)",
+                "self._known[node] = self._laws.law(node)",
                 "x = self._laws._logits[self._laws._scored[node]]\n"
-                "        import numpy as np\n"
-                f"        return self._laws.law(node) if self.children(node) else {RAW}",
+                "            import numpy as np\n"
+                f"            self._known[node] = self._laws.law(node) if self.children(node) else {RAW}",
             ),
         ),
         LAWS,
@@ -235,10 +242,10 @@ BUGS = (
         (
             Edit(
                 VERIFY,
-                "return self._laws.law(node)",
+                "self._known[node] = self._laws.law(node)",
                 "x = self._laws._logits[self._laws._scored[node]]\n"
-                "        import numpy as np\n"
-                f"        return self._laws.law(node) if not self.children(node) else {RAW}",
+                "            import numpy as np\n"
+                f"            self._known[node] = {RAW} if self.children(node) else self._laws.law(node)",
             ),
         ),
         LAWS,
@@ -346,12 +353,12 @@ BUGS = (
         (
             Edit(
                 LAWFUL,
-                "        if controls.adjusts:\n",
-                "        if controls.adjusts and node in self._draft.roots:\n",
+                "        if not controls.adjusts:\n",
+                "        if not controls.adjusts or node not in self._draft.roots:\n",
             ),
         ),
         IDENTITY,
-        f"{TABLE} --rule match --drafter markov",
+        MATCH,
     ),
     Bug(
         "penalties do not count the tokens of the draft",
@@ -359,12 +366,12 @@ BUGS = (
         (
             Edit(
                 LAWFUL,
-                "logits = controls.adjust(logits, position - self._view.prompts[row], self._path(row, node))",
-                "logits = controls.adjust(logits, position - self._view.prompts[row], [])",
+                "return controls.adjust(logits, position - self._view.prompts[row], self._path(row, node))",
+                "return controls.adjust(logits, position - self._view.prompts[row], [])",
             ),
         ),
         IDENTITY,
-        f"{TABLE} --rule match --drafter markov",
+        MATCH,
     ),
     Bug(
         "min_tokens counted from the step's start",
@@ -377,7 +384,7 @@ BUGS = (
             ),
         ),
         IDENTITY,
-        f"{TABLE} --rule match --drafter markov",
+        MATCH,
     ),
     Bug(
         "the target's scores edited in place",
@@ -386,13 +393,47 @@ BUGS = (
         LAWS,
         law("rejection", CHAIN, "--repetition-penalty 1.3"),
     ),
+    Bug(
+        "bad words do not see the draft",
+        None,
+        (Edit(LAWFUL, "self._bad_words.after(path)", "self._bad_words.after([])"),),
+        IDENTITY,
+        MATCH,
+    ),
+    Bug(
+        "the grammar does not see the draft",
+        "grammar checked for the first token of a step only",
+        (Edit(LAWFUL, "self.matcher.after(path)", "self.matcher.after([])"),),
+        IDENTITY,
+        MATCH,
+    ),
+    Bug(
+        "the grammar keeps the drafted tokens",
+        "vLLM 9423, openvino.genai 4081",
+        (Edit("paceline.grammar", "        state.rollback(taken)\n", ""),),
+        IDENTITY,
+        MATCH,
+    ),
+    Bug(
+        "log-probabilities of the first row for every token of a step",
+        "vLLM 30846, 33391",
+        (
+            Edit(
+                SCHEDULER,
+                "map(laws.logprobs, nodes, tokens)",
+                "map(laws.logprobs, [nodes[0]] * len(tokens), tokens)",
+            ),
+        ),
+        IDENTITY,
+        MATCH,
+    ),
     # Noise.
     Bug(
         "requests share one stream of noise",
         "TensorRT-LLM 19487",
         (Edit(NOISES, "_mix(self._seeds[row] + GOLDEN)", "_mix(self._seeds[0] + GOLDEN)"),),
         IDENTITY,
-        f"{TABLE} --rule match --drafter markov",
+        MATCH,
     ),
     Bug(
         "noise of the step, not of the position",
@@ -405,7 +446,7 @@ BUGS = (
             ),
         ),
         IDENTITY,
-        f"{TABLE} --rule match --drafter markov",
+        MATCH,
     ),
     # The cache and the tree.
     Bug(
@@ -420,7 +461,7 @@ BUGS = (
             ),
         ),
         IDENTITY,
-        f"{TABLE} --rule match --drafter markov",
+        MATCH,
     ),
     Bug(
         "the cache keeps the first nodes instead of the path",
@@ -466,22 +507,22 @@ BUGS = (
             ),
         ),
         IDENTITY,
-        f"{TABLE} --rule match --drafter markov",
+        MATCH,
     ),
     # Where answers end.
     Bug(
         "tokens after the ending token",
         "SGLang 31599, 33758; onnxruntime-genai 2528",
-        (Edit(SCHEDULER, "                del tokens[place + 1 :]\n", ""),),
+        (Edit(REQUEST, "                del tokens[place + 1 :]\n", ""),),
         IDENTITY,
-        f"{TABLE} --rule match --drafter markov",
+        MATCH,
     ),
     Bug(
         "more tokens than max_tokens",
         "vLLM 41768, 32642",
-        (Edit(SCHEDULER, "        del tokens[request.limit - len(request.history) :]\n", ""),),
+        (Edit(REQUEST, "        del tokens[self.limit - len(self.history) :]\n", ""),),
         IDENTITY,
-        f"{TABLE} --rule match --drafter markov",
+        MATCH,
     ),
     Bug(
         "stop strings looked for at the end of a step only",
@@ -494,6 +535,6 @@ BUGS = (
             ),
         ),
         ("tests/unit/test_transcript.py",),
-        "",
+        MATCH,
     ),
 )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.abc
 import importlib.machinery
 import os
-import signal
+import resource
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,7 +25,7 @@ import scipy.stats  # noqa: F401
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 120
-"""Time that a run may take: a loop that never ends is noticed, too."""
+"""Processor time that a run may take: a loop that never ends is noticed, too."""
 
 Sources = Mapping[str, str]
 """{module: its source in this copy}; other modules are as they are."""
@@ -77,7 +77,7 @@ def _start(job: Job, output: Path) -> int:
     child = os.fork()
     if child:
         return child
-    signal.alarm(SECONDS)
+    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 5))
     for stream in (1, 2):
         os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     sys.meta_path.insert(0, _Changed(job.sources))

@@ -76,6 +76,15 @@ def test_a_stop_string_over_two_tokens_inside_a_draft_ends_the_answer_and_is_cut
         assert done.token_ids == plain([1, 2], stop=[stop]).token_ids
 
 
+def test_a_stop_string_that_the_end_of_the_answer_completes_counts() -> None:
+    """Token 5 shows its letter only with the next one, or when the answer ends."""
+    fields = {"logit_bias": {5: 100}, "stop": ["ff"], "max_tokens": 2}
+    for drafter in (None, Oracle({1: (5, 5)})):
+        done = engine(drafter).generate([1, 2], params(**fields))[0]
+        assert (done.token_ids, done.text) == ((5, 5), "")
+        assert (done.finish_reason, done.stop_reason) == ("stop", "ff")
+
+
 def test_the_model_s_own_end_token_stops_unless_it_is_ignored() -> None:
     ended = [engine().generate([1, 2], SamplingParams(seed=seed, max_tokens=200))[0] for seed in range(20)]
     assert all(done.token_ids[-1] == 0 and done.stop_reason == 0 for done in ended)
@@ -297,6 +306,93 @@ def test_stats_and_timings_add_up() -> None:
     timings = done.timings
     assert timings.prefill_s > 0 < timings.decode_s
     assert timings.target_s + timings.other_s == pytest.approx(timings.prefill_s + timings.decode_s)
+
+
+def test_several_answers_to_one_prompt_come_in_order_with_seeds_of_their_own() -> None:
+    one = engine()
+    done = one.generate([[1, 2], [3]], [params(), params(seed=9)], n=3)
+    assert [(c.prompt_tokens, c.index) for c in done] == [(2, 0), (2, 1), (2, 2), (1, 0), (1, 1), (1, 2)]
+    assert done[0].token_ids == FULL.token_ids
+    assert len({c.token_ids for c in done}) == 6
+    for c in done:
+        alone = one.generate([[1, 2]] if c.prompt_tokens == 2 else [[3]], params(seed=c.seed))[0]
+        assert (alone.token_ids, alone.index) == (c.token_ids, 0)
+    assert len({c.seed for c in one.generate([1], SamplingParams(max_tokens=2), n=128)}) == 128
+
+
+@pytest.mark.parametrize("n", [0, -1, 129, 1.0, True, "2", None])
+def test_a_number_of_answers_out_of_range_is_refused(n: object) -> None:
+    with pytest.raises(ConfigError, match="n must be a whole number, 1 to 128"):
+        engine().generate([1], params(), n=n)
+
+
+def test_a_preempted_request_gives_up_its_place_and_goes_on_first() -> None:
+    busy = engine(oracle(), max_batch=2, nodes=2)
+    ids = [busy.submit([1, 2], params()) for _ in range(3)]
+    seen = [{event.request for event in busy.step()}]
+    busy.preempt(ids[0])
+    assert len(busy.target._cache) == 1
+    busy.preempt(ids[0])  # waits already
+    busy.preempt(12345)
+    finished = {}
+    while not busy.idle:
+        events = busy.step()
+        seen.append({event.request for event in events})
+        finished.update((event.request, event.finish) for event in events if event.finish)
+    assert seen[:2] == [set(ids[:2])] * 2, "at the front of the queue"
+    assert {done.token_ids for done in finished.values()} == {FULL.token_ids}
+    assert not busy.target._cache
+    stats = finished[ids[0]].stats
+    assert sum(stats.accepted_lengths.values()) == stats.passes
+    assert stats.tokens == stats.passes + stats.accepted == 12
+
+
+def test_time_spent_waiting_after_a_preemption_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("paceline.stopwatch.perf_counter", lambda: clock[0])
+
+    class SecondByPass(TableTarget):
+        def forward(self, draft, taps):
+            clock[0] += 1
+            return super().forward(draft, taps)
+
+    def seconds(steps: int | None) -> tuple[float, float]:
+        """Of a request that is preempted after so many steps, while another one takes its place."""
+        busy = engine(target=SecondByPass(VOCABULARY), max_batch=1, chunk_tokens=1)
+        first = busy.submit([1, 2, 3], params(max_tokens=4))
+        if steps is not None:
+            for _ in range(steps):
+                busy.step()
+            other = busy.submit([5], params(max_tokens=20))
+            clock[0] += 1000  # nobody steps: nobody's time
+            busy.preempt(first)
+            busy._scheduler._waiting.rotate(1)  # the other one first
+            while other in busy._scheduler._requests:
+                busy.step()
+        (times,) = [
+            event.finish.timings
+            for _ in range(9)
+            for event in busy.step()
+            if event.finish and event.request == first
+        ]
+        assert (times.target_s, times.other_s) == (times.prefill_s + times.decode_s, 0)
+        return times.prefill_s, times.decode_s
+
+    assert seconds(None) == (3, 3)
+    assert seconds(2) == (5, 3)  # two tokens of the prompt are read twice
+    assert seconds(4) == (3, 7)  # of the prompt and two tokens, all but the last one
+
+
+def test_a_preempted_request_can_be_cancelled() -> None:
+    busy = engine(max_batch=1)
+    request = busy.submit([1, 2], params())
+    busy.step()
+    busy.preempt(request)
+    busy.cancel(request)
+    (event,) = [event for event in busy.step() if event.finish]
+    assert event.finish.token_ids == FULL.token_ids[:1]
+    assert event.finish.timings.decode_s >= 0
+    assert busy.idle
 
 
 def test_ids_of_requests_rise() -> None:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import random
+import re
+from typing import Any
 
 import numpy as np
 import pytest
 
 from paceline.core import Draft, Lane, Scores, Tree, View
+from paceline.grammar import Grammar, Grammars
 from paceline.laws import Controls, Laws
-from paceline.noise import Noise, bits, gumbel
-from paceline.sampling import SamplingParams
+from paceline.noise import Noise, bits, choice_seed, gumbel
+from paceline.sampling import Context, SamplingParams, log_law, warp
 from tests.chi_square import chi_square
+from tests.toys import Letters
 
 MASK = 2**64 - 1
 KEY = 17541442556454691068
+CHOICE = 5407548344558023628
 GUMBEL = [0.6955078971364762, 0.7780993364510098]
 
 
@@ -45,6 +50,16 @@ def test_keys_and_gumbel_noise_stay_as_they_are() -> None:
     assert gumbel(KEY, 2).tolist() == pytest.approx(GUMBEL, rel=1e-12)
 
 
+def test_answers_to_one_prompt_have_seeds_of_their_own_and_share_no_noise() -> None:
+    seeds = [choice_seed(seed, index) for seed in (0, 7, 2**63 - 1) for index in range(128)]
+    assert [seeds[0], seeds[128], seeds[256]] == [0, 7, 2**63 - 1]
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    keys = {Noise([seed]).key(0, lane, p) for seed in seeds for lane in Lane for p in range(20)}
+    assert len(keys) == len(seeds) * len(Lane) * 20
+    assert choice_seed(42, 1) == CHOICE, "a change here changes answers given for a seed"
+
+
 def test_the_largest_log_probability_plus_noise_is_a_draw_from_the_law() -> None:
     law = np.array([0.5, 0.25, 0.15, 0.1])
     noise = Noise([3])
@@ -60,35 +75,102 @@ SETTINGS = (
     {"repetition_penalty": 1.5, "presence_penalty": 0.7, "frequency_penalty": -0.3},
     {"frequency_penalty": 0.5, "logit_bias": {3: 2.5, 4: -3}},
     {"min_tokens": 6, "min_p": 0.1},
+    {"bad_words": ((3,), (4, 5), (4, 4, 6), (7, 8, 9)), "top_p": 0.7},
+    {"temperature": 0, "bad_words": ((2, 3), (3,))},
+    {"grammar": Grammar.regex("[b-j]*"), "bad_words": ((4, 5),)},
+    {"grammar": Grammar.lark('start: "c" start "d" | /[e-j]{0,5}/'), "presence_penalty": 1.0},
 )
+
+
+class Alphabet(Letters):
+    """All letters, of which the first is the end."""
+
+    vocab_size = 20
+
+    def encode_part(self, text: str) -> list[int]:
+        return self.encode(text)
+
+
+GRAMMARS = Grammars(Alphabet(), 20, {0, 1})
+
+
+def matches(grammar: Grammar, tokens: list[int]) -> bool:
+    """By hand, whether the tokens stand for a whole text of one of the two grammars above."""
+    text = "".join(chr(97 + token) for token in tokens)
+    if grammar.kind == "regex":
+        return re.fullmatch("[c-j]*", text) is not None  # token 1, "b", is an ending token
+    return (found := re.fullmatch("(c*)[e-j]{0,5}(d*)", text)) is not None and len(found[1]) == len(found[2])
+
+
+def allowed(grammar: Grammar, answer: list[int]) -> list[bool] | None:
+    """By hand, the tokens that some whole text of the grammar goes on with, and the ends."""
+    ends = [[], *([3] * count for count in range(1, 9))]
+
+    def begins(tokens: list[int]) -> bool:
+        return any(matches(grammar, [*tokens, *end]) for end in ends)
+
+    if not begins(answer):
+        return None
+    going_on = [begins([*answer, token]) for token in range(20)]
+    return [whole or (token < 2 and matches(grammar, answer)) for token, whole in enumerate(going_on)]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
-def test_draws_along_a_path_agree_with_the_reference_law(setting: dict[str, float], dtype: type) -> None:
+def test_laws_and_draws_along_a_path_agree_with_warp(setting: dict[str, Any], dtype: type) -> None:
     rng = random.Random(1)
     vocabulary = 20
+    compared = 0
     for seed in range(60):
         params = SamplingParams(seed=seed, **setting)
+        grammar = params.grammar
         prompt = [rng.randrange(vocabulary) for _ in range(rng.randint(1, 400))]
-        controls = Controls(params, {0, 1}, prompt)
-        answer = [rng.randrange(vocabulary) for _ in range(rng.randint(0, 9))]
+        matcher = None if grammar is None else GRAMMARS.matcher(grammar)
+        controls = Controls(params, {0, 1}, prompt, params.bad_words, matcher)
+        if matcher is None:
+            answer = [rng.randrange(vocabulary) for _ in range(rng.randint(0, 9))]
+        else:
+            answer = [2] * rng.randint(0, 3)
+            assert matcher.advance(answer) == (len(answer), False)
         controls.answered(answer)
         size = rng.randint(0, 6)
-        tree = Tree(
-            [rng.randrange(vocabulary) for _ in range(size)], [rng.randint(-1, n - 1) for n in range(size)]
-        )
+        tokens = [rng.choice((2, 3, 4, 5, 6, 9, 12) if matcher else range(vocabulary)) for _ in range(size)]
+        tree = Tree(tokens, [rng.randint(-1, n - 1) for n in range(size)])
         text = prompt + answer
         view = View([0], [text], [len(text) - 1], [len(text)], [controls], [seed], [len(prompt)], ["d"])
         draft = Draft.pack(view, [tree])
         logits = np.random.default_rng(seed).normal(0, 3, (len(draft.scored), vocabulary)).astype(dtype)
         before = logits.copy()
         laws, noise = Laws(Scores(logits), draft, view), Noise(view.seeds)
-        for node in draft.scored.tolist():
+        for place, node in enumerate(draft.scored.tolist()):
+            path = laws._path(0, node)
+            possible = None if grammar is None else allowed(grammar, answer + path)
+            if grammar is not None and possible is None:
+                laws.draw(node, noise)  # nobody gets there, and nothing breaks
+                continue
+            context = Context(prompt, answer + path, frozenset({0, 1}), params.bad_words, possible)
+            expected = warp(before[place], params, context)
+            np.testing.assert_array_equal(laws.log_law(node), expected)
+            np.testing.assert_array_equal(laws.law(node), np.exp(expected))
             key = noise.key(0, Lane.TARGET, int(draft.positions[node]) + 1)
-            expected = int((laws.log_law(node) + gumbel(key, vocabulary)).argmax())
-            assert laws.draw(node, noise) == expected
+            assert laws.draw(node, noise) == int((expected + gumbel(key, vocabulary)).argmax())
+            compared += bool(path)
+        assert not controls.failures
         assert (logits == before).all()
+    assert compared > 20
+
+
+def test_penalties_of_more_tokens_than_were_foreseen_agree_with_warp() -> None:
+    rng = random.Random(4)
+    params = SamplingParams(repetition_penalty=1.4, frequency_penalty=0.5, presence_penalty=-0.5)
+    prompt, answer = ([rng.randrange(2000) for _ in range(count)] for count in (700, 500))
+    controls = Controls(params, (), prompt)
+    controls.answered(answer)
+    logits = np.random.default_rng(0).normal(0, 3, 2000)
+    path = [rng.randrange(2000) for _ in range(300)]
+    adjusted = controls.adjust(logits, len(answer) + len(path), path)
+    expected = warp(logits, params, Context(prompt, answer + path, frozenset()))
+    np.testing.assert_array_equal(log_law(adjusted, params), expected)
 
 
 def test_a_node_that_was_not_scored_has_no_law() -> None:

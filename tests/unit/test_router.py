@@ -9,7 +9,9 @@ import pytest
 from paceline.core import NOTHING, Budget, Step, Tree, View
 from paceline.engine import Engine
 from paceline.errors import IncompatibleDrafter
+from paceline.laws import Controls
 from paceline.router import Router
+from paceline.rules.match import match
 from paceline.sampling import SamplingParams
 from paceline.targets.table import TableTarget
 from tests.toys import Quiet
@@ -41,7 +43,7 @@ def view(*names: str) -> View:
         [[1, 2]] * rows,
         [1] * rows,
         [2] * rows,
-        [None] * rows,
+        [Controls(SamplingParams(), (), [])] * rows,
         [0] * rows,
         [1] * rows,
         names,
@@ -62,7 +64,7 @@ WIDE = Tree([1, 2, 3, 4, 5, 6], [-1, 0, 1, -1, 3, 0])
     ],
 )
 def test_a_tree_over_its_budget_is_cut_to_it(budget: Budget, tokens: list[int], parents: list[int]) -> None:
-    tree = Router({"d": Fixed(WIDE)}, 10).propose(view("d"), [budget])[0]
+    tree = Router({"d": Fixed(WIDE)}, 10, match).propose(view("d"), [budget])[0]
     assert (list(tree.tokens), list(tree.parents)) == (tokens, parents)
 
 
@@ -73,7 +75,7 @@ class Stubborn(Fixed):
 
 @pytest.mark.parametrize("budget", [Budget(0, 0), Budget(0, 3), Budget(3, 0)])
 def test_without_budget_nothing_is_left(budget: Budget) -> None:
-    tree = Router({"d": Stubborn(WIDE)}, 10).propose(view("d"), [budget])[0]
+    tree = Router({"d": Stubborn(WIDE)}, 10, match).propose(view("d"), [budget])[0]
     assert (list(tree.tokens), list(tree.parents)) == ([], [])
 
 
@@ -89,7 +91,7 @@ def test_without_budget_nothing_is_left(budget: Budget) -> None:
 )
 def test_what_is_no_tree_is_refused_with_the_drafters_name(tree: Tree, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Router({"bad": Fixed(tree)}, 10).propose(view("bad"), [Budget(8, 8)])
+        Router({"bad": Fixed(tree)}, 10, match).propose(view("bad"), [Budget(8, 8)])
 
 
 def test_a_drafter_that_forgets_a_row_is_refused() -> None:
@@ -98,7 +100,7 @@ def test_a_drafter_that_forgets_a_row_is_refused() -> None:
             return [NOTHING]
 
     with pytest.raises(ValueError, match="drafter lazy: 1 trees for 2 rows"):
-        Router({"lazy": Forgetful()}, 10).propose(view("lazy", "lazy"), [Budget(8, 8)] * 2)
+        Router({"lazy": Forgetful()}, 10, match).propose(view("lazy", "lazy"), [Budget(8, 8)] * 2)
 
 
 def test_each_drafter_proposes_for_its_rows_sees_them_and_is_told_of_their_end() -> None:
@@ -116,7 +118,7 @@ def test_each_drafter_proposes_for_its_rows_sees_them_and_is_told_of_their_end()
 
 
 def test_only_the_features_that_these_rows_need_are_computed() -> None:
-    router = Router({"one": Fixed(), "two": Fixed(needs=frozenset({"last"}))}, 10)
+    router = Router({"one": Fixed(), "two": Fixed(needs=frozenset({"last"}))}, 10, match)
     assert router.needs == router.taps(view("one", "two")) == {"last"}
     assert router.taps(view("one", "one")) == frozenset()
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
+import array_api_strict
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -26,6 +29,8 @@ BAD = {
     "max_tokens": [0, -1, 1e12, 1.5, "5", True, 2**31],
     "stop": ["", [""], ["a"] * 5, ["x" * 1001], [1], 5, None],
     "stop_token_ids": [5, [-1], [1.5], [True], "12", ["1"]],
+    "bad_words": [5, None, [""], [[]], [[-1]], [[1.5]], [5], ["x" * 1001], [[1] * 1001], ["a"] * 1025],
+    "logprobs": [-1, 21, True, 1.5, "2"],
     "ignore_eos": [1, "yes", None],
     "seed": [-1, 2**63, 1.5, True, "x"],
 }
@@ -44,6 +49,8 @@ def test_the_ends_of_every_range_are_allowed() -> None:
     SamplingParams(temperature=2, top_p=1, min_p=0, frequency_penalty=2, logit_bias={0: 100}, seed=2**63 - 1)
     SamplingParams(max_tokens=5, min_tokens=5, stop=["x" * 1000] * 4, seed=0)
     SamplingParams(temperature=np.float32(0.5), top_k=np.int64(3))
+    SamplingParams(bad_words=["x" * 1000, [1] * 1000] * 512, logprobs=0)
+    SamplingParams(bad_words="one word", logprobs=20)
 
 
 def test_one_stop_string_needs_no_list_and_lists_are_copied() -> None:
@@ -56,7 +63,12 @@ def test_one_stop_string_needs_no_list_and_lists_are_copied() -> None:
 
 def test_token_ids_outside_the_vocabulary_are_refused() -> None:
     SamplingParams(stop_token_ids=[9], logit_bias={9: 1}).check_vocabulary(10)
-    for params in (SamplingParams(stop_token_ids=[10]), SamplingParams(logit_bias={10: 1})):
+    SamplingParams(bad_words=[[9, 9], "a"]).check_vocabulary(10)
+    for params in (
+        SamplingParams(stop_token_ids=[10]),
+        SamplingParams(logit_bias={10: 1}),
+        SamplingParams(bad_words=["a", [3, 10]]),
+    ):
         with pytest.raises(ConfigError, match="token id 10; this model has 0 to 9"):
             params.check_vocabulary(10)
 
@@ -71,6 +83,11 @@ def by_hand(logits: list[float], params: SamplingParams, context: Context) -> li
         x[token] -= params.presence_penalty * (token in context.answer)
         x[token] += params.logit_bias.get(token, 0)
         if token in context.ending and len(context.answer) < params.min_tokens:
+            x[token] = -INF
+        spoken = [*context.answer, token]
+        if any(spoken[-len(word) :] == word for word in context.bad_words):
+            x[token] = -INF
+        if context.allowed is not None and not context.allowed[token]:
             x[token] = -INF
     order = sorted(range(len(x)), key=lambda token: (-x[token], token))
     if params.temperature == 0:
@@ -91,6 +108,12 @@ def by_hand(logits: list[float], params: SamplingParams, context: Context) -> li
 tokens = st.lists(st.integers(0, 7), max_size=8)
 
 
+def on_all(check: Callable[..., None]) -> Callable[..., None]:
+    """Run a check with NumPy and with a strict array library, which knows nothing of NumPy's own ways."""
+    return pytest.mark.parametrize("xp", [np, array_api_strict], ids=["numpy", "strict"])(check)
+
+
+@on_all
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(
     logits=st.lists(st.integers(-24, 24).map(lambda n: n / 7), min_size=8, max_size=8),
@@ -105,15 +128,27 @@ tokens = st.lists(st.integers(0, 7), max_size=8)
         frequency_penalty=st.sampled_from([-0.4, 0, 1.1]),
         logit_bias=st.dictionaries(st.integers(0, 7), st.integers(-3, 3), max_size=3),
         min_tokens=st.integers(0, 6),
+        bad_words=st.just(()),
+        grammar=st.none(),
+        stop=st.just(()),
+        stop_token_ids=st.just(()),
     ),
-    context=st.builds(Context, tokens, tokens, st.frozensets(st.integers(0, 7), max_size=3)),
+    context=st.builds(
+        Context,
+        tokens,
+        tokens,
+        st.frozensets(st.integers(0, 6), max_size=3),
+        st.lists(st.lists(st.integers(0, 6), min_size=1, max_size=2), max_size=4),
+        st.none() | st.sets(st.integers(0, 6)).map(lambda left_out: [t not in left_out for t in range(8)]),
+    ),
 )
 def test_warp_agrees_with_the_definitions(
-    logits: list[float], params: SamplingParams, context: Context
+    xp: Any, logits: list[float], params: SamplingParams, context: Context
 ) -> None:
-    law = warp(np.array(logits), params, context)
-    assert law.dtype == np.float64
-    np.testing.assert_allclose(np.exp(law), by_hand(logits, params, context), atol=1e-9)
+    allowed = None if context.allowed is None else xp.asarray(context.allowed)
+    law = warp(xp.asarray(logits), params, context._replace(allowed=allowed))
+    assert law.dtype == xp.float64
+    np.testing.assert_allclose(np.exp(np.asarray(law)), by_hand(logits, params, context), atol=1e-9)
 
 
 def test_equal_logits_keep_the_lower_ids() -> None:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,13 +27,14 @@ from numpy.typing import NDArray
 from paceline.bench import prompts as prompt_files
 from paceline.bench.machine import machine, versions
 from paceline.bench.measure import Answer, answer, same
+from paceline.bench.progress import progress_bar
+from paceline.core import Promise, Rule
 from paceline.engine import Engine
 from paceline.errors import ConfigError
+from paceline.rules.match import match
 from paceline.sampling import SamplingParams
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
     from paceline.core import Target
     from paceline.models.tokenizer import Tokenizer
 
@@ -58,23 +58,27 @@ def run(
     params: SamplingParams,
     threads: int | None,
     note: Note,
+    rule: str = "match",
+    allow_lossy: bool = False,
 ) -> dict[str, Any]:
     """Measure drafters on a model, and return the report that `paceline bench speed --json` prints.
 
-    drafters: names, with options where wanted; prompts: a file, None for those that come along; limit: how
-    many of them; note: called with remarks on what is going on. A missing seed becomes 0.
+    drafters, rule: names, with options where wanted; prompts: a file, None for those that come along; limit:
+    how many of them; note: called with remarks on what is going on. A missing seed becomes 0.
 
     Raises ConfigError, ModelFileError.
     """
+    from paceline import rules
     from paceline.pretrained import load_model
 
+    decides = rules.load(rule, allow_lossy=allow_lossy)
     chosen = prompt_files.load(prompts or prompt_files.SHIPPED)[:limit]
     note(f"loading {model}")
     target, tokenizer = load_model(model, threads=threads)
     return {
         "model": model,
         "title": target.info.name,
-        **compare(target, tokenizer, drafters, chosen, params, note),
+        **compare(target, tokenizer, drafters, chosen, params, note, decides),
         "machine": machine(target.model.isa, target.model.threads),
         "versions": versions(),
     }
@@ -87,6 +91,7 @@ def compare(
     prompts: Sequence[prompt_files.Prompt],
     params: SamplingParams,
     note: Note,
+    rule: Rule = match,
 ) -> dict[str, Any]:
     """Measure drafters on a target; the report without what only `run` knows. Raises ConfigError."""
     params = params if params.seed is not None else replace(params, seed=0)
@@ -95,11 +100,11 @@ def compare(
     contenders = ["plain", *dict.fromkeys(drafters)]
     note(f"warming up, then {len(prompts)} prompts with {', '.join(contenders)}")
     warm_up = replace(params, max_tokens=WARM_UP_TOKENS, min_tokens=0)
-    unmeasured = _engine(target, tokenizer, drafters)
+    unmeasured = _engine(target, tokenizer, drafters, rule)
     for name in contenders:
         answer(unmeasured, _question(WARM_UP, tokenizer), warm_up, _drafter(name))
-    answers = _measure(_engine(target, tokenizer, drafters), contenders, prompts, questions, params)
-    return _report(answers, [prompt.category for prompt in prompts], params)
+    answers = _measure(_engine(target, tokenizer, drafters, rule), contenders, prompts, questions, params)
+    return _report(answers, [prompt.category for prompt in prompts], params, rule)
 
 
 def _measure(
@@ -113,7 +118,7 @@ def _measure(
     answers: dict[str, list[Answer]] = {name: [] for name in contenders}
     categories = list(dict.fromkeys(prompt.category for prompt in prompts))
     turns: Counter[str] = Counter()
-    with _progress() as progress:
+    with progress_bar() as progress:
         task = progress.add_task("Measuring", total=len(prompts) * len(contenders))
         for prompt, question in zip(prompts, questions, strict=True):
             # Within each category everyone goes first equally often, and categories start differently.
@@ -125,11 +130,11 @@ def _measure(
     return answers
 
 
-def _engine(target: Target, tokenizer: Tokenizer, drafters: Sequence[str]) -> Engine:
+def _engine(target: Target, tokenizer: Tokenizer, drafters: Sequence[str], rule: Rule) -> Engine:
     from paceline.drafters import load
 
     loaded = {name: load(name, target.info) for name in dict.fromkeys((PLAIN, *drafters))}
-    return Engine(target, loaded, drafter=PLAIN, tokenizer=tokenizer)
+    return Engine(target, loaded, drafter=PLAIN, tokenizer=tokenizer, rule=rule)
 
 
 def _drafter(contender: str) -> str:
@@ -152,16 +157,8 @@ def _tokens(prompt: prompt_files.Prompt, tokenizer: Tokenizer, target: Target) -
     return tokens
 
 
-def _progress() -> AbstractContextManager[Progress]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True), transient=True)
-
-
 def _report(
-    answers: dict[str, list[Answer]], categories: Sequence[str], params: SamplingParams
+    answers: dict[str, list[Answer]], categories: Sequence[str], params: SamplingParams, rule: Rule
 ) -> dict[str, Any]:
     plain = answers["plain"]
     rows_of = {name: [i for i, c in enumerate(categories) if c == name] for name in dict.fromkeys(categories)}
@@ -179,9 +176,18 @@ def _report(
         "temperature": params.temperature,
         "top_p": params.top_p,
         "seed": params.seed,
+        "rule": rule.name,
+        "promise": rule.promise.value,
+        "same_outputs_promised": promises_tokens(rule, params),
         "plain": _figures(plain),
         "drafters": drafters,
     }
+
+
+def promises_tokens(rule: Rule, params: SamplingParams) -> bool:
+    """Whether outputs that differ from plain decoding's are a fault: not where other tokens are drawn from
+    the same law, and not where nothing is promised."""
+    return rule.promise is Promise.TOKENS or (rule.promise is Promise.LAW and params.temperature == 0)
 
 
 def _figures(answers: Sequence[Answer]) -> dict[str, Any]:
@@ -245,7 +251,7 @@ def table(report: dict[str, Any]) -> str:
     plain, where = report["plain"], report["machine"]
     lines = [
         f"{report['title']}, {report['prompts']} prompts, {report['max_tokens']} tokens at most, "
-        f"temperature {report['temperature']:g}",
+        f"temperature {report['temperature']:g}, rule {report['rule']} ({report['promise']})",
         f"{where['cpu']}, {where['isa']}, threads: {where['threads']}",
         "",
         f"{'':16}{'tokens/s':>9}{'ratio':>7}{'95 % interval':>15}{'total':>7}{'decode':>8}{'τ':>7}"
@@ -262,9 +268,17 @@ def table(report: dict[str, Any]) -> str:
         "tokens/s: of whole answers, reading the prompt included. ratio: median over prompts of plain's",
         "time by the drafter's; total: plain's time of all prompts by the drafter's; decode: as ratio,",
         "without the time to the first token. outside: share of the time after the first token that is",
-        "not the target pass. different: outputs that are not plain decoding's, which must be 0.",
+        f"not the target pass. different: outputs that are not plain decoding's, {_expected(report)}",
     ]
     return "\n".join(lines)
+
+
+def _expected(report: dict[str, Any]) -> str:
+    if report["same_outputs_promised"]:
+        return "which must be 0."
+    if report["promise"] == Promise.LAW.value:
+        return "as is to be\nexpected: this rule promises the same law, not the same tokens."
+    return "as is to be\nexpected: this rule is lossy and promises nothing."
 
 
 def _line(name: str, entry: dict[str, Any]) -> str:

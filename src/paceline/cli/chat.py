@@ -36,6 +36,7 @@ HELP = "/exit (or Ctrl-D) ends, /reset forgets the conversation, /stats shows fi
         "paceline chat",
         'paceline chat --system "You answer in one sentence." --temperature 0.7 --top-p 0.9',
         "paceline chat --model ./my-model.gguf --drafter ngram",
+        "paceline chat --json-object --bad-word sorry",
         "printf 'Hello\\nAnd in French?\\n' | paceline chat --temperature 0",
     )
 )
@@ -107,6 +108,8 @@ class Conversation:
         if dropped:
             note(f"the context is full: the oldest {dropped} of the turns are dropped")
         self.last = self._answer(prompt)
+        if self.last.finish_reason == "cancelled" and self.last.stop_reason is not None:
+            note(f"the answer is incomplete: {self.last.stop_reason}")
         self._turns = [*turns[2 * dropped :], {"role": "assistant", "content": self.last.text}]
 
     def _fit(self, turns: list[dict[str, str]]) -> tuple[list[int], int]:

@@ -23,7 +23,8 @@ from paceline.cli.options import (
 from paceline.errors import ConfigError
 
 if TYPE_CHECKING:
-    from paceline.engine import Engine, Prompt
+    from paceline.engine import Engine
+    from paceline.prompts import Prompt
     from paceline.results import Completion
 
 
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
         "paceline generate --raw --prompt-file story.txt --max-tokens 500 --seed 7",
         "paceline generate --drafter suffix:max_nodes=8 --stats 'Count to twenty.'",
         "paceline generate --json 'Hello' | jq .stats.tau",
+        "paceline generate --n 3 --seed 1 'A name for a cat?'",
+        "paceline generate --regex '(yes|no)' 'Is the sea salty?'",
+        "paceline generate --json-schema person.json --bad-word Smith 'Invent a person.'",
+        "paceline generate --logprobs 5 --json --max-tokens 1 'The capital of France is'",
     )
 )
 @click.argument("prompt", required=False)
@@ -49,9 +54,26 @@ if TYPE_CHECKING:
 @engine_options
 @sampling_options
 @click.option(
+    "--n",
+    "count",
+    type=int,
+    default=1,
+    metavar="N",
+    show_default=True,
+    help="Answers to give, each with a seed of its own; separated by a line of dashes.",
+)
+@click.option(
+    "--logprobs",
+    type=int,
+    metavar="K",
+    help="With --json: each token's log-probability, and the K likeliest tokens in its place.",
+)
+@click.option(
     "--stream/--no-stream", default=None, help="Print the answer while it grows. [default: on a terminal]"
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object with the answer and figures.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print a JSON object with answer and figures, one per line."
+)
 @click.option("--stats", is_flag=True, help="Print figures on stderr at the end.")
 def command(
     prompt: str | None,
@@ -64,6 +86,7 @@ def command(
     allow_lossy: bool,
     threads: int | None,
     context: int | None,
+    count: int,
     stream: bool | None,
     as_json: bool,
     stats: bool,
@@ -72,26 +95,35 @@ def command(
     """Answer PROMPT, from the argument, a file, or stdin."""  # fmt: skip
     if stream and as_json:
         raise click.UsageError("--stream and --json exclude each other")
+    if stream and count != 1:
+        raise click.UsageError("--stream and --n exclude each other")
+    if options["logprobs"] is not None and not as_json:
+        raise click.UsageError("--logprobs needs --json")
     params = sampling_params(options)
     text = _prompt(prompt, prompt_file)
     system = None if system is None else typed(system)
     engine = make_engine(model, drafter, threads, context, rule, allow_lossy)
     question = _question(engine, text, chat, system)
-    if stream or (stream is None and not as_json and sys.stdout.isatty()):
-        completion = None
+    if stream or (stream is None and count == 1 and not as_json and sys.stdout.isatty()):
+        completions = []
         for event in engine.stream(question, params):
             click.echo(terminal_safe(event.text), nl=False)
-            completion = event.finish
+            completions = [event.finish] if event.finish else []
         click.echo()
-        assert completion is not None, "a stream's last event has the completion"
     else:
-        (completion,) = engine.generate([question], params)
-        if as_json:
-            click.echo(json.dumps(to_json(completion, model), ensure_ascii=False))
-        else:
+        completions = engine.generate([question], params, n=count)
+        for completion in completions:
+            if as_json:
+                click.echo(json.dumps(to_json(completion, model), ensure_ascii=False))
+                continue
+            if completion.index:
+                click.echo("---")
             click.echo(terminal_safe(completion.text))
-    if stats:
-        click.echo(figures(completion), err=True)
+    for completion in completions:
+        if completion.finish_reason == "cancelled":
+            click.echo(f"The answer is incomplete: {completion.stop_reason}", err=True)
+        if stats:
+            click.echo(figures(completion), err=True)
 
 
 def _prompt(argument: str | None, file: str | None) -> str:

@@ -22,6 +22,7 @@ COMMANDS = {
     "chat": "Talk with a model.",
     "models": "List, fetch and inspect models.",
     "bench": "Measure speed on this machine.",
+    "audit": "Re-check exactness on your model, drafter and settings.",
     "doctor": "Check that everything works here.",
 }
 """Each command is the object `command` of the module with its name."""

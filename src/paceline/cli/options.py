@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -12,6 +12,7 @@ import click
 
 from paceline import drafters, rules
 from paceline.errors import ConfigError
+from paceline.grammar import Grammar
 from paceline.sampling import SamplingParams
 
 if TYPE_CHECKING:
@@ -34,27 +35,40 @@ _SAMPLING: tuple[tuple[str, str, Any, str], ...] = (
     ("frequency_penalty", "--frequency-penalty", float, "Taken off once per occurrence in the answer."),
     ("min_tokens", "--min-tokens", int, "The answer does not end before so many tokens."),
     ("max_tokens", "--max-tokens", int, "The answer has at most so many tokens."),
-    ("seed", "--seed", int, "The same seed gives the same answer; random by default."),
+    ("seed", "--seed", int, "The same seed gives the same answer."),
 )
 _REPEATED: tuple[tuple[str, str, Any, str, str], ...] = (
     ("logit_bias", "--logit-bias", str, "ID=NUMBER", "Add a number to a token's logit. Repeatable."),
+    ("bad_words", "--bad-word", str, "TEXT", "Keep this out of the answer. Repeatable."),
     ("stop", "--stop", str, "TEXT", "End the answer where this text comes up. Repeatable."),
     ("stop_token_ids", "--stop-token-id", int, "ID", "End the answer at this token. Repeatable."),
 )
+_GRAMMARS: tuple[tuple[str, str, str | None, str], ...] = (
+    ("json_object", "--json-object", None, "Answer with a JSON object."),
+    ("json_schema", "--json-schema", "FILE|JSON", "Answer with JSON that this schema describes."),
+    ("regex", "--regex", "PATTERN", "Answer with a text that this regular expression matches as a whole."),
+    ("lark", "--grammar", "FILE", 'Answer with a text of this Lark grammar; "-" is stdin.'),
+)
 
 
-def sampling_options(function: F) -> F:
-    """All fields of SamplingParams as options; the defaults shown are the dataclass's own."""
-    defaults = {field.name: field.default for field in dataclasses.fields(SamplingParams)}
+def sampling_options(function: F, shown: Mapping[str, str] | None = None) -> F:
+    """The fields of SamplingParams as options, but for `logprobs`; the defaults shown are the dataclass's
+    own, or those of `shown`."""
+    defaults = {field.name: field.default for field in dataclasses.fields(SamplingParams)} | {
+        "seed": "random"
+    }
+    defaults |= shown or {}
     decorators = [
-        click.option(
-            flag, name, type=kind, help=text + ("" if name == "seed" else f" [default: {defaults[name]}]")
-        )
+        click.option(flag, name, type=kind, help=f"{text} [default: {defaults[name]}]")
         for name, flag, kind, text in _SAMPLING
     ]
     decorators += [
         click.option(flag, name, type=kind, metavar=metavar, multiple=True, help=text)
         for name, flag, kind, metavar, text in _REPEATED
+    ]
+    decorators += [
+        click.option(flag, name, is_flag=metavar is None, metavar=metavar, help=text)
+        for name, flag, metavar, text in _GRAMMARS
     ]
     decorators.append(
         click.option("--ignore-eos", is_flag=True, help="Go on where the model would end its answer.")
@@ -68,8 +82,28 @@ def sampling_params(options: dict[str, Any]) -> SamplingParams:
     """The parameters that `sampling_options` collected, taken out of `options`. Raises ConfigError."""
     chosen = {name: options.pop(name) for name, *_ in (*_SAMPLING, *_REPEATED)}
     chosen["logit_bias"] = dict(map(_bias, chosen["logit_bias"]))
+    chosen["bad_words"] = tuple(map(typed, chosen["bad_words"]))
     chosen["ignore_eos"] = options.pop("ignore_eos")
+    chosen["logprobs"] = options.pop("logprobs", None)
+    chosen["grammar"] = _grammar({name: options.pop(name) for name, *_ in _GRAMMARS})
     return SamplingParams(**{name: value for name, value in chosen.items() if value is not None})
+
+
+def _grammar(options: dict[str, Any]) -> Grammar | None:
+    given = {name: value for name, value in options.items() if value}
+    if len(given) > 1:
+        flags = [flag for name, flag, *_ in _GRAMMARS if name in given]
+        raise ConfigError(f"{' and '.join(flags)} exclude each other")
+    for name, value in given.items():
+        if name == "json_object":
+            return Grammar.json_object()
+        if name == "regex":
+            return Grammar.regex(typed(value))
+        if name == "lark":
+            return Grammar.lark(read_text(value, "grammar"))
+        inline = value.lstrip().startswith("{")
+        return Grammar.json_schema(typed(value) if inline else read_text(value, "JSON schema"))
+    return None
 
 
 def _bias(text: str) -> tuple[int, float]:

@@ -68,6 +68,10 @@ class Tokenizer:
         start = [self.bos_id] if self._spec["add_bos"] and self.bos_id is not None else []
         return start + self._join(self._any_control.split(text) if special else [text])
 
+    def encode_part(self, text: str) -> list[int]:
+        """The ids of a text inside another: no start token before it, and no space of the tokenizer's own."""
+        return self._cut(self._prepare(text, prefix=False)) if text else []
+
     def apply_chat_template(self, messages: Messages, add_generation_prompt: bool = True) -> list[int]:
         """The ids of a conversation in the model's own format, ready for the model's answer.
 
@@ -123,19 +127,22 @@ class Tokenizer:
             if index % 2:
                 ids.append(self._controls[piece])
             elif piece:
-                ids += self._model.encode(self._prepare(piece), add_special_tokens=False).ids
+                ids += self._cut(self._prepare(piece, prefix=self._spec["add_space_prefix"]))
         return ids
 
-    def _prepare(self, text: str) -> str:
-        """The text as the model's tables spell it."""
+    def _cut(self, text: str) -> list[int]:
+        ids: list[int] = self._model.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def _prepare(self, text: str, *, prefix: bool) -> str:
+        """The text as the model's tables spell it. prefix: whether a space goes before it."""
         try:
             data = text.encode()
         except UnicodeEncodeError:
             text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
             data = text.encode()
         if self._spaces:
-            prefix = _SPACE if self._spec["add_space_prefix"] else ""
-            return prefix + text.replace(" ", _SPACE)
+            return (_SPACE if prefix else "") + text.replace(" ", _SPACE)
         if self._missing and len(data.translate(None, self._missing)) != len(data):
             gone = set(self._missing)
             text = "".join(c if gone.isdisjoint(c.encode()) else self._substitute for c in text)

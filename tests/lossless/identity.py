@@ -1,0 +1,142 @@
+"""Work for the proofs that speculative output equals plain output, and the drafters that it is done with."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from types import MappingProxyType
+
+from paceline.core import Drafter, Rule, Target
+from paceline.drafters import load, names
+from paceline.engine import Engine
+from paceline.grammar import Grammar
+from paceline.results import Completion
+from paceline.rules.match import match
+from paceline.sampling import SamplingParams
+from paceline.targets.table import TableTarget
+from tests.toys import ADVERSARIES, VOCABULARY, Empty, Letters
+
+SETTINGS = (
+    {"temperature": 0},
+    {"temperature": 0, "repetition_penalty": 1.3, "min_tokens": 4},
+    {"temperature": 0.7, "top_p": 0.9},
+    {"temperature": 1.0, "repetition_penalty": 1.2, "presence_penalty": 0.4, "frequency_penalty": 0.3},
+    {"temperature": 1.0, "min_p": 0.15},
+    {"temperature": 1.3, "top_k": 4},
+    {"temperature": 0.9, "logit_bias": {3: 4.0, 7: -100.0}},
+    {"temperature": 1.0, "min_tokens": 5},
+    {"temperature": 1.0, "stop_token_ids": (2, 9)},
+    {"temperature": 1.0, "stop": ("bc", "f", "dde", "kbi"), "min_tokens": 2},
+    {"temperature": 0.5, "ignore_eos": True, "top_k": 6, "top_p": 0.8, "min_p": 0.02},
+    {"temperature": 1.0, "bad_words": ("b", "de", (4, 4), (7, 8, 9), "gf"), "logprobs": 3},
+    {"temperature": 0.8, "grammar": Grammar.regex("[b-l]{0,3}(bcdef|ghij)+k?"), "logprobs": 0},
+    {"temperature": 1.0, "grammar": Grammar.lark("start: /[b-e]/ | /[f-h]/ start /[i-l]/"), "top_k": 5},
+    {
+        "temperature": 0.9,
+        "grammar": Grammar.regex("(bcd|efg|hijk){2,}"),
+        "bad_words": ("ij", "dh"),  # contradicts: some answers come to a point where nothing is possible
+        "stop": ("de",),
+        "frequency_penalty": 0.5,
+        "logprobs": 20,
+    },
+)
+ROUNDS = {1: 40, 4: 90, 64: 540}
+"""{batch size: answers per setting}."""
+
+Answers = Mapping[int, Sequence[int]]
+Job = tuple[tuple[int, ...], SamplingParams]
+
+
+def jobs(answers_per_setting: int, first_seed: int) -> list[Job]:
+    """Prompts of 1 to 9 tokens, lengths of 1 to 12, in every setting."""
+    rng = random.Random(first_seed)
+    return [
+        (
+            tuple(rng.randrange(VOCABULARY) for _ in range(rng.randint(1, 9))),
+            SamplingParams(
+                seed=first_seed + number * len(SETTINGS) + place,
+                max_tokens=max(rng.randint(1, 12), setting.get("min_tokens", 1)),
+                **setting,
+            ),
+        )
+        for number in range(answers_per_setting)
+        for place, setting in enumerate(SETTINGS)
+    ]
+
+
+def run(
+    work: Sequence[Job],
+    drafter: str = "none",
+    batch: int = 1,
+    *,
+    answers: Answers = MappingProxyType({}),
+    rule: Rule = match,
+    target: Target | None = None,
+) -> list[Completion]:
+    """Answer the jobs in an order of their own, and give the answers back in the jobs' order."""
+    target = target or TableTarget(VOCABULARY)
+    engine = Engine(
+        target,
+        {"drafter": DRAFTERS[drafter](answers, target)},
+        drafter="drafter",
+        tokenizer=Letters(),
+        rule=rule,
+        max_batch=batch,
+        chunk_tokens=max(5, batch * 2),
+        nodes=7 * batch,
+    )
+    order = random.Random(batch).sample(range(len(work)), len(work))
+    done = engine.generate([work[i][0] for i in order], [work[i][1] for i in order])
+    assert engine.idle
+    if isinstance(target, TableTarget):
+        assert not target._cache, "every sequence was released"
+    return [completion for _, completion in sorted(zip(order, done, strict=True))]
+
+
+@cache
+def plain(batch: int) -> tuple[list[Job], list[Completion]]:
+    """The work of one batch size and what plain decoding, one request at a time, makes of it."""
+    work = jobs(ROUNDS[batch], first_seed=batch * 10**6)
+    return work, run(work)
+
+
+def what_matters(completion: Completion) -> tuple[object, ...]:
+    """Tokens, text, how it ended, and log-probabilities to the last bit."""
+    c = completion
+    return (c.token_ids, c.text, c.finish_reason, c.stop_reason, c.logprobs)
+
+
+def different(left: Sequence[Completion], right: Sequence[Completion]) -> int:
+    return sum(what_matters(a) != what_matters(b) for a, b in zip(left, right, strict=True))
+
+
+def by_seed(done: Sequence[Completion]) -> Answers:
+    return {completion.seed: completion.token_ids for completion in done}
+
+
+def totals(done: Sequence[Completion]) -> tuple[int, int, int]:
+    """Drafted, accepted and rejected tokens."""
+    drafted = sum(completion.stats.drafted for completion in done)
+    accepted = sum(completion.stats.accepted for completion in done)
+    return drafted, accepted, drafted - accepted
+
+
+EAGER = {"suffix": "suffix:min_probability=1e-6", "ngram": "ngram:shortest=1"}
+"""Options with which a drafter drafts much even in a large batch of short texts."""
+
+MORE = ("markov:widths=2x2x1", "markov:widths=3x1,drawn=without_replacement")
+
+
+def loading(spec: str) -> Callable[[Answers, Target], Drafter]:
+    return lambda answers, target: load(spec, target.info)
+
+
+DRAFTERS: dict[str, Callable[[Answers, Target], Drafter]] = {
+    **{kind.__name__: lambda answers, target, kind=kind: kind(answers) for kind in ADVERSARIES},
+    "Empty": lambda answers, target: Empty(),
+    **{name: loading(EAGER.get(name, name)) for name in names()},
+    **{spec: loading(spec) for spec in MORE},
+}
+"""Every drafter there is, made for a target and, where it cheats, from the plain answers by seed."""
+NEVER_RIGHT, SILENT = {"AlwaysWrong"}, {"Empty", "none"}
