@@ -37,7 +37,7 @@ CONFIG = ModelConfig(
 )
 
 
-WIDE = replace(CONFIG, hidden=256, head_dim=64, heads=4, ffn=512, name="tiny random of whole superblocks")
+WIDE = replace(CONFIG, hidden=256, head_dim=64, heads=4, ffn=256, name="tiny random of whole superblocks")
 """As CONFIG, with the widths that K-quants need."""
 
 
