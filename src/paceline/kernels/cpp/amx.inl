@@ -8,7 +8,7 @@ constexpr int kUnpackLead = 2;       // groups between unpacking weights and mul
 constexpr int kProductLead = 4;      // groups between multiplying and adding up
 
 // GCC's tile instructions do not say what memory they read: stores to it must be kept, and stay before them.
-inline void finish_stores() { asm volatile("" ::: "memory"); }
+inline void finish_stores(const void* read) { asm volatile("" : : "r"(read) : "memory"); }
 
 // Tiles 0-3 hold sums of `rows` rows, 4-5 activations, 6-7 weights of one group.
 inline void begin_tiles(int rows) {
@@ -23,7 +23,7 @@ inline void begin_tiles(int rows) {
         config.rows[i] = (uint8_t)(i < 6 ? rows : kGroup / 4);
         config.bytes[i] = i == 4 || i == 5 ? kGroup : 64;
     }
-    finish_stores();
+    finish_stores(&config);
     _tile_loadconfig(&config);
 }
 inline void end_tiles() { _tile_release(); }
@@ -86,7 +86,7 @@ inline void multiply_blocks_amx(const Matrix& w, int first, int last, const Quan
             }
             const int8_t* numbers = x.numbers + (start + (size_t)multiply.group * T) * kGroup;
             int32_t* to = products[product % kRing];
-            finish_stores();
+            finish_stores(weights);
 #define PACELINE_PRODUCT(sums, rows, outputs)   \
     _tile_zero(sums);                           \
     _tile_loadd(rows, numbers, kGroup);         \
