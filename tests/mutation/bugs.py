@@ -48,7 +48,7 @@ TABLE = "--model table"
 MATCH = f"{TABLE} --rule match --drafter markov --tokens 20000"
 
 
-def law(rule: str, drafter: str, more: str = "", tokens: int = 60_000) -> str:
+def law(rule: str, drafter: str, more: str = "", tokens: int = 25_000) -> str:
     """The audit of one rule and drafter."""
     return f"{TABLE} --rule {rule} --drafter {drafter} --tokens {tokens} {more}".strip()
 
