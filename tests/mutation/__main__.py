@@ -11,7 +11,7 @@ less than 95 % of the mutants are noticed, 2 if the code does not pass unchanged
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tests.mutation.bugs import BUGS, Bug
 from tests.mutation.changed import Job, Run, pytest_on, run
@@ -28,24 +28,20 @@ def main(what: str, words: Sequence[str]) -> int:
     return _bugs(words, {"bugs": _tests, "audit": _audit}[what])
 
 
-def _bugs(words: Sequence[str], job_of: object) -> int:
+def _bugs(words: Sequence[str], job_of: Callable[[Bug, dict[str, str]], tuple[str, Job]]) -> int:
     bugs = [bug for bug in BUGS if not words or any(word in bug.name for word in words)]
     pristine = {key: job for bug in bugs for key, job in [job_of(bug, {})]}
     for end in run(pristine.values()):
         if end.code != 0:
             print(f"unchanged code fails {end.name}:\n{end.output}")
             return 2
-    survivors, rows = 0, {}
-    for end in run(job_of(bug, bug.sources())[1]._replace(name=bug.name) for bug in bugs):
-        _progress(len(rows), len(bugs))
-        rows[end.name] = end
+    survivors = 0
     width = max(len(bug.name) for bug in bugs)
-    print(f"{'planted bug':{width}}  {'killed by'}")
-    for bug in bugs:
-        end = rows[bug.name]
+    print(f"{'planted bug':{width}}  killed by")
+    for end in run(job_of(bug, bug.sources())[1]._replace(name=bug.name) for bug in bugs):
         killed = _killer(end)
         survivors += killed is None
-        print(f"{bug.name:{width}}  {killed or 'NOTHING: IT SURVIVES'}")
+        print(f"{end.name:{width}}  {killed or 'NOTHING: IT SURVIVES'}", flush=True)
     print(f"{len(bugs)} planted bugs, {survivors} survive")
     return int(survivors > 0)
 

@@ -45,12 +45,12 @@ IDENTITY = ("tests/lossless/test_token_identity.py",)
 NOISE = ("tests/unit/test_noise.py",)
 
 TABLE = "--model table"
-MATCH = f"{TABLE} --rule match --drafter markov"
+MATCH = f"{TABLE} --rule match --drafter markov --tokens 20000"
 
 
-def law(rule: str, drafter: str, more: str = "") -> str:
-    """The audit of one rule and drafter at temperature 1."""
-    return f"{TABLE} --rule {rule} --drafter {drafter} {more}".strip()
+def law(rule: str, drafter: str, more: str = "", tokens: int = 25_000) -> str:
+    """The audit of one rule and drafter."""
+    return f"{TABLE} --rule {rule} --drafter {drafter} --tokens {tokens} {more}".strip()
 
 
 CHAIN, TREE, OTHERS = "markov", "markov:widths=2x2", "markov:widths=2x2,drawn=without_replacement"
@@ -76,7 +76,7 @@ BUGS = (
         "lenient acceptance in several engines",
         (Edit(NOISES, "* 2.0**-52 * q < p", "* 2.0**-52 * q < 1.05 * p"),),
         NOISE,
-        law("rejection", CHAIN),
+        law("rejection", CHAIN, tokens=160_000),
     ),
     Bug(
         "accepts what is likeliest",
@@ -109,21 +109,21 @@ BUGS = (
             ),
         ),
         NOISE,
-        law("rejection", CHAIN),
+        law("rejection", CHAIN, tokens=160_000),
     ),
     Bug(
         "siblings share one coin",
         "a uniform number per depth, not per node",
         (Edit(VERIFY, "node - self.root, float(p)", "self._parents[node] - self.root, float(p)"),),
         LAWS,
-        law("recursive", TREE),
+        law("recursive", TREE, tokens=160_000),
     ),
     Bug(
         "the same coins in every step",
         "a generator seeded again for each step",
         (Edit(VERIFY, "self._position = int(draft.positions[self.root]) + 1", "self._position = 1"),),
         LAWS,
-        law("block", CHAIN),
+        law("block", CHAIN, tokens=160_000),
     ),
     Bug(
         "a coin that always shows 0.37",
@@ -337,7 +337,7 @@ BUGS = (
             ),
         ),
         ENUMERATION,
-        law("recursive", TREE),
+        law("recursive", TREE, tokens=160_000),
     ),
     Bug(
         "siblings drawn without replacement checked as independent",
@@ -474,7 +474,7 @@ BUGS = (
             ),
         ),
         IDENTITY,
-        f"{TABLE} --rule match --drafter {TREE}",
+        f"{TABLE} --rule match --drafter {TREE} --tokens 20000",
     ),
     Bug(
         "a node sees its neighbour instead of its parent",
@@ -487,14 +487,14 @@ BUGS = (
             ),
         ),
         IDENTITY,
-        f"{TABLE} --rule match --drafter {TREE}",
+        f"{TABLE} --rule match --drafter {TREE} --tokens 20000",
     ),
     Bug(
         "positions count nodes, not depth",
         "position ids of a flattened tree",
         (Edit(CORE, "positions.append(positions[above] + 1)", "positions.append(positions[-1] + 1)"),),
         IDENTITY,
-        f"{TABLE} --rule match --drafter {TREE}",
+        f"{TABLE} --rule match --drafter {TREE} --tokens 20000",
     ),
     Bug(
         "where nothing is accepted, the neighbour's token",

@@ -247,7 +247,8 @@ class Audit:
                 # Everything is asked twice; a prompt meets the next setting when it comes round again.
                 turn, place = divmod(number // 2, len(self._subject.questions))
                 setting = settings[(turn + place) % len(settings)]
-                seeded = replace(setting, seed=self._plan.seed + LAW_SEEDS + number)
+                seed = self._plan.seed + LAW_SEEDS + number
+                seeded = replace(setting, seed=seed, logprobs=None)
                 requests.append(Request(self._subject.questions[place], seeded))
                 number += 1
             for request, done in zip(requests, answers(engine, requests, lambda count: None), strict=True):
