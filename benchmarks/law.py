@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -63,15 +62,14 @@ def main() -> None:
     engine = Engine.from_pretrained(options.model, drafter="none")
     native = engine.target
     weights = load_weights(resolve(options.model))
-    config = weights.config
-    shape = {key: value for key, value in asdict(config).items() if not isinstance(value, str)}
     float32 = NativeTarget(weights, context=4096)  # the same target around the exact arithmetic
     float32.model = Model(
-        shape,
+        weights.shape,
         weights.tensors,
+        windows=weights.config.windows,
+        frequencies=weights.frequencies,
         cache_pages=4096 // 16,
         max_positions=4096,
-        rope_theta=config.rope_theta,
         exact_activations=True,
     )
     lines = options.prompts.read_text().splitlines()[: options.limit]

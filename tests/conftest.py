@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from paceline.models.registry import known
-from paceline.models.tokenizer import byte_characters
+from tests.gguf_writer import byte_level_tables
+from tests.gguf_writer import write as write_file
 
 ONLY_IF_ASKED_FOR = {
     "network": "needs the network: run with -m network",
@@ -43,30 +44,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 WriteGguf = Callable[..., Path]
-
-TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] "
-    "+ '<|im_end|>' + '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-
-
-def byte_level_tables() -> dict[str, Any]:
-    """A byte-level vocabulary of 3 control tokens, all bytes and a few merges."""
-    merges = ["t h", "th e", "Ġ the", "i n", "Ã ©", "1 2"]
-    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *byte_characters()]
-    tokens += [merge.replace(" ", "") for merge in merges]
-    return {
-        "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": "smollm",
-        "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.token_type": [3, 3, 3] + [1] * (len(tokens) - 3),
-        "tokenizer.ggml.merges": merges,
-        "tokenizer.ggml.bos_token_id": 1,
-        "tokenizer.ggml.eos_token_id": 2,
-        "tokenizer.ggml.add_bos_token": False,
-        "tokenizer.chat_template": TEMPLATE,
-    }
 
 
 @pytest.fixture
@@ -118,33 +95,7 @@ def write_gguf(tmp_path: Path) -> WriteGguf:
             **(tensors or {}),
         }
         path = tmp_path / name
-        writer = gguf.GGUFWriter(path, values.pop("general.architecture", "llama"))
-        for key, value in values.items():
-            if value is None:
-                continue
-            if isinstance(value, bool):
-                writer.add_bool(key, value)
-            elif isinstance(value, int):
-                writer.add_uint32(key, value)
-            elif isinstance(value, float):
-                writer.add_float32(key, value)
-            elif isinstance(value, str):
-                writer.add_string(key, value)
-            else:
-                writer.add_array(key, value)
-        for tensor, value in weights.items():
-            if value is None:
-                continue
-            if not isinstance(value, tuple):
-                writer.add_tensor(tensor, value)
-            elif isinstance(value[1], str):
-                writer.add_tensor(tensor, value[0], raw_dtype=kinds[value[1]])
-            else:
-                writer.add_tensor(tensor, gguf.quants.quantize(*value), raw_dtype=value[1])
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+        write_file(path, values, weights)
         return path
 
     return write

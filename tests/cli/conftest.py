@@ -20,7 +20,7 @@ from paceline.models.registry import known
 from paceline.models.tokenizer import Tokenizer
 from paceline.models.vocabulary import read_tokenizer
 from paceline.targets.table import TableTarget
-from tests.conftest import TEMPLATE
+from tests.gguf_writer import TEMPLATE
 
 
 def letters(template: str = TEMPLATE) -> Tokenizer:

@@ -32,6 +32,7 @@ CONFIG = ModelConfig(
     context=512,
     rope_theta=10000.0,
     rope_interleaved=True,
+    query_scale=32**-0.5,
     norm_eps=1e-5,
     tied=True,
 )

@@ -36,8 +36,9 @@ class Matrix(NamedTuple):
 
 
 class Model:
-    """See `_kernels.pyi` for the methods. `exact_activations=True` leaves activations in float32, the
-    arithmetic that the law of a quantised model is measured against; its rows are not invariant."""
+    """See `_kernels.pyi` for the methods. `exact_activations=True` leaves activations, keys and values in
+    float32, the arithmetic that the law of a quantised model is measured against; its rows are not
+    invariant."""
 
     isa = "reference"
     threads = 1
@@ -47,23 +48,29 @@ class Model:
         shape: Mapping[str, float],
         tensors: Mapping[str, Any],
         *,
+        windows: Sequence[int],
+        frequencies: NDArray[np.float64],
         cache_pages: int,
         max_positions: int,
-        rope_theta: float,
         exact_activations: bool = False,
     ) -> None:
         self._hidden, self._ffn = int(shape["hidden"]), int(shape["ffn"])
         self._heads, self._kv_heads = int(shape["heads"]), int(shape["kv_heads"])
         self._dim, self._vocab = int(shape["head_dim"]), int(shape["vocab_size"])
         self._layers, self._eps = int(shape["layers"]), np.float32(shape["norm_eps"])
+        self._gelu = bool(shape["gelu"])
+        self._embedding_scale, self._query_scale = (
+            np.float32(shape[f"{part}_scale"]) for part in ("embedding", "query")
+        )
         self._exact = exact_activations
-        self._weights = {name: self._read(name, tensors) for name in tensors if name.endswith(".weight")}
+        self._stored = np.float32 if exact_activations else np.float16
+        self._weights = {name: self._read(name, tensors) for name in tensors if not name.endswith(".type")}
         self._head = self._weights.get("output.weight", self._weights["token_embd.weight"])
-        self._max_positions, self._theta = max_positions, rope_theta
+        self._windows, self._frequencies = windows, frequencies
         self._pages = cache_pages
-        self._cache: dict[int, list[NDArray[np.float16]]] = {}
+        self._cache: dict[int, list[NDArray[Any]]] = {}
         """Per slot: [keys, values], each [layers, length, kv_heads, head_dim]."""
-        self._last: tuple[Ints, Ints, list[NDArray[np.float16]]] | None = None
+        self._last: tuple[Ints, Ints, list[NDArray[Any]]] | None = None
 
     def _read(self, name: str, tensors: Mapping[str, Any]) -> Any:
         """A Matrix, or the float32 values of a vector."""
@@ -91,14 +98,21 @@ class Model:
         return np.stack([weights.values @ row for row in (quantise(x) if weights.integers else x)])
 
     def _norm(self, x: Floats, name: str) -> Floats:
+        """RMS norm of the last axis, where the model has one of this name."""
+        if name not in self._weights:
+            return x
         mean = (x * x).mean(-1, keepdims=True, dtype=np.float32)
         normed: Floats = x / np.sqrt(mean + self._eps) * self._weights[name]
         return normed
 
-    def _rotate(self, x: Floats, positions: Ints) -> Floats:
+    def _heads_of(self, x: Floats, at: str, count: int) -> Floats:
+        """A projection of x [N, hidden], with its bias and its norm, as [N, count, dim]."""
+        projected = self._multiply(x, self._weights[at + ".weight"]) + self._weights.get(at + ".bias", 0)
+        return self._norm(projected.reshape(len(x), count, self._dim), at + "_norm.weight")
+
+    def _rotate(self, x: Floats, positions: Ints, layer: int) -> Floats:
         """Rotary positions (Su et al., 2021) on neighbouring pairs of x [N, heads, dim]."""
-        frequencies = self._theta ** (-np.arange(0, self._dim, 2) / self._dim)
-        angles = positions[:, None, None] * frequencies
+        angles = positions[:, None, None] * self._frequencies[int(self._windows[layer] > 0)]
         cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
         even, odd = x[..., ::2], x[..., 1::2]
         return np.stack([even * cos - odd * sin, odd * cos + even * sin], -1).reshape(x.shape)
@@ -128,9 +142,9 @@ class Model:
             raise CapacityError(f"the cache holds {self._pages * LANES} tokens, this pass needs more")
         paths = _paths(parents, offsets)
         fresh = [
-            np.zeros((self._layers, len(tokens), self._kv_heads, self._dim), np.float16) for _ in range(2)
+            np.zeros((self._layers, len(tokens), self._kv_heads, self._dim), self._stored) for _ in range(2)
         ]
-        x = self._weights["token_embd.weight"].values[tokens]
+        x = self._weights["token_embd.weight"].values[tokens] * self._embedding_scale
         for layer in range(self._layers + 1):
             for wanted, tap in zip(tap_layers, taps, strict=True):
                 if wanted == layer:
@@ -150,34 +164,36 @@ class Model:
         starts: Ints,
         positions: Ints,
         paths: list[list[int]],
-        fresh: list[NDArray[np.float16]],
+        fresh: list[NDArray[Any]],
     ) -> Floats:
-        at, n = f"blk.{layer}.", len(x)
+        at, n, window = f"blk.{layer}.", len(x), self._windows[layer]
         weights = {name[len(at) :]: part for name, part in self._weights.items() if name.startswith(at)}
         normed = self._norm(x, at + "attn_norm.weight")
-        q = self._multiply(normed, weights["attn_q.weight"]).reshape(n, self._heads, self._dim)
-        k = self._multiply(normed, weights["attn_k.weight"]).reshape(n, self._kv_heads, self._dim)
-        q = self._rotate(q, positions) / np.float32(np.sqrt(self._dim))
-        fresh[0][layer] = self._rotate(k, positions)
-        fresh[1][layer] = self._multiply(normed, weights["attn_v.weight"]).reshape(k.shape)
+        q = self._heads_of(normed, at + "attn_q", self._heads)
+        q = self._rotate(q, positions, layer) * self._query_scale
+        k = self._heads_of(normed, at + "attn_k", self._kv_heads)
+        fresh[0][layer] = self._rotate(k, positions, layer)
+        fresh[1][layer] = self._heads_of(normed, at + "attn_v", self._kv_heads)
         attended = np.zeros((n, self._heads, self._dim), np.float32)
         for row, slot in enumerate(slots):
             cached = self._cache.get(int(slot))
             for node in range(offsets[row], offsets[row + 1]):
                 keys, values = (
                     np.concatenate([*([cached[i][layer]] if cached else []), fresh[i][layer][paths[node]]])
-                    .astype(np.float32)
+                    [-window:].astype(np.float32)
                     .repeat(self._heads // self._kv_heads, axis=1)
                     for i in range(2)
                 )
                 scores = (q[node] * keys).sum(-1)  # [positions, heads]
                 shares = np.exp(scores - scores.max(0))
                 attended[node] = (shares[..., None] * values).sum(0) / shares.sum(0)[:, None]
-        x = x + self._multiply(attended.reshape(n, -1), weights["attn_output.weight"])
+        attended = self._multiply(attended.reshape(n, -1), weights["attn_output.weight"])
+        x = x + self._norm(attended, at + "post_attention_norm.weight")
         normed = self._norm(x, at + "ffn_norm.weight")
         gate = self._multiply(normed, weights["ffn_gate.weight"])
-        gated = gate / (1 + np.exp(-gate)) * self._multiply(normed, weights["ffn_up.weight"])
-        return x + self._multiply(gated, weights["ffn_down.weight"])
+        gated = _activate(gate, self._gelu) * self._multiply(normed, weights["ffn_up.weight"])
+        down = self._multiply(gated, weights["ffn_down.weight"])
+        return x + self._norm(down, at + "post_ffw_norm.weight")
 
     def commit(self, known: Sequence[int], kept: Sequence[Sequence[int]]) -> None:
         """Keep the known nodes and the given path of every row of the last pass."""
@@ -210,6 +226,13 @@ class Model:
     def free_pages(self) -> int:
         """Pages that no sequence uses."""
         return self._pages - sum(-(-self.length(slot) // LANES) for slot in self._cache)
+
+
+def _activate(gate: Floats, gelu: bool) -> Floats:
+    """SiLU, x * sigmoid(x), or the tanh form of GELU (Hendrycks & Gimpel, 2016), which is x * sigmoid(z)."""
+    z = np.float32(2 * np.sqrt(2 / np.pi)) * (gate + np.float32(0.044715) * gate**3) if gelu else gate
+    activated: Floats = gate / (1 + np.exp(-z))
+    return activated
 
 
 def _paths(parents: Ints, offsets: Ints) -> list[list[int]]:

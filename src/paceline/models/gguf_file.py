@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paceline.errors import ModelFileError
-from paceline.models.config import ModelConfig, read_config
+from paceline.models.config import ROPE_FACTORS, ModelConfig, read_config
 from paceline.models.metadata import Metadata
 from paceline.models.vocabulary import Spec, read_tokenizer
 
@@ -283,7 +283,7 @@ def _tensors(cursor: _Cursor, count: int, alignment: int) -> dict[str, Tensor]:
 
 
 def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Every tensor that a model of this config has, with its shape."""
+    """Every tensor that a model of this config has, with its shape; Llamas may also have ROPE_FACTORS."""
     hidden, wide, narrow = config.hidden, config.heads * config.head_dim, config.kv_heads * config.head_dim
     shapes: dict[str, tuple[int, ...]] = {
         "token_embd.weight": (config.vocab_size, hidden),
@@ -302,13 +302,23 @@ def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         "ffn_up": (config.ffn, hidden),
         "ffn_down": (hidden, config.ffn),
     }
+    if config.head_norms:
+        block |= {"attn_q_norm": (config.head_dim,), "attn_k_norm": (config.head_dim,)}
+    if config.post_norms:
+        block |= {"post_attention_norm": (hidden,), "post_ffw_norm": (hidden,)}
+    biases = {"attn_q": wide, "attn_k": narrow, "attn_v": narrow} if config.bias else {}
     for layer in range(config.layers):
         shapes |= {f"blk.{layer}.{name}.weight": shape for name, shape in block.items()}
+        shapes |= {f"blk.{layer}.{name}.bias": (width,) for name, width in biases.items()}
     return shapes
 
 
 def _check_shapes(config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
     shapes = _shapes(config)
+    if config.architecture == "llama" and ROPE_FACTORS in tensors:
+        shapes[ROPE_FACTORS] = (config.head_dim // 2,)
+        if (tensors[ROPE_FACTORS].data <= 0).any():
+            raise ModelFileError(f"tensor {ROPE_FACTORS!r}: holds a factor that is not above 0")
     for name, shape in shapes.items():
         if name not in tensors:
             raise ModelFileError(f"tensor {name!r}: missing, expected shape {shape}")
@@ -316,9 +326,9 @@ def _check_shapes(config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
         if found.shape != shape:
             raise ModelFileError(f"tensor {name!r}: has shape {found.shape}, expected {shape}")
         if len(shape) == 1 and found.type != "F32":
-            raise ModelFileError(f"tensor {name!r}: has type {found.type}, expected F32 for a norm")
+            raise ModelFileError(f"tensor {name!r}: has type {found.type}, expected F32 for a vector")
     for name in tensors:
-        # A bias or a table of rope factors that went unused would give another model's answers.
+        # A bias that went unused would give another model's answers.
         if name not in shapes:
             raise ModelFileError(
                 f"tensor {name[:60]!r}: is not known to architecture {config.architecture!r}"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +59,11 @@ class NativeTarget:
             page_tokens=LANES,
             taps=frozenset(f"hidden.{layer}" for layer in range(config.layers + 1)),
         )
-        shape = {key: value for key, value in asdict(config).items() if not isinstance(value, str)}
         common: dict[str, Any] = {
+            "windows": config.windows,
+            "frequencies": weights.frequencies,
             "cache_pages": pages,
             "max_positions": context + LANES,
-            "rope_theta": config.rope_theta,
         }
         isa = kernels.chosen()
         if kernels.compiled is None:
@@ -78,10 +77,10 @@ class NativeTarget:
         if isa == "reference" or kernels.compiled is None:
             from paceline.kernels.reference import Model
 
-            self.model = Model(shape, weights.tensors, **common)
+            self.model = Model(weights.shape, weights.tensors, **common)
         else:
             self.model = kernels.compiled.Model(
-                shape, dict(weights.tensors), **common, threads=threads, isa=isa
+                weights.shape, dict(weights.tensors), **common, threads=threads, isa=isa
             )
         self._logits = self._logits_room(1)
 

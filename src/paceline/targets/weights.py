@@ -11,18 +11,19 @@ import hashlib
 import json
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from paceline.errors import ModelFileError
 from paceline.kernels.packing import GROUP, Bytes, pack
 from paceline.models.cache import cache_dir, write_atomically
-from paceline.models.config import ModelConfig
+from paceline.models.config import ROPE_FACTORS, ModelConfig
 
-MAGIC = b"PACELN02"
+MAGIC = b"PACELN03"
 _ALIGNMENT = 64
 _PREFIX = 24
 
@@ -38,6 +39,22 @@ class PackedWeights:
     config: ModelConfig
     tokenizer_json: str
     tensors: Mapping[str, Any]
+
+    @property
+    def shape(self) -> dict[str, Any]:
+        """The numbers of the config, as the kernels take them."""
+        return {key: value for key, value in asdict(self.config).items() if not isinstance(value, str)}
+
+    @property
+    def frequencies(self) -> NDArray[np.float64]:
+        """Rotary frequencies float64 [2, head_dim/2]: of layers that see all, and of layers with a window."""
+        config = self.config
+        exponents = -np.arange(0, config.head_dim, 2) / config.head_dim
+        everywhere = config.rope_theta**exponents / config.rope_scaling
+        if ROPE_FACTORS in self.tensors:
+            everywhere = everywhere / self.tensors[ROPE_FACTORS].view(np.float32)
+        local = config.window_rope_theta**exponents if config.window_rope_theta else everywhere
+        return np.stack([everywhere, local])
 
     @property
     def nbytes(self) -> int:
@@ -81,12 +98,22 @@ def pack_gguf(path: Path) -> PackedWeights:
             raise ModelFileError(f"{path}: {what} is {value}, the kernels need a multiple of {GROUP}")
     tensors: dict[str, Any] = {}
     for name, tensor in checkpoint.tensors.items():
+        data = tensor.data if config.rope_interleaved else _interleave(name, tensor.data, config.head_dim)
         if len(tensor.shape) == 1:
-            tensors[name] = aligned(np.ascontiguousarray(tensor.data, np.float32).view(np.uint8))
+            tensors[name] = aligned(np.ascontiguousarray(data, np.float32).view(np.uint8))
         else:
-            tensors[name] = aligned(pack(tensor.type, tensor.data.view(np.uint8)))
+            tensors[name] = aligned(pack(tensor.type, data.view(np.uint8)))
             tensors[name + ".type"] = tensor.type
     return PackedWeights(config, json.dumps(checkpoint.tokenizer), tensors)
+
+
+def _interleave(name: str, data: NDArray[Any], head_dim: int) -> NDArray[Any]:
+    """Rows in the order of the kernels, which rotate neighbours (2i, 2i+1), where the file has pairs
+    (i, i + head_dim/2). Scores do not change: queries and keys are put in the same order."""
+    if not name.split(".")[-2].startswith(("attn_q", "attn_k")):
+        return data
+    heads = data.reshape(-1, 2, head_dim // 2, *data.shape[1:])
+    return np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(data.shape)
 
 
 def aligned(data: Bytes) -> Bytes:
