@@ -46,14 +46,17 @@ class Model:
         shape: dict[str, float],
         tensors: dict[str, object],
         *,
+        windows: list[int],
+        frequencies: NDArray[np.float64],
         cache_pages: int,
         max_positions: int,
-        rope_theta: float,
         threads: int,
         isa: str,
     ) -> None:
-        """`tensors` holds for every matrix its packed bytes and under NAME.type its type, for every norm its
-        float32 bytes, all uint8 at a multiple of 64. Raises ValueError if a size does not fit `shape`."""
+        """`tensors` holds for every matrix its packed bytes and under NAME.type its type, for every norm and
+        bias its float32 bytes, all uint8 at a multiple of 64; a norm or bias that is absent is left out of
+        the pass. windows: per layer the positions it sees, 0 = all; frequencies: rotary, [2, head_dim/2], of
+        layers without and with a window. Raises ValueError if a size does not fit `shape`."""
 
     def forward(
         self,

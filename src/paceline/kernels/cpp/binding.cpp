@@ -21,6 +21,7 @@ using Ints = Vector<int32_t>;
 using Floats = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 // Rows may lie apart, each one is contiguous.
 using StridedRows = nb::ndarray<float, nb::ndim<2>, nb::device::cpu>;
+using Doubles = nb::ndarray<const double, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Cube = nb::ndarray<float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
 
 WeightType weight_type(const std::string& name) {
@@ -43,13 +44,17 @@ WeightType weight_type(const std::string& name, int columns) {
 // A model and the Python arrays that its weights lie in.
 class BoundModel {
   public:
-    BoundModel(nb::dict shape, nb::dict tensors, int cache_pages, int max_positions, double rope_theta, int threads, const std::string& isa)
+    BoundModel(nb::dict shape, nb::dict tensors, const std::vector<int>& windows, Doubles frequencies, int cache_pages, int max_positions, int threads,
+               const std::string& isa)
         : tensors_(tensors) {
         const auto number = [&](const char* key) { return nb::cast<int>(shape[key]); };
         ModelRecord record{};
         record.hidden = number("hidden"), record.layers = number("layers"), record.heads = number("heads");
         record.kv_heads = number("kv_heads"), record.head_dim = number("head_dim"), record.ffn = number("ffn"), record.vocab = number("vocab_size");
-        record.norm_eps = nb::cast<float>(shape["norm_eps"]);
+        record.norm_eps = nb::cast<float>(shape["norm_eps"]), record.gelu = nb::cast<bool>(shape["gelu"]);
+        record.embedding_scale = nb::cast<float>(shape["embedding_scale"]), record.query_scale = nb::cast<float>(shape["query_scale"]);
+        if ((int)windows.size() != record.layers || frequencies.shape(0) != 2 || (int)frequencies.shape(1) != record.head_dim / 2)
+            throw std::invalid_argument("windows or frequencies do not fit the model's shape");
         const int q = record.heads * record.head_dim, kv = record.kv_heads * record.head_dim;
         record.output_norm = vector("output_norm.weight", record.hidden);
         record.embedding = matrix("token_embd.weight", record.vocab, record.hidden);
@@ -57,13 +62,26 @@ class BoundModel {
         std::vector<Layer> layers;
         for (int i = 0; i < record.layers; i++) {
             const std::string at = "blk." + std::to_string(i) + ".";
-            layers.push_back({vector(at + "attn_norm.weight", record.hidden), matrix(at + "attn_q.weight", q, record.hidden),
-                              matrix(at + "attn_k.weight", kv, record.hidden), matrix(at + "attn_v.weight", kv, record.hidden),
-                              matrix(at + "attn_output.weight", record.hidden, q), vector(at + "ffn_norm.weight", record.hidden),
-                              matrix(at + "ffn_gate.weight", record.ffn, record.hidden), matrix(at + "ffn_up.weight", record.ffn, record.hidden),
-                              matrix(at + "ffn_down.weight", record.hidden, record.ffn)});
+            const auto projection = [&](const char* name, int rows) {
+                return Projection{matrix(at + name + ".weight", rows, record.hidden), optional_vector(at + name + ".bias", rows),
+                                  optional_vector(at + name + "_norm.weight", record.head_dim)};
+            };
+            Layer layer{};
+            layer.attention_norm = vector(at + "attn_norm.weight", record.hidden);
+            layer.q = projection("attn_q", q), layer.k = projection("attn_k", kv), layer.v = projection("attn_v", kv);
+            layer.o = matrix(at + "attn_output.weight", record.hidden, q);
+            layer.attention_post_norm = optional_vector(at + "post_attention_norm.weight", record.hidden);
+            layer.ffn_norm = vector(at + "ffn_norm.weight", record.hidden);
+            layer.gate = matrix(at + "ffn_gate.weight", record.ffn, record.hidden), layer.up = matrix(at + "ffn_up.weight", record.ffn, record.hidden);
+            layer.down = matrix(at + "ffn_down.weight", record.hidden, record.ffn);
+            layer.ffn_post_norm = optional_vector(at + "post_ffw_norm.weight", record.hidden);
+            layer.window = windows[i] > 0 ? windows[i] : kNoWindow;
+            layers.push_back(layer);
         }
-        model_ = std::make_unique<Model>(record, std::move(layers), cache_pages, max_positions, rope_theta, threads, isa);
+        const double* first = frequencies.data();
+        const double* second = first + record.head_dim / 2;
+        model_ = std::make_unique<Model>(record, std::move(layers), std::vector<double>(first, second), std::vector<double>(second, second + record.head_dim / 2),
+                                         cache_pages, max_positions, threads, isa);
     }
 
     void forward(Ints slots, Ints offsets, Ints starts, Ints tokens, Ints parents, Ints positions, Ints scored, StridedRows logits,
@@ -94,6 +112,7 @@ class BoundModel {
         return found.data();
     }
     const float* vector(const std::string& name, int size) { return (const float*)bytes(name, sizeof(float) * size); }
+    const float* optional_vector(const std::string& name, int size) { return tensors_.contains(name.c_str()) ? vector(name, size) : nullptr; }
     Matrix matrix(const std::string& name, int rows, int columns) {
         const WeightType type = weight_type(nb::cast<std::string>(nb::object(tensors_[(name + ".type").c_str()])), columns);
         const Matrix shape = describe(type, rows, columns, nullptr);
@@ -179,8 +198,8 @@ NB_MODULE(_kernels, m) {
         nb::arg("type"), nb::arg("rows"), nb::arg("columns"), nb::arg("packed"), nb::arg("x"), nb::arg("out"), nb::arg("isa") = "");
 
     nb::class_<BoundModel>(m, "Model")
-        .def(nb::init<nb::dict, nb::dict, int, int, double, int, const std::string&>(), nb::arg("shape"), nb::arg("tensors"), nb::kw_only(),
-             nb::arg("cache_pages"), nb::arg("max_positions"), nb::arg("rope_theta"), nb::arg("threads"), nb::arg("isa"))
+        .def(nb::init<nb::dict, nb::dict, const std::vector<int>&, Doubles, int, int, int, const std::string&>(), nb::arg("shape"), nb::arg("tensors"),
+             nb::kw_only(), nb::arg("windows"), nb::arg("frequencies"), nb::arg("cache_pages"), nb::arg("max_positions"), nb::arg("threads"), nb::arg("isa"))
         .def("forward", &BoundModel::forward)
         .def("commit", [](BoundModel& b, const std::vector<int>& known, const std::vector<std::vector<int>>& kept) { b.model().commit(known, kept); })
         .def("release", [](BoundModel& b, const std::vector<int>& slots) { b.model().release(slots); })

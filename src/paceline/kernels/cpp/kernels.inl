@@ -52,11 +52,16 @@ inline void quantise_group(F32 a, F32 b, const Quantised& out, int row, int grou
     }
 }
 
-// Root mean square norm (Zhang & Sennrich, 2019), then 8-bit numbers.
-void norm_and_quantise(const float* x, const float* weight, int columns, float eps, const Quantised& out, int row) {
+// What a root mean square norm (Zhang & Sennrich, 2019) multiplies by, beside its weights.
+inline F32 norm_scale(const float* x, int columns, float eps) {
     F32 squares = splat(0.0f);
     for (int i = 0; i < columns; i += kLanes) squares = fma(load(x + i), load(x + i), squares);
-    const F32 scale = splat(1.0f / __builtin_sqrtf(sum_lanes(squares) / (float)columns + eps));
+    return splat(1.0f / __builtin_sqrtf(sum_lanes(squares) / (float)columns + eps));
+}
+
+// Such a norm, then 8-bit numbers.
+void norm_and_quantise(const float* x, const float* weight, int columns, float eps, const Quantised& out, int row) {
+    const F32 scale = norm_scale(x, columns, eps);
     for (int g = 0; g < columns / kGroup; g++) {
         const int i = g * kGroup;
         quantise_group(load(x + i) * scale * load(weight + i), load(x + i + kLanes) * scale * load(weight + i + kLanes), out, row, g);
@@ -116,26 +121,26 @@ inline void score_pages(const Pages& keys, int first, int last, const float* que
 }
 
 template <int Q = kKeyBlock>
-inline void score_queries(int queries, const Pages& keys, int count, const float* query, float* out, size_t stride) {
+inline void score_queries(int queries, const Pages& keys, int page, int end, const float* query, float* out, size_t stride) {
     if (queries == Q) {
         constexpr int P = kKeyBlock / Q < 4 ? kKeyBlock / Q : 4;
-        int page = 0;
-        for (; page + P <= count; page += P) score_pages<Q, P>(keys, page, count - 1, query, out, stride);
-        for (; page < count; page++) score_pages<Q, 1>(keys, page, count - 1, query, out, stride);
+        for (; page + P <= end; page += P) score_pages<Q, P>(keys, page, end - 1, query, out, stride);
+        for (; page < end; page++) score_pages<Q, 1>(keys, page, end - 1, query, out, stride);
     } else if constexpr (Q > 1) {
-        score_queries<Q - 1>(queries, keys, count, query, out, stride);
+        score_queries<Q - 1>(queries, keys, page, end, query, out, stride);
     }
 }
 
-// Turns scores [0, length) into weights exp(score - largest); returns their sum. Lane i adds the positions i, i+16, ...
-inline float soften(float* scores, int length) {
-    const int padded = ceil_div(length, kLanes) * kLanes;
-    for (int p = length; p < padded; p++) scores[p] = -1e30f;
-    F32 largest = load(scores);
-    for (int p = kLanes; p < padded; p += kLanes) largest = max(largest, load(scores + p));
+// Turns scores [begin, end) into weights exp(score - largest); returns their sum. Lane i adds the positions i, i+16, ...
+inline float soften(float* scores, int begin, int end) {
+    const int first = begin / kLanes * kLanes, padded = ceil_div(end, kLanes) * kLanes;
+    for (int p = first; p < begin; p++) scores[p] = -1e30f;
+    for (int p = end; p < padded; p++) scores[p] = -1e30f;
+    F32 largest = load(scores + first);
+    for (int p = first + kLanes; p < padded; p += kLanes) largest = max(largest, load(scores + p));
     const F32 shift = splat(max_lanes(largest));
     F32 sum = splat(0.0f);
-    for (int p = 0; p < padded; p += kLanes) {
+    for (int p = first; p < padded; p += kLanes) {
         const F32 weight = exp(load(scores + p) - shift);
         store(scores + p, weight);
         sum = sum + weight;
@@ -143,19 +148,20 @@ inline float soften(float* scores, int length) {
     return sum_lanes(sum);
 }
 
-// Weighted sums of 16*C value columns for Q queries, position by position. The first `shared` positions lie at the
-// slot of the same number for all of them; the rest is found through each query's node.
+// Weighted sums of 16*C value columns for Q queries, position by position from `begin` on. The positions below `shared`
+// lie at the slot of the same number for all of them; the rest is found through each query's node.
 template <int Q, int C>
-inline void gather_values(const Pages& values, int column, const Node* const* node, int start, int shared, const float* weights,
+inline void gather_values(const Pages& values, int column, const Node* const* node, int start, int begin, int shared, const float* weights,
                           size_t stride, const float* inverse, float* out) {
     F32 total[Q][C];
     PACELINE_UNROLL
     for (int i = 0; i < Q; i++)
         PACELINE_UNROLL
         for (int c = 0; c < C; c++) total[i][c] = splat(0.0f);
-    for (int p = 0; p < shared;) {
-        const uint16_t *value = values.page(p / kLanes) + column, *next = values.page(least(p + kLanes, shared - 1) / kLanes) + column;
-        for (const int end = least(shared, p + kLanes); p < end; p++, value += values.dim, next += values.dim) {
+    for (int p = begin; p < shared;) {
+        const size_t at = (size_t)(p % kLanes) * values.dim + column;
+        const uint16_t *value = values.page(p / kLanes) + at, *next = values.page(least(p + kLanes, shared - 1) / kLanes) + at;
+        for (const int end = least(shared, p / kLanes * kLanes + kLanes); p < end; p++, value += values.dim, next += values.dim) {
             F32 v[C];
             for (int c = 0; c < C; c += 2) prefetch(next + c * kLanes);
             PACELINE_UNROLL
@@ -169,7 +175,7 @@ inline void gather_values(const Pages& values, int column, const Node* const* no
     PACELINE_UNROLL
     for (int i = 0; i < Q; i++) {
         const Node& n = *node[i];
-        for (int p = shared; p < start + n.length; p++) {
+        for (int p = shared > begin ? shared : begin; p < start + n.length; p++) {
             const int j = p - start, slot = j < n.linear ? p : start + n.path[j - n.linear];
             const uint16_t* value = values.page(slot / kLanes) + slot % kLanes * values.dim + column;
             PACELINE_UNROLL
@@ -181,15 +187,15 @@ inline void gather_values(const Pages& values, int column, const Node* const* no
 }
 
 template <int Q = kQueryBlock>
-inline void gather_queries(int queries, const Pages& values, const Node* const* node, int start, int shared, const float* weights,
+inline void gather_queries(int queries, const Pages& values, const Node* const* node, int start, int begin, int shared, const float* weights,
                            size_t stride, const float* inverse, float* out) {
     if (queries == Q) {
         int column = 0;
         for (; column + 4 * kLanes <= values.dim; column += 4 * kLanes)
-            gather_values<Q, 4>(values, column, node, start, shared, weights, stride, inverse, out);
-        for (; column < values.dim; column += kLanes) gather_values<Q, 1>(values, column, node, start, shared, weights, stride, inverse, out);
+            gather_values<Q, 4>(values, column, node, start, begin, shared, weights, stride, inverse, out);
+        for (; column < values.dim; column += kLanes) gather_values<Q, 1>(values, column, node, start, begin, shared, weights, stride, inverse, out);
     } else if constexpr (Q > 1) {
-        gather_queries<Q - 1>(queries, values, node, start, shared, weights, stride, inverse, out);
+        gather_queries<Q - 1>(queries, values, node, start, begin, shared, weights, stride, inverse, out);
     }
 }
 
@@ -202,9 +208,13 @@ void attend(const Pass& pass, int layer, const AttentionUnit& unit, const Quanti
     const Pages keys{pass.keys + head_offset, row.pages, dim}, values{pass.values + head_offset, row.pages, dim};
     const size_t stride = pass.score_stride;
     float* result = scratch + (size_t)queries * stride;     // [queries][dim]
+    const int window = model.layer[layer].window;
+    const auto first_seen = [&](const Node& n) { return row.start + n.length > window ? row.start + n.length - window : 0; };
 
     // Scores against every slot that any node of the unit may see.
     const int slots = row.start + unit.first + unit.nodes - row.first;
+    int first_slot = slots;
+    for (int n = 0; n < unit.nodes; n++) first_slot = least(first_slot, first_seen(pass.node[unit.first + n]));
     for (int begin = 0; begin < queries; begin += kKeyBlock) {
         const int count = least(kKeyBlock, queries - begin);
         float* packed = result;                             // [dim][count], overwritten by the result later
@@ -213,7 +223,7 @@ void attend(const Pass& pass, int layer, const AttentionUnit& unit, const Quanti
             const float* query = pass.q + ((size_t)node * model.heads + head) * dim;
             for (int d = 0; d < dim; d++) packed[d * count + i] = query[d];
         }
-        score_queries(count, keys, ceil_div(slots, kLanes), packed, scratch + begin * stride, stride);
+        score_queries(count, keys, first_slot / kLanes, ceil_div(slots, kLanes), packed, scratch + begin * stride, stride);
     }
 
     for (int begin = 0; begin < queries; begin += kQueryBlock) {
@@ -226,11 +236,13 @@ void attend(const Pass& pass, int layer, const AttentionUnit& unit, const Quanti
             float* scores = scratch + (begin + i) * stride;
             // Slots to positions: ancestors ascend and never lie before their own place, so this can be done in place.
             for (int j = n.linear; j < n.length; j++) scores[row.start + j] = scores[row.start + n.path[j - n.linear]];
-            inverse[i] = 1.0f / soften(scores, row.start + n.length);
+            const int seen = first_seen(n);
+            inverse[i] = 1.0f / soften(scores, seen, row.start + n.length);
+            for (int p = first_slot; p < seen; p++) scores[p] = 0.0f;       // what other queries of the unit see
             node[i] = &n;
             shared = least(shared, row.start + n.linear);
         }
-        gather_queries(count, values, node, row.start, shared, scratch + begin * stride, stride, inverse, result + (size_t)begin * dim);
+        gather_queries(count, values, node, row.start, first_slot, shared, scratch + begin * stride, stride, inverse, result + (size_t)begin * dim);
     }
 
     const int first_group = unit.kv_head * group * dim / kGroup;
@@ -244,40 +256,57 @@ void attend(const Pass& pass, int layer, const AttentionUnit& unit, const Quanti
 // ---------------------------------------------------------------------------------- one pass
 
 // Rotary positions (Su et al., 2021) on pairs of neighbours.
-inline F32 rotate(F32 x, const ModelRecord& model, int position, int dim) {
-    const size_t at = (size_t)position * model.head_dim + dim;
-    return fma(swap_pairs(x), load(model.rope_sin + at), x * load(model.rope_cos + at));
+inline F32 rotate(F32 x, const Rotation& rotation, size_t at) {
+    return fma(swap_pairs(x), load(rotation.sin + at), x * load(rotation.cos + at));
 }
 
 void embed(const Pass& pass, int node) {
-    read_row(pass.model->embedding, pass.tokens[node], pass.x + (size_t)node * pass.model->hidden);
+    const ModelRecord& model = *pass.model;
+    float* x = pass.x + (size_t)node * model.hidden;
+    read_row(model.embedding, pass.tokens[node], x);
+    if (model.embedding_scale != 1.0f)
+        for (int i = 0; i < model.hidden; i += kLanes) store(x + i, load(x + i) * splat(model.embedding_scale));
 }
 
 // Which of a layer's three projections a block of the concatenated outputs q, k, v belongs to.
-struct Projection {
-    const Matrix* matrix;
+struct QkvPart {
+    const Projection* projection;
     int first, last;            // its blocks in the concatenation
 };
 
+// One row of the blocks [first, last) of a projection: its bias, and the norm of each head, of which it then has all blocks.
+void add_bias_and_norm(const Projection& projection, const ModelRecord& model, int first, int last, float* x) {
+    const int width = (last - first) * kLanes, dim = model.head_dim;
+    if (projection.bias)
+        for (int i = 0; i < width; i += kLanes) store(x + i, load(x + i) + load(projection.bias + first * kLanes + i));
+    if (projection.norm)
+        for (float* head = x; head < x + width; head += dim) {
+            const F32 scale = norm_scale(head, dim, model.norm_eps);
+            for (int i = 0; i < dim; i += kLanes) store(head + i, load(head + i) * scale * load(projection.norm + i));
+        }
+}
+
 // The blocks [first, last) of one projection: rotated queries for this pass, rotated keys and values into the cache.
-void project_qkv(const Pass& pass, int layer, const Projection& part, int first, int last, const Quantised& normed, float* out) {
+void project_qkv(const Pass& pass, int layer, const Projection& projection, int first, int last, const Quantised& normed, float* out) {
     const ModelRecord& model = *pass.model;
     const Layer& l = model.layer[layer];
     const int dim = model.head_dim, blocks = last - first;
-    multiply(*part.matrix, first, last, normed, pass.nodes, out, (size_t)blocks * kLanes);
-    const F32 query_scale = splat(1.0f / __builtin_sqrtf((float)dim));
+    multiply(projection.weights, first, last, normed, pass.nodes, out, (size_t)blocks * kLanes);
+    const F32 query_scale = splat(model.query_scale);
     for (int n = 0; n < pass.nodes; n++) {
+        if (projection.bias || projection.norm) add_bias_and_norm(projection, model, first, last, out + (size_t)n * blocks * kLanes);
         const Row& row = pass.row[pass.row_of[n]];
         const int slot = row.start + n - row.first, lane = slot % kLanes;
+        const size_t turn = (size_t)pass.positions[n] * dim;
         for (int b = 0; b < blocks; b++) {
             const int head = (first + b) * kLanes / dim, d = (first + b) * kLanes % dim;
             const F32 x = load(out + ((size_t)n * blocks + b) * kLanes);
             const size_t page = ((size_t)layer * model.kv_heads + head) * pass.head_stride + (size_t)row.pages[slot / kLanes] * dim * kLanes;
-            if (part.matrix == &l.q) {
-                store(pass.q + ((size_t)n * model.heads + head) * dim + d, rotate(x, model, pass.positions[n], d) * query_scale);
-            } else if (part.matrix == &l.k) {
+            if (&projection == &l.q) {
+                store(pass.q + ((size_t)n * model.heads + head) * dim + d, rotate(x, l.rotation, turn + d) * query_scale);
+            } else if (&projection == &l.k) {
                 uint16_t halves[kLanes];
-                store_half(halves, rotate(x, model, pass.positions[n], d));
+                store_half(halves, rotate(x, l.rotation, turn + d));
                 for (int i = 0; i < kLanes; i++) pass.keys[page + (size_t)(d + i) * kLanes + lane] = halves[i];
             } else {
                 store_half(pass.values + page + (size_t)lane * dim + d, x);
@@ -286,7 +315,9 @@ void project_qkv(const Pass& pass, int layer, const Projection& part, int first,
     }
 }
 
-void add_projection(const Pass& pass, const Matrix& w, int first, int last, const Quantised& in, float* out) {
+// Adds to the residual stream, or fills `branch` where a norm comes before.
+void add_projection(const Pass& pass, const Matrix& w, const float* post_norm, int first, int last, const Quantised& in, float* out) {
+    if (post_norm) return multiply(w, first, last, in, pass.nodes, pass.branch + first * kLanes, pass.model->hidden);
     const size_t width = (size_t)(last - first) * kLanes;
     multiply(w, first, last, in, pass.nodes, out, width);
     for (int n = 0; n < pass.nodes; n++) {
@@ -295,7 +326,13 @@ void add_projection(const Pass& pass, const Matrix& w, int first, int last, cons
     }
 }
 
-// silu(gate) * up (Shazeer, 2020) for the groups [first, last) of 32 outputs, as 8-bit numbers.
+// x * sigmoid(x), or x * sigmoid(2 sqrt(2/pi) (x + 0.044715 x^3)), the tanh form of GELU (Hendrycks & Gimpel, 2016).
+inline F32 activate(F32 x, bool gelu) {
+    const F32 z = gelu ? x * fma(x * x, splat(0.0713548163f), splat(1.59576912f)) : x;
+    return x / (splat(1.0f) + exp(splat(0.0f) - z));
+}
+
+// activation(gate) * up (Shazeer, 2020) for the groups [first, last) of 32 outputs, as 8-bit numbers.
 void gate_and_up(const Pass& pass, const Layer& layer, int first, int last, const Quantised& normed, const Quantised& gated, float* out) {
     const size_t width = (size_t)(last - first) * kGroup;
     float* gates = out;
@@ -307,18 +344,26 @@ void gate_and_up(const Pass& pass, const Layer& layer, int first, int last, cons
             F32 product[2];
             for (int half = 0; half < 2; half++) {
                 const size_t at = n * width + (g - first) * kGroup + half * kLanes;
-                const F32 gate = load(gates + at);
-                product[half] = gate / (splat(1.0f) + exp(splat(0.0f) - gate)) * load(ups + at);
+                product[half] = activate(load(gates + at), pass.model->gelu) * load(ups + at);
             }
             quantise_group(product[0], product[1], gated, n, g);
         }
 }
 
-void copy_taps(const Pass& pass, int layers_done, int thread, int threads) {
+// What is left to do to the residual stream of a node behind an attention or feed-forward part.
+void settle(const Pass& pass, int node, const float* post_norm) {
+    if (!post_norm) return;
+    const int hidden = pass.model->hidden;
+    const float* branch = pass.branch + (size_t)node * hidden;
+    float* x = pass.x + (size_t)node * hidden;
+    const F32 scale = norm_scale(branch, hidden, pass.model->norm_eps);
+    for (int i = 0; i < hidden; i += kLanes) store(x + i, load(x + i) + load(branch + i) * scale * load(post_norm + i));
+}
+
+void copy_taps(const Pass& pass, int node, int layers_done) {
+    const size_t at = (size_t)node * pass.model->hidden;
     for (int t = 0; t < pass.taps; t++)
-        if (pass.tap_layers[t] == layers_done)
-            for (size_t n = thread; n < (size_t)pass.nodes; n += threads)
-                __builtin_memcpy(pass.tap_rows[t] + n * pass.model->hidden, pass.x + n * pass.model->hidden, sizeof(float) * pass.model->hidden);
+        if (pass.tap_layers[t] == layers_done) __builtin_memcpy(pass.tap_rows[t] + at, pass.x + at, sizeof(float) * pass.model->hidden);
 }
 
 void score_tokens(const Pass& pass, int first, int last, const Quantised& normed, float* out) {
@@ -357,39 +402,57 @@ void run(const Pass& pass, int thread, int threads) {
     begin_tiles(normed.tile);
     each(pass.nodes, 1, [&](int node, int) { embed(pass, node); });
     finish(kEmbed);
-    copy_taps(pass, 0, thread, threads);
+    const float* unsettled = nullptr;       // the norm of what the layer before adds
     for (int i = 0; i < model.layers; i++) {
         const Layer& layer = model.layer[i];
-        each(pass.nodes, 1, [&](int node, int) { norm(layer.attention_norm, node, normed, node); });
+        each(pass.nodes, 1, [&](int node, int) {
+            settle(pass, node, unsettled);
+            copy_taps(pass, node, i);
+            norm(layer.attention_norm, node, normed, node);
+        });
+        unsettled = layer.ffn_post_norm;
         wait(*pass.barrier);
         const int q_blocks = model.heads * model.head_dim / kLanes, kv_blocks = model.kv_heads * model.head_dim / kLanes;
-        const Projection parts[3] = {{&layer.q, 0, q_blocks}, {&layer.k, q_blocks, q_blocks + kv_blocks}, {&layer.v, q_blocks + kv_blocks, q_blocks + 2 * kv_blocks}};
-        each(q_blocks + 2 * kv_blocks, kBlocksAtOnce, [&](int first, int last) {
-            for (const Projection& part : parts) {
+        const QkvPart parts[3] = {{&layer.q, 0, q_blocks}, {&layer.k, q_blocks, q_blocks + kv_blocks}, {&layer.v, q_blocks + kv_blocks, q_blocks + 2 * kv_blocks}};
+        // A head that is normed must be in one hand.
+        const int together = layer.q.norm || layer.k.norm ? model.head_dim / kLanes : 1;
+        each((q_blocks + 2 * kv_blocks) / together, together > 1 ? 1 : kBlocksAtOnce, [&](int begin, int end) {
+            for (const QkvPart& part : parts) {
+                const int first = begin * together, last = end * together;
                 const int from = first > part.first ? first : part.first, to = least(last, part.last);
-                if (from < to) project_qkv(pass, i, part, from - part.first, to - part.first, normed, scratch);
+                if (from < to) project_qkv(pass, i, *part.projection, from - part.first, to - part.first, normed, scratch);
             }
         });
         finish(kQkv);
-        if (i + 1 == model.layers && !pass.scored && !pass.taps) break;      // only its keys and values were wanted
+        if (i + 1 == model.layers && !pass.scored && !pass.taps) {          // only its keys and values were wanted
+            unsettled = nullptr;
+            break;
+        }
         for (int u = pass.unit_share[thread]; u < pass.unit_share[thread + 1]; u++) attend(pass, i, pass.unit[u], attended, scratch);
         fetch(layer.o, share_begins(model.hidden / kLanes));
         finish(kAttention);
-        each(model.hidden / kLanes, kBlocksAtOnce, [&](int first, int last) { add_projection(pass, layer.o, first, last, attended, scratch); });
+        each(model.hidden / kLanes, kBlocksAtOnce, [&](int first, int last) { add_projection(pass, layer.o, layer.attention_post_norm, first, last, attended, scratch); });
         fetch(layer.gate, 2 * share_begins(model.ffn / kGroup));
         fetch(layer.up, 2 * share_begins(model.ffn / kGroup));
         finish(kOutput);
-        each(pass.nodes, 1, [&](int node, int) { norm(layer.ffn_norm, node, normed, node); });
+        each(pass.nodes, 1, [&](int node, int) {
+            settle(pass, node, layer.attention_post_norm);
+            norm(layer.ffn_norm, node, normed, node);
+        });
         wait(*pass.barrier);
         each(model.ffn / kGroup, kBlocksAtOnce / 2, [&](int first, int last) { gate_and_up(pass, layer, first, last, normed, gated, scratch); });
         fetch(layer.down, share_begins(model.hidden / kLanes));
         finish(kGateUp);
-        each(model.hidden / kLanes, kBlocksAtOnce, [&](int first, int last) { add_projection(pass, layer.down, first, last, gated, scratch); });
-        if (i + 1 < model.layers) fetch(thread == 0 ? model.layer[i + 1].q : model.layer[i + 1].k, 0);
+        each(model.hidden / kLanes, kBlocksAtOnce, [&](int first, int last) { add_projection(pass, layer.down, layer.ffn_post_norm, first, last, gated, scratch); });
+        if (i + 1 < model.layers) fetch((thread == 0 ? model.layer[i + 1].q : model.layer[i + 1].k).weights, 0);
         else fetch(model.head, share_begins(ceil_div(model.vocab, kLanes)));
         finish(kDown);
-        copy_taps(pass, i + 1, thread, threads);
     }
+    each(pass.nodes, 1, [&](int node, int) {
+        settle(pass, node, unsettled);
+        copy_taps(pass, node, model.layers);
+    });
+    if (unsettled) wait(*pass.barrier);
     const Quantised scored = tiled(pass.normed, pass.scored);
     begin_tiles(scored.tile);
     each(pass.scored, 1, [&](int row, int) { norm(model.output_norm, pass.scored_nodes[row], scored, row); });

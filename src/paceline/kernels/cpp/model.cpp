@@ -97,30 +97,40 @@ LazyMemory::LazyMemory(size_t bytes) : bytes_(bytes) {
 }
 LazyMemory::~LazyMemory() { munmap(data_, bytes_); }
 
-Model::Model(const ModelRecord& record, std::vector<Layer> layers, int cache_pages, int max_positions, double rope_theta, int threads,
-             const std::string& isa)
+Model::Model(const ModelRecord& record, std::vector<Layer> layers, std::vector<double> frequencies, std::vector<double> window_frequencies,
+             int cache_pages, int max_positions, int threads, const std::string& isa)
     : record_(record),
       layers_(std::move(layers)),
       kernels_(choose_kernels(isa)),
       pool_(threads),
+      frequencies_{std::move(frequencies), std::move(window_frequencies)},
+      rotations_{LazyMemory(2 * sizeof(float) * max_positions * record.head_dim), LazyMemory(2 * sizeof(float) * max_positions * record.head_dim)},
+      max_positions_(max_positions),
       head_stride_((size_t)record.head_dim * kLanes * cache_pages),
       keys_(head_stride_ * record.kv_heads * record.layers * sizeof(uint16_t)),
       values_(head_stride_ * record.kv_heads * record.layers * sizeof(uint16_t)) {
-    record_.layer = layers_.data();
-    rope_cos_.resize((size_t)max_positions * record.head_dim);
-    rope_sin_.resize(rope_cos_.size());
-    for (int pair = 0; pair < record.head_dim / 2; pair++) {
-        const double frequency = std::pow(rope_theta, -2.0 * pair / record.head_dim);
-        for (int position = 0; position < max_positions; position++) {
-            const size_t at = (size_t)position * record.head_dim + 2 * pair;
-            rope_cos_[at] = rope_cos_[at + 1] = (float)std::cos(position * frequency);
-            rope_sin_[at + 1] = (float)std::sin(position * frequency);
-            rope_sin_[at] = -rope_sin_[at + 1];
-        }
+    for (Layer& layer : layers_) {
+        const float* cos = rotations_[layer.window < kNoWindow].floats();
+        layer.rotation = {cos, cos + (size_t)max_positions * record.head_dim};
     }
-    record_.rope_cos = rope_cos_.data();
-    record_.rope_sin = rope_sin_.data();
+    record_.layer = layers_.data();
     for (int page = cache_pages; page-- > 0;) free_.push_back(page);
+}
+
+void Model::fill_rotations(int positions) {
+    for (int position = filled_positions_; position < std::min(positions, max_positions_); position++)
+        for (int kind = 0; kind < 2; kind++) {
+            if (std::none_of(layers_.begin(), layers_.end(), [&](const Layer& l) { return (l.window < kNoWindow) == (kind == 1); })) continue;
+            float* cos = rotations_[kind].floats() + (size_t)position * record_.head_dim;
+            float* sin = cos + (size_t)max_positions_ * record_.head_dim;
+            for (int d = 0; d < record_.head_dim; d += 2) {
+                const double angle = position * frequencies_[kind][d / 2];
+                cos[d] = cos[d + 1] = (float)std::cos(angle);
+                sin[d + 1] = (float)std::sin(angle);
+                sin[d] = -sin[d + 1];
+            }
+        }
+    filled_positions_ = std::max(filled_positions_, positions);
 }
 
 void Model::reserve(Sequence& sequence, int tokens) {
@@ -147,6 +157,7 @@ void Model::forward(const PackedDraft& draft, float* logits, size_t logits_strid
     if (missing > (int)free_.size())
         throw CacheFull("the cache has " + std::to_string(free_.size() * kLanes) + " tokens free, this pass needs " + std::to_string(missing * kLanes) + " more");
 
+    fill_rotations(longest);
     const int group = record_.heads / record_.kv_heads, threads = pool_.size();
     std::vector<Row> rows(draft.rows);
     std::vector<int32_t> row_of(draft.nodes);
@@ -217,9 +228,12 @@ void Model::forward(const PackedDraft& draft, float* logits, size_t logits_strid
 
     std::vector<float*> scratch(threads);
     const int queries = kUnitNodes * group;
-    const size_t scratch_floats = std::max<size_t>((size_t)queries * (pass.score_stride + record_.head_dim), (size_t)draft.nodes * 2 * kBlocksAtOnce * kLanes);
+    const size_t scratch_floats = std::max<size_t>((size_t)queries * (pass.score_stride + record_.head_dim),
+                                                   (size_t)draft.nodes * std::max(2 * kBlocksAtOnce * kLanes, record_.head_dim));
     Arena arena;
     arena.plan(pass.x, (size_t)draft.nodes * record_.hidden);
+    if (std::any_of(layers_.begin(), layers_.end(), [](const Layer& l) { return l.attention_post_norm || l.ffn_post_norm; }))
+        arena.plan(pass.branch, (size_t)draft.nodes * record_.hidden);
     arena.plan(pass.q, (size_t)draft.nodes * record_.heads * record_.head_dim);
     Readers of_normed, of_attended, of_gated;
     of_normed.add(record_.head);

@@ -22,7 +22,7 @@ std::vector<std::string> available_kernels();
 size_t block_bytes(WeightType type, int columns);
 Matrix describe(WeightType type, int rows, int columns, const uint8_t* data);
 
-// Memory whose pages the system provides when they are first touched.
+// Memory of zeros whose pages the system provides when they are first touched.
 class LazyMemory {
   public:
     explicit LazyMemory(size_t bytes);
@@ -30,6 +30,7 @@ class LazyMemory {
     LazyMemory(const LazyMemory&) = delete;
     LazyMemory& operator=(const LazyMemory&) = delete;
     uint16_t* halves() const { return (uint16_t*)data_; }
+    float* floats() const { return (float*)data_; }
 
   private:
     void* data_;
@@ -50,8 +51,9 @@ struct PackedDraft {
 class Model {
   public:
     // `record` and what it points to must outlive the model.
-    Model(const ModelRecord& record, std::vector<Layer> layers, int cache_pages, int max_positions, double rope_theta, int threads,
-          const std::string& isa);
+    // Rotary frequencies [head_dim/2] of layers without a window, and of those with one.
+    Model(const ModelRecord& record, std::vector<Layer> layers, std::vector<double> frequencies, std::vector<double> window_frequencies, int cache_pages,
+          int max_positions, int threads, const std::string& isa);
 
     // Fills logits [scored][vocab], rows logits_stride apart, and tap_rows[t] [nodes][hidden]. Throws CacheFull before anything changed.
     void forward(const PackedDraft& draft, float* logits, size_t logits_stride, const std::vector<int32_t>& tap_layers, const std::vector<float*>& tap_rows);
@@ -74,6 +76,7 @@ class Model {
 
   private:
     void reserve(Sequence& sequence, int tokens);
+    void fill_rotations(int positions);
     void move(const Sequence& sequence, int from, int to);
     size_t page_at(const Sequence& sequence, int layer, int head, int slot) const;
 
@@ -81,7 +84,9 @@ class Model {
     std::vector<Layer> layers_;
     const Kernels& kernels_;
     ThreadPool pool_;
-    std::vector<float> rope_cos_, rope_sin_;
+    std::vector<double> frequencies_[2];
+    LazyMemory rotations_[2];        // cos, then sin
+    int max_positions_, filled_positions_ = 0;
     size_t head_stride_;
     LazyMemory keys_, values_;
     std::map<int, Sequence> sequences_;

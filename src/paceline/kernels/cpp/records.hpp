@@ -52,21 +52,40 @@ struct Matrix {
     size_t minima_at, parts_at, part_minima_at, numbers_at;
 };
 
+// A projection of queries, keys or values, and what happens to its outputs.
+struct Projection {
+    Matrix weights;
+    const float* bias;          // [heads*head_dim]; null: none
+    const float* norm;          // [head_dim]: RMS norm of each head; null: none
+};
+
+// Rotary factors by position, for pairs (2i, 2i+1). They are filled as far as sequences have grown.
+struct Rotation {
+    const float* cos;           // [max_positions][head_dim], each value twice
+    const float* sin;           // the same, the first of each pair negated
+};
+
 struct Layer {
     const float* attention_norm;
-    Matrix q, k, v, o;
+    Projection q, k, v;
+    Matrix o;
+    const float* attention_post_norm;   // of what attention adds to the residual stream; null: none
     const float* ffn_norm;
     Matrix gate, up, down;
+    const float* ffn_post_norm;         // of what the feed-forward part adds; null: none
+    int window;                 // positions that a node sees, its own included
+    Rotation rotation;
 };
+
+constexpr int kNoWindow = 1 << 30;      // more than there can be
 
 struct ModelRecord {
     int hidden, layers, heads, kv_heads, head_dim, ffn, vocab;
-    float norm_eps;
+    float norm_eps, embedding_scale, query_scale;
+    bool gelu;                  // the gate's activation: GELU in its tanh form, or SiLU
     const Layer* layer;
     const float* output_norm;
     Matrix embedding, head;
-    const float* rope_cos;      // [max_positions][head_dim], each value twice, for pairs (2i, 2i+1)
-    const float* rope_sin;      // the same, the first of each pair negated
 };
 
 // Activations as 8-bit numbers with one scale per group of 32. Rows lie in tiles of as many as a kernel multiplies at
@@ -125,6 +144,7 @@ struct Pass {
     uint16_t* values;           // half [layers][kv_heads][pages][16][head_dim]
     size_t head_stride;         // elements of one head's keys, and of its values
     float* x;                   // [nodes][hidden]: the residual stream
+    float* branch;              // [nodes][hidden]: what is added to it after a norm; null if no layer has such a norm
     float* q;                   // [nodes][heads*head_dim]
     Quantised normed;           // [nodes], hidden columns; the kernels choose the tiles of all three
     Quantised attended;         // [nodes], heads*head_dim columns
