@@ -186,26 +186,26 @@ def _build(spec: Spec) -> Model:
     from tokenizers.models import BPE
     from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 
-    types, pre = spec["types"], spec["pre"]
+    types, pre, spaces = spec["types"], spec["pre"], spec["model"] == "llama"
     vocabulary = {token: id for id, token in enumerate(spec["tokens"]) if types[id] != TokenType.CONTROL}
+    whole = [token for token, id in vocabulary.items() if token and types[id] == TokenType.USER_DEFINED]
+    if spaces:
+        # Files spell the spaces of these tokens as they are, the text arrives with all of them replaced.
+        respelled = {token.replace(" ", _SPACE): vocabulary[token] for token in whole}
+        vocabulary = respelled | vocabulary
+        whole = [token for token in respelled if vocabulary[token] == respelled[token]]
     merges = [tuple(merge.split(" ")) for merge in spec["merges"]]
     model = Model(
         BPE(
             vocab=vocabulary,
             merges=merges,
-            byte_fallback=spec["model"] == "llama",
+            byte_fallback=spaces,
             # Files of this family take a word that is a token as it is, without merging up to it.
             ignore_merges=pre == "llama-bpe",
         )
     )
-    if spec["model"] == "gpt2":
+    if not spaces:
         cuts = [Split(Regex(expression), "isolated") for expression in PRE_TOKENIZERS[pre]]
         model.pre_tokenizer = Sequence([*cuts, ByteLevel(add_prefix_space=False, use_regex=False)])
-    model.add_tokens(
-        [
-            AddedToken(token, normalized=False)
-            for token, id in vocabulary.items()
-            if token and types[id] == TokenType.USER_DEFINED
-        ]
-    )
+    model.add_tokens([AddedToken(token, normalized=False) for token in whole])
     return model
