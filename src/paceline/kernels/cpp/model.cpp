@@ -238,7 +238,7 @@ void Model::forward(const PackedDraft& draft, float* logits, size_t logits_strid
     Readers of_normed, of_attended, of_gated;
     of_normed.add(record_.head);
     for (const Layer& layer : layers_) {
-        for (const Matrix* matrix : {&layer.q, &layer.k, &layer.v, &layer.gate, &layer.up}) of_normed.add(*matrix);
+        for (const Matrix* matrix : {&layer.q.weights, &layer.k.weights, &layer.v.weights, &layer.gate, &layer.up}) of_normed.add(*matrix);
         of_attended.add(layer.o);
         of_gated.add(layer.down);
     }
