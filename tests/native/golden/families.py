@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.gguf_writer import byte_level_tables, write
-from tests.native.models import random_blocks
 
 Floats = NDArray[np.float32]
 
@@ -168,8 +167,16 @@ def blocks_and_vectors(family: Family) -> tuple[dict[str, NDArray[np.uint8]], di
         if family.bias:
             for part, width in (("q", wide), ("k", narrow), ("v", narrow)):
                 vectors[f"{at}self_attn.{part}_proj.bias"] = rng.uniform(-1, 1, width).astype(np.float32)
-    blocks = {f"{name}.weight": random_blocks("Q8_0", *shape, rng) for name, shape in shapes.items()}
+    blocks = {f"{name}.weight": _blocks(*shape, rng) for name, shape in shapes.items()}
     return blocks, vectors
+
+
+def _blocks(rows: int, columns: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Q8_0 blocks [rows, bytes]: a scale and 32 numbers of 8 bits each; weights spread by 1/sqrt(columns)."""
+    scales = rng.uniform(0.5, 1.5, (rows, columns // 32, 1)) / np.sqrt(columns) / 74
+    numbers = rng.integers(-127, 128, (rows, columns // 32, 32)).astype(np.int8)
+    blocks = np.concatenate([scales.astype(np.float16).view(np.uint8), numbers.view(np.uint8)], axis=-1)
+    return blocks.reshape(rows, -1)
 
 
 def _norm(width: int, rng: np.random.Generator, family: Family) -> Floats:
