@@ -33,9 +33,18 @@ ALL = pytest.mark.parametrize("name", FAMILIES)
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, PackedWeights]:
-    folder = tmp_path_factory.mktemp("families")
+    return pack_all(tmp_path_factory.mktemp("integers"), "Q8_0")
+
+
+@pytest.fixture(scope="module")
+def packed_floats(tmp_path_factory: pytest.TempPathFactory) -> dict[str, PackedWeights]:
+    return pack_all(tmp_path_factory.mktemp("floats"), "F32")
+
+
+def pack_all(folder: Path, kind: str) -> dict[str, PackedWeights]:
     return {
-        name: pack_gguf(write_family(folder / f"{name}.gguf", family)) for name, family in FAMILIES.items()
+        name: pack_gguf(write_family(folder / f"{name}.gguf", family, kind))
+        for name, family in FAMILIES.items()
     }
 
 
@@ -74,6 +83,18 @@ def test_float32_arithmetic_gives_the_logits_of_transformers(
 
 
 @ALL
+@pytest.mark.parametrize("isa", COMPILED)
+def test_the_kernels_give_the_logits_of_transformers_but_for_their_cache(
+    packed_floats: dict[str, PackedWeights], name: str, isa: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With float32 matrices only keys and values are rounded, to 16 bits."""
+    found = logits(make(monkeypatch, packed_floats[name], isa), FAMILIES[name])[list(SCORED)]
+    error = np.abs(found - EXPECTED[name])
+    assert error.max() <= 2e-2
+    assert error.mean() <= 2e-3
+
+
+@ALL
 @pytest.mark.skipif(
     not (find_spec("torch") and find_spec("transformers")), reason="torch or transformers is not installed"
 )
@@ -96,22 +117,22 @@ def make(monkeypatch: pytest.MonkeyPatch, weights: PackedWeights, isa: str, thre
 @ALL
 @pytest.mark.parametrize("isa", COMPILED)
 def test_the_kernels_agree_with_their_reference(
-    packed: dict[str, PackedWeights], name: str, isa: str, monkeypatch: pytest.MonkeyPatch
+    packed_floats: dict[str, PackedWeights], name: str, isa: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Over a tree whose nodes see each other through a window, with 8-bit activations on both sides."""
+    """Over a tree whose nodes see each other through a window."""
     rng = random.Random(5)
     history = [int(token) for token in FAMILIES[name].tokens][:21]
     tree = random_tree(rng, 30, VOCABULARY)
     found = []
     for path in (isa, "reference"):
-        target = make(monkeypatch, packed[name], path)
+        target = make(monkeypatch, packed_floats[name], path)
         read(target, 0, history[:-1])
         scores = target.forward(draft_of([(0, history, 20, 21, tree)]), frozenset({"hidden.1", "hidden.3"}))
         found.append({"logits": scores.logits.copy(), **scores.features})
     for part, wanted in found[1].items():
         error = np.abs(found[0][part] - wanted) / wanted.std()
-        assert error.max() < 0.2, (part, error.max())
-        assert error.mean() < 0.03, (part, error.mean())
+        assert error.max() < 5e-3, (part, error.max())  # a key or value rounds the other way now and then
+        assert error.mean() < 2e-4, (part, error.mean())
 
 
 @ALL

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from paceline.errors import ModelFileError
-from paceline.models.config import ModelConfig
+from paceline.models.config import ModelConfig, read_config
 from paceline.models.gguf_file import read_gguf
+from paceline.models.metadata import Metadata
 from paceline.models.tokenizer import Tokenizer
 
 # "write_gguf" comes from tests/conftest.py
@@ -35,7 +36,7 @@ def test_a_whole_file_is_read_as_it_was_written(write_gguf: Any) -> None:
     assert checkpoint.config == ModelConfig(
         architecture="llama", name="llama", hidden=64, layers=1, heads=2, kv_heads=1, head_dim=32, ffn=96,
         vocab_size=265, context=64, rope_theta=10000.0, rope_interleaved=True,
-        norm_eps=pytest.approx(1e-5), tied=True,
+        norm_eps=pytest.approx(1e-5), tied=True, query_scale=32**-0.5,
     )  # fmt: skip
     theirs = gguf.GGUFReader(path)
     assert [tensor.name for tensor in theirs.tensors] == list(checkpoint.tensors)
@@ -58,6 +59,37 @@ def test_config_and_tokenizer_survive_json(write_gguf: Any) -> None:
 def test_an_output_matrix_of_its_own_makes_the_model_untied(write_gguf: Any) -> None:
     checkpoint = read_gguf(write_gguf(tensors={"output.weight": np.ones((265, 64), np.float32)}))
     assert not checkpoint.config.tied
+
+
+def test_what_an_architecture_adds_is_read(write_gguf: Any) -> None:
+    def read(architecture: str, **metadata: Any) -> ModelConfig:
+        own = {f"{architecture}.{key.replace('__', '.')}": value for key, value in metadata.items()}
+        return read_config(Metadata({**sizes(architecture), **own}))
+
+    def sizes(architecture: str) -> dict[str, Any]:
+        tables = {"general.architecture": architecture, "tokenizer.ggml.tokens": ["a"] * 9}
+        numbers = {"embedding_length": 96, "attention.head_count": 4, "attention.key_length": 64}
+        numbers |= {"context_length": 64, "block_count": 8, "feed_forward_length": 96}
+        numbers |= {"attention.layer_norm_rms_epsilon": 1e-6}  # type: ignore[dict-item]
+        return tables | {f"{architecture}.{key}": value for key, value in numbers.items()}
+
+    plain = read("llama")
+    assert (plain.bias, plain.head_norms, plain.post_norms, plain.gelu) == (False,) * 4
+    assert (plain.windows, plain.embedding_scale, plain.query_scale) == ([0] * 8, 1.0, 0.125)
+    assert read("llama", attention__sliding_window=8).windows == [8] * 8
+    assert read("llama", attention__sliding_window=1 << 31).windows == [64] * 8
+    assert read("llama", rope__scaling__factor=4.0).rope_scaling == 4.0
+    assert read("llama", rope__scaling__type="none", rope__scaling__factor=4.0).rope_scaling == 1.0
+    assert (read("qwen2").bias, read("qwen2").rope_interleaved) == (True, False)
+    assert (read("qwen3").bias, read("qwen3").head_norms) == (False, True)
+    gemma = read("gemma3", attention__sliding_window=8)
+    assert (gemma.post_norms, gemma.head_norms, gemma.gelu) == (True,) * 3
+    assert gemma.windows == [8, 8, 8, 8, 8, 0, 8, 8]
+    assert (gemma.embedding_scale, gemma.window_rope_theta, gemma.query_scale) == (96**0.5, 10000.0, 0.125)
+    assert read("gemma3").windows == [0] * 8
+    assert read("gemma3", block_count=62).query_scale == (96 / 4) ** -0.5
+    for config in (plain, gemma):
+        assert ModelConfig.from_json(config.to_json()) == config
 
 
 def test_a_missing_file_a_folder_and_an_empty_file_are_refused(tmp_path: Path) -> None:
@@ -87,7 +119,10 @@ def test_a_missing_file_a_folder_and_an_empty_file_are_refused(tmp_path: Path) -
             "llama.rope.scaling.type: found 'yarn', which is not supported",
         ),
         ({"llama.expert_count": 8}, "llama.expert_count: found 8"),
-        ({"llama.attention.sliding_window": 8}, "sliding windows below the context (64) are not supported"),
+        ({"llama.attention.sliding_window": -8}, "llama.attention.sliding_window: found -8"),
+        ({"llama.final_logit_softcapping": 30.0}, "llama.final_logit_softcapping: found 30.0, which is not"),
+        ({"llama.attention.causal": False}, "llama.attention.causal: found False, which is not supported"),
+        ({"llama.rope.scaling.factor": -2.0}, "llama.rope.scaling.factor: found -2.0, expected a number"),
         ({"llama.attention.layer_norm_rms_epsilon": 2.0}, "found 2.0, expected a number from 1e-12 to 0.1"),
         ({"llama.vocab_size": 999}, "vocab_size: found 999, expected the 265 listed tokens"),
         ({"tokenizer.ggml.model": "bert"}, "tokenizer 'bert' is not supported"),
@@ -112,8 +147,10 @@ def test_metadata_that_cannot_be_honoured_are_refused_by_name(
         ({"blk.0.attn_q.weight": None}, "'blk.0.attn_q.weight': missing, expected shape (64, 64)"),
         ({"blk.0.attn_q.weight": np.ones((32, 64), np.float32)}, "has shape (32, 64), expected (64, 64)"),
         ({"blk.0.attn_q.bias": np.ones(64, np.float32)}, "'blk.0.attn_q.bias': is not known"),
-        ({"rope_freqs.weight": np.ones(16, np.float32)}, "'rope_freqs.weight': is not known"),
-        ({"output_norm.weight": np.ones(64, np.float16)}, "has type F16, expected F32 for a norm"),
+        ({"blk.0.attn_q_norm.weight": np.ones(32, np.float32)}, "'blk.0.attn_q_norm.weight': is not known"),
+        ({"rope_freqs.weight": np.ones(8, np.float32)}, "has shape (8,), expected (16,)"),
+        ({"rope_freqs.weight": np.zeros(16, np.float32)}, "holds a factor that is not above 0"),
+        ({"output_norm.weight": np.ones(64, np.float16)}, "has type F16, expected F32 for a vector"),
         ({"output_norm.weight": np.full(64, np.nan, np.float32)}, "'output_norm.weight': holds a scale or"),
         ({"blk.0.attn_v.weight": np.full((32, 64), np.inf, np.float16)}, "'blk.0.attn_v.weight': holds"),
         ({"blk.0.attn_q.weight": (np.zeros((64, 84), np.uint8), "Q2_K")}, "type Q2_K is not supported"),

@@ -60,6 +60,7 @@ def examine() -> Iterator[Check]:
         ("kernels", _kernels),
         ("cache", _cache),
         ("pip", _pip),
+        ("architectures", _architectures),
         ("models", _models),
         ("self-test", _self_test),
     )
@@ -139,6 +140,13 @@ def _pip() -> Check:
         fix = f"only needed to fetch models: {sys.executable} -m ensurepip"
         return Check("pip", "note", "not in this environment", fix)
     return Check("pip", "ok", "can fetch models")
+
+
+def _architectures() -> Check:
+    from paceline.models.config import ARCHITECTURES
+
+    found = "; ".join(f"{name} ({family.title})" for name, family in ARCHITECTURES.items())
+    return Check("runs", "ok", found)
 
 
 def _models() -> Check:

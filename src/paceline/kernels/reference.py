@@ -231,7 +231,7 @@ class Model:
 def _activate(gate: Floats, gelu: bool) -> Floats:
     """SiLU, x * sigmoid(x), or the tanh form of GELU (Hendrycks & Gimpel, 2016), which is x * sigmoid(z)."""
     z = np.float32(2 * np.sqrt(2 / np.pi)) * (gate + np.float32(0.044715) * gate**3) if gelu else gate
-    activated: Floats = gate / (1 + np.exp(-z))
+    activated: Floats = gate / (1 + np.exp(np.minimum(-z, np.float32(88))))
     return activated
 
 
