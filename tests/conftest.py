@@ -17,6 +17,8 @@ ONLY_IF_ASKED_FOR = {
     "network": "needs the network: run with -m network",
     "prove": "takes long: run with -m prove, or make prove",
 }
+MODELS = {"model": "smollm2-135m", "gemma": "gemma3-270m"}
+"""The model that tests with a marker need."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -31,12 +33,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     skipped = {
         name: reason for name, reason in ONLY_IF_ASKED_FOR.items() if name not in config.option.markexpr
     }
-    model = known("smollm2-135m")
-    if not model.present:
-        missing = f"{model.name} is not here: run `paceline models pull {model.name}`"
-        if config.getoption("--require-model"):
-            raise pytest.UsageError(missing)
-        skipped["model"] = missing
+    for marker, name in MODELS.items():
+        if not known(name).present:
+            missing = f"{name} is not here: run `paceline models pull {name}`"
+            if marker == "model" and config.getoption("--require-model"):
+                raise pytest.UsageError(missing)
+            skipped[marker] = missing
     for item in items:
         for name, reason in skipped.items():
             if item.get_closest_marker(name):

@@ -75,9 +75,11 @@ def test_a_reader_that_goes_away_is_no_error_message() -> None:
 
 def test_models_list_says_what_is_here(paceline: Paceline, own_cache: Path) -> None:
     assert "not here yet" in paceline("models", "list").out
-    (record,) = json.loads(paceline("models", "list", "--json").out)
-    assert record["name"] == "smollm2-135m"
-    assert record["present"] is False
+    records = json.loads(paceline("models", "list", "--json").out)
+    assert [record["name"] for record in records] == ["smollm2-135m", "gemma3-270m"]
+    assert [record["license"] for record in records] == ["Apache-2.0", "Gemma terms"]
+    assert "https://ai.google.dev/gemma/terms" in records[1]["notice"]
+    assert not any(record["present"] for record in records)
     assert not own_cache.exists()
 
 

@@ -171,7 +171,7 @@ def _self_test() -> Check:
     if model is None:
         return Check("self-test", "note", "left out: no model on this machine")
     engine = Engine.from_pretrained(model.name, drafter=["ngram", "none"], context=256)
-    prompt = [{"role": "user", "content": "Say: one two three one two three one two three"}]
+    prompt = "one two three one two three one two three"
     params = SamplingParams(temperature=0, max_tokens=24)
     plain, drafted = (engine.generate(prompt, params, drafter=name)[0] for name in ("none", "ngram"))
     if plain.token_ids != drafted.token_ids:
