@@ -76,10 +76,15 @@ def main() -> None:
     kl: list[float] = []
     agree: list[bool] = []
     for line in track(lines, console=Console(stderr=True), description="Comparing"):
-        messages = [{"role": "user", "content": json.loads(line)["turns"][0][:2000]}]
+        text = json.loads(line)["turns"][0][:2000]
         params = SamplingParams(temperature=0, max_tokens=options.tokens)
-        prompt = engine.tokenizer.apply_chat_template(messages)
-        answer = engine.generate(messages, params)[0].token_ids
+        if engine.tokenizer.has_chat_template:
+            messages = [{"role": "user", "content": text}]
+            prompt = engine.tokenizer.apply_chat_template(messages)
+            answer = engine.generate(messages, params)[0].token_ids
+        else:
+            prompt = engine.tokenizer.encode(text)
+            answer = engine.generate(text, params)[0].token_ids
         tokens = [*prompt, *answer]
         p, q = (log_softmax(answer_logits(t, tokens, len(prompt))) for t in (float32, native))
         kl += (np.exp(p) * (p - q)).sum(-1).tolist()

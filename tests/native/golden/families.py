@@ -67,7 +67,12 @@ class Family:
         return np.random.default_rng(self.seed + 1000).integers(0, VOCABULARY, LENGTH)
 
 
-_LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+_LLAMA3 = {
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
 
 FAMILIES = {
     "llama": Family(architecture="llama", kind="Llama", seed=1, tied=False, head_dim=64),
@@ -252,7 +257,11 @@ def _permuted(family: Family, name: str, data: NDArray[Any]) -> NDArray[Any]:
 def _llama3_factors(family: Family) -> Floats:
     """By how much Llama 3.1 slows its rotary frequencies down, as the converter computes it."""
     rope = family.options["rope_parameters"]
-    low, high, old = rope["low_freq_factor"], rope["high_freq_factor"], rope["original_max_position_embeddings"]
+    low, high, old = (
+        rope["low_freq_factor"],
+        rope["high_freq_factor"],
+        rope["original_max_position_embeddings"],
+    )
     factors = []
     for i in range(0, family.head_dim, 2):
         wavelength = 2 * math.pi * rope["rope_theta"] ** (i / family.head_dim)
