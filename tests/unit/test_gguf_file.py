@@ -119,7 +119,7 @@ def test_a_missing_file_a_folder_and_an_empty_file_are_refused(tmp_path: Path) -
             "llama.rope.scaling.type: found 'yarn', which is not supported",
         ),
         ({"llama.expert_count": 8}, "llama.expert_count: found 8"),
-        ({"llama.attention.sliding_window": -8}, "llama.attention.sliding_window: found -8"),
+        ({"llama.attention.sliding_window": 8.5}, "llama.attention.sliding_window: found 8.5, expected"),
         ({"llama.final_logit_softcapping": 30.0}, "llama.final_logit_softcapping: found 30.0, which is not"),
         ({"llama.attention.causal": False}, "llama.attention.causal: found False, which is not supported"),
         ({"llama.rope.scaling.factor": -2.0}, "llama.rope.scaling.factor: found -2.0, expected a number"),

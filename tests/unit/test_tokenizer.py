@@ -70,6 +70,37 @@ def sentencepiece(add_space_prefix: bool = True) -> Tokenizer:
     return Tokenizer(read_tokenizer(Metadata(values)))
 
 
+GEMMA = (
+    "{{ bos_token }}{% if messages[0].role == 'system' %}{% set before = messages[0].content + '\n\n' %}"
+    "{% set turns = messages[1:] %}{% else %}{% set before = '' %}{% set turns = messages %}{% endif %}"
+    "{% for turn in turns %}{% if (turn.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}"
+    "<start_of_turn>{{ 'model' if turn.role == 'assistant' else turn.role }}\n"
+    "{{ before if loop.first }}{{ turn.content | trim }}<end_of_turn>\n{% endfor %}"
+    "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
+"""A chat template of Gemma's form: turns alternate, and the system's words stand in the first one."""
+
+
+@cache
+def gemma_like() -> Tokenizer:
+    """SentencePiece without a leading space, with runs of spaces and lines as tokens of their own."""
+    tokens = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
+    own = ["\n", "\n\n", "  ", "   ", "<b>"]
+    count = len(tokens) + 256 + len(own)
+    values = {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": [*tokens, *map("<0x{:02X}>".format, range(256)), *own, *PIECES],
+        "tokenizer.ggml.token_type": numbers([3] * 6 + [6] * 256 + [4] * len(own) + [1] * len(PIECES), "i4"),
+        "tokenizer.ggml.scores": numbers([0.0] * count + list(SCORES.values()), "f4"),
+        "tokenizer.ggml.bos_token_id": 2,
+        "tokenizer.ggml.eos_token_id": 1,
+        "tokenizer.ggml.add_space_prefix": False,
+        "tokenizer.chat_template": GEMMA,
+    }
+    return Tokenizer(read_tokenizer(Metadata(values)))
+
+
 def joined_by_score(text: str) -> list[bytes]:
     """SentencePiece's algorithm as published: join the best-scoring neighbours, leftmost first."""
     symbols = list(text)
@@ -100,6 +131,37 @@ def test_sentencepiece_text_survives_the_round_trip(text: str, prefix: bool) -> 
     text = text.replace("\u2581", "")  # stands for a space, in SentencePiece itself too
     tokenizer = sentencepiece(prefix)
     assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=st.text() | st.text("the \n<b>é"))
+def test_text_with_tokens_of_its_authors_survives_the_round_trip(text: str) -> None:
+    text = text.replace("\u2581", "")
+    tokenizer = gemma_like()
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_runs_of_spaces_that_a_sentencepiece_file_defines_are_one_token() -> None:
+    tokenizer = gemma_like()
+    pieces = [tokenizer.piece(id) for id in tokenizer.encode("the    in  \n\n\n<b> the")[1:]]
+    assert pieces == [b"the", b"   ", b" ", b"in", b"  ", b"\n\n", b"\n", b"<b>", b" the"]
+
+
+def test_a_chat_in_gemmas_form() -> None:
+    tokenizer = gemma_like()
+    messages = [
+        ("system", "be in"),
+        ("user", " the <end_of_turn> in "),
+        ("assistant", "hen"),
+        ("user", "the"),
+    ]
+    ids = tokenizer.apply_chat_template([{"role": role, "content": text} for role, text in messages])
+    assert [id for id in ids if id < 6] == [2, 4, 5, 4, 5, 4, 5, 4]
+    text = "user\nbe in\n\nthe <end_of_turn> in\nmodel\nhen\nuser\nthe\nmodel\n"
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.eos_ids == {1, 5}
+    with pytest.raises(ConfigError, match="roles must alternate"):
+        chat(tokenizer, "the", "in")
 
 
 @settings(max_examples=300, deadline=None)

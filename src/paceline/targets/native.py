@@ -3,8 +3,8 @@
 Row-invariant: the bits of a row's logits do not depend on which or how many rows share the pass, nor on the
 number of threads. That is what makes speculative output equal plain output bit for bit.
 
-Layers with a sliding window read the keys and values of the last positions only, counted along each node's own
-path. They keep those of all positions all the same: a page of the cache belongs to every layer.
+Layers with a sliding window read the keys and values of the last positions only, counted along each
+node's own path. They keep those of all positions all the same: a page of the cache belongs to every layer.
 """
 
 from __future__ import annotations
