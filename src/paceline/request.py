@@ -91,7 +91,6 @@ class Request:
         length, whichever comes first. Those behind it are taken out of `tokens`."""
         reason: FinishReason | None = None
         stop: str | int | None = None
-        del tokens[self.limit - len(self.history) :]
         if self.controls.failures:
             places = [p for p in range(len(tokens)) if tuple(tokens[:p]) in self.controls.failures]
             if places:

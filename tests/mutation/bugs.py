@@ -322,7 +322,7 @@ BUGS = (
             ),
             Edit(NOISES, "self.key(row, Lane.RESIDUAL, position)", "self.key(row, Lane.TARGET, position)"),
         ),
-        LAWS,
+        (*LAWS, "-m", "prove", "-k", "hundred_thousand and rejection-drawn"),
         law("rejection", CHAIN),
     ),
     Bug(
@@ -390,7 +390,7 @@ BUGS = (
         "the target's scores edited in place",
         "vllm-ascend 2881",
         (Edit(LAWFUL, "adjusted = logits.copy()", "adjusted = logits"),),
-        LAWS,
+        ("tests/unit/test_logprobs.py", "tests/unit/test_laws.py"),
         law("rejection", CHAIN, "--repetition-penalty 1.3"),
     ),
     Bug(
@@ -425,6 +425,19 @@ BUGS = (
             ),
         ),
         IDENTITY,
+        MATCH,
+    ),
+    Bug(
+        "log-probabilities that are all zero",
+        "llama.cpp 27972",
+        (
+            Edit(
+                "paceline.logprobs",
+                "return TokenLogprobs(token, float(x[token])",
+                "return TokenLogprobs(token, 0.0",
+            ),
+        ),
+        ("tests/unit/test_logprobs.py",),
         MATCH,
     ),
     # Noise.
@@ -520,7 +533,7 @@ BUGS = (
     Bug(
         "more tokens than max_tokens",
         "vLLM 41768, 32642",
-        (Edit(REQUEST, "        del tokens[self.limit - len(self.history) :]\n", ""),),
+        (Edit(SCHEDULER, "depth = request.limit - len(request.history) - 1", "depth = request.limit"),),
         IDENTITY,
         MATCH,
     ),

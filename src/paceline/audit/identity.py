@@ -182,14 +182,15 @@ def _finite(value: float) -> float | None:
 def check_plain(
     plain: Sequence[Completion], requests: Sequence[Request], referee: Referee, advance: Advance
 ) -> dict[str, Any]:
-    """Plain decoding against the referee: every token, and where each answer ends."""
+    """Plain decoding against the referee: every token and log-probability, and where each answer ends."""
     wrong: list[str] = []
     tokens = 0
     for done, request in zip(plain, requests, strict=True):
         prompt = request.question.tokens
         tokens += len(done.token_ids)
-        if fault := referee.wrong_end(prompt, done, request.params):
-            wrong.append(f"the answer to prompt {request.question.id} {fault}")
+        for fault in (referee.wrong_end(prompt, done, request.params), referee.wrong_logprobs(prompt, done)):
+            if fault is not None:
+                wrong.append(f"the answer to prompt {request.question.id} {fault}")
         for position, reckoning in enumerate(
             referee.reckon(prompt, done.token_ids, request.params, done.seed)
         ):

@@ -25,6 +25,9 @@ from paceline.transcript import Tokenizer
 CHUNK = 64
 """Tokens that are read in one pass."""
 
+LOGPROB_TOLERANCE = 1e-9
+"""Log-probabilities come from the same logits; only the order of a sum may differ."""
+
 
 class Reckoning(NamedTuple):
     """The referee's draw at one position.
@@ -85,6 +88,24 @@ class Referee:
             gap = float(first - x[answer[place]])
             x[drawn] = -np.inf
             yield Reckoning(drawn, gap, float(first - x.max()))
+
+    def wrong_logprobs(self, prompt: Sequence[int], done: Completion) -> str | None:
+        """What is wrong with the log-probabilities of this answer, in words; None if nothing is."""
+        stated = done.logprobs or ()
+        if done.logprobs is not None and len(stated) != len(done.token_ids):
+            return f"has {len(stated)} log-probabilities for {len(done.token_ids)} tokens"
+        for place, (said, logits) in enumerate(
+            zip(stated, self._logits(prompt, done.token_ids), strict=False)
+        ):
+            x = logits.astype(np.float64)
+            x -= x.max() + np.log(np.exp(x - x.max()).sum())
+            for one in (said, *said.top):
+                if not abs(x[one.token_id] - one.logprob) < LOGPROB_TOLERANCE:
+                    return (
+                        f"gives token {one.token_id} at position {place} the log-probability "
+                        f"{one.logprob:.6g}, it has {x[one.token_id]:.6g}"
+                    )
+        return None
 
     def wrong_end(self, prompt: Sequence[int], done: Completion, params: SamplingParams) -> str | None:
         """What is wrong with where this answer ends, in words; None if nothing is.
