@@ -53,6 +53,7 @@ def law(rule: str, drafter: str, more: str = "", tokens: int = 25_000) -> str:
     return f"{TABLE} --rule {rule} --drafter {drafter} --tokens {tokens} {more}".strip()
 
 
+WIDE = "markov:widths=4"
 CHAIN, TREE, OTHERS = "markov", "markov:widths=2x2", "markov:widths=2x2,drawn=without_replacement"
 RULES, VERIFY, NOISES = "paceline.rules.", "paceline.verify", "paceline.noise"
 DRAFTING, LAWFUL, SCHEDULER = "paceline.drafting", "paceline.laws", "paceline.scheduler"
@@ -116,7 +117,7 @@ BUGS = (
         "a uniform number per depth, not per node",
         (Edit(VERIFY, "node - self.root, float(p)", "self._parents[node] - self.root, float(p)"),),
         LAWS,
-        law("recursive", TREE, tokens=160_000),
+        law("kseq", WIDE, tokens=160_000),
     ),
     Bug(
         "the same coins in every step",
@@ -182,7 +183,7 @@ BUGS = (
             ),
         ),
         ENUMERATION,
-        law("kseq", TREE),
+        law("kseq", WIDE, tokens=160_000),
     ),
     Bug(
         "traversal forgets what a refusal leaves of the share",
@@ -323,7 +324,7 @@ BUGS = (
             Edit(NOISES, "self.key(row, Lane.RESIDUAL, position)", "self.key(row, Lane.TARGET, position)"),
         ),
         (*LAWS, "-m", "prove", "-k", "hundred_thousand and rejection-drawn"),
-        law("rejection", CHAIN),
+        law("rejection", "markov:widths=1", tokens=400_000),
     ),
     Bug(
         "removes equal siblings",
@@ -337,14 +338,14 @@ BUGS = (
             ),
         ),
         ENUMERATION,
-        law("recursive", TREE, tokens=160_000),
+        law("recursive", WIDE, tokens=160_000),
     ),
     Bug(
         "siblings drawn without replacement checked as independent",
         None,
         (Edit(VERIFY, "if origin.drawn is Drawn.WITHOUT_REPLACEMENT:", "if False:"),),
         ENUMERATION,
-        law("recursive", OTHERS),
+        law("recursive", f"{WIDE},drawn=without_replacement", tokens=160_000),
     ),
     # Sampling controls.
     Bug(

@@ -24,7 +24,7 @@ import pytest
 import scipy.stats  # noqa: F401
 
 ROOT = Path(__file__).parents[2]
-SECONDS = 120
+SECONDS = 400
 """Processor time that a run may take: a loop that never ends is noticed, too."""
 
 Sources = Mapping[str, str]
