@@ -20,8 +20,8 @@ VOCABULARY = 12
 class Letters(AuditLetters):
     """The audit's tokenizer of letters, for this vocabulary."""
 
-    def __init__(self) -> None:
-        super().__init__(VOCABULARY)
+    def __init__(self, vocab_size: int = VOCABULARY) -> None:
+        super().__init__(vocab_size)
 
 
 class Quiet:

@@ -125,12 +125,10 @@ def test_only_tokens_that_stand_for_text_spell_an_answer() -> None:
     class Odd(Letters):
         """Token 3 has no text, token 4 spells what the end token is called, the others do not exist."""
 
-        vocab_size = 6
-
         def piece(self, token_id: int) -> bytes:
             return {3: b"", 4: b"[0]"}.get(token_id, super().piece(token_id))
 
-    matcher = Grammars(Odd(), VOCABULARY, {0}).matcher(Grammar.regex(r"(.|\n|\[0\])*"))
+    matcher = Grammars(Odd(6), VOCABULARY, {0}).matcher(Grammar.regex(r"(.|\n|\[0\])*"))
     assert allowed(matcher) == [1, 2, 4, 5, "end"]
 
 
