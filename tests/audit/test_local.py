@@ -23,6 +23,7 @@ from paceline.errors import ConfigError, IncompatibleDrafter
 from paceline.grammar import Grammar
 from paceline.laws import Controls, Laws
 from paceline.noise import Noise
+from paceline.rules import exact
 from paceline.sampling import SamplingParams
 from paceline.scheduler import Scheduler
 from paceline.targets.table import TableTarget
@@ -83,7 +84,7 @@ def test_without_names_all_exact_rules_meet_all_drafters_that_fit() -> None:
     assert {("match", "suffix"), ("match", TREES), ("recursive", TREES)} <= pairs
     assert all(one["promise"] != "lossy" for one in report["audits"])
     assert all(one["law"]["alpha"] == pytest.approx(1e-3 / len(pairs)) for one in report["audits"])
-    assert len(pairs) + len(report["skipped"]) == len(local.exact_rules()) * len(local.all_drafters())
+    assert len(pairs) + len(report["skipped"]) == len(exact()) * len(local.all_drafters())
 
 
 def test_at_temperature_0_only_identity_is_checked() -> None:

@@ -81,7 +81,7 @@ def _start(job: Job, output: Path) -> int:
     for stream in (1, 2):
         os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     sys.meta_path.insert(0, _Changed(job.sources))
-    code = 1
+    code = 3  # for an exception, which says nothing about the copy
     try:
         code = job.work()
     except SystemExit as end:

@@ -79,14 +79,14 @@ def run(
     rules, drafters: names with options; None takes all exact rules, and all drafters that fit each.
     settings: prompts take them in turn. Raises ConfigError, ModelFileError, IncompatibleDrafter.
     """
-    chosen = [rule_files.load(name, allow_lossy=allow_lossy) for name in rules or exact_rules()]
+    chosen = [rule_files.load(name, allow_lossy=allow_lossy) for name in rules or rule_files.exact()]
     note(f"loading {model}")
     subject = subjects.resolve(model, prompts, limit, threads)
     for params in settings:
         params.check_vocabulary(subject.target.info.vocab_size)
     with progress_bar() as progress:
         audit = Audit(subject, settings, plan, progress)
-        report = audit.run(list(zip(rules or exact_rules(), chosen, strict=True)), drafters)
+        report = audit.run(list(zip(rules or rule_files.exact(), chosen, strict=True)), drafters)
     native = getattr(subject.target, "model", None)
     return {
         "audit": "engine",
@@ -96,15 +96,6 @@ def run(
         "machine": machine(getattr(native, "isa", "none"), getattr(native, "threads", 1)),
         "versions": versions(),
     }
-
-
-def exact_rules() -> list[str]:
-    """All rules that promise something."""
-    return [name for name in rule_files.names() if _loaded(name).promise is not Promise.LOSSY]
-
-
-def _loaded(name: str) -> Rule:
-    return rule_files.load(name, allow_lossy=True)
 
 
 def all_drafters() -> list[str]:

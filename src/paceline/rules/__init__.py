@@ -36,10 +36,11 @@ def load(spec: str, *, allow_lossy: bool = False) -> Rule:
     if rule.promise is Promise.LOSSY and not allow_lossy:
         raise ConfigError(
             f"rule {name} is lossy: answers would not be the target's own; allow it with --allow-lossy "
-            f"(allow_lossy=True), or take one of {', '.join(_exact())}"
+            f"(allow_lossy=True), or take one of {', '.join(exact())}"
         )
     return rule
 
 
-def _exact() -> list[str]:
+def exact() -> list[str]:
+    """All rules that promise something, sorted."""
     return [name for name in names() if _RULES.find(name).promise is not Promise.LOSSY]  # type: ignore[attr-defined]
