@@ -93,11 +93,13 @@ class Budget(NamedTuple):
 class Tree(NamedTuple):
     """Tokens proposed for one row. `tokens[i]` follows `tokens[parents[i]]`; a parent of -1 is the root,
     and every parent comes before its children. `origins[i]` says how token i was drawn; one that is not
-    there is fixed. `paceline.drafting.grow` makes trees of drawn tokens."""
+    there is fixed. `paceline.drafting.grow` makes trees of drawn tokens. `confidences[i]` is the drafter's
+    own estimate, 0 to 1, of how likely token i is accepted once its parent was; empty if it makes none."""
 
     tokens: Sequence[int]
     parents: Sequence[int]
     origins: Mapping[int, Origin] = ALL_FIXED
+    confidences: Sequence[float] = ()
 
     @staticmethod
     def chain(tokens: Sequence[int]) -> Tree:

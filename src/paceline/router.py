@@ -85,9 +85,11 @@ class Router:
     def _checked(self, name: str, tree: Tree, budget: Budget, coupled: bool) -> Tree:
         """The tree cut to its budget. Raises ValueError naming the drafter if it is malformed, or not
         what the drafter declares."""
-        tokens, parents, origins = tree
+        tokens, parents, origins, confidences = tree
         if len(tokens) != len(parents):
             raise ValueError(f"drafter {name}: {len(tokens)} tokens but {len(parents)} parents")
+        if len(confidences) not in (0, len(tokens)):
+            raise ValueError(f"drafter {name}: {len(tokens)} tokens but {len(confidences)} confidences")
         if min(tokens) < 0 or max(tokens) >= self._vocab_size:
             raise ValueError(f"drafter {name}: a token outside 0 to {self._vocab_size - 1} in {list(tokens)}")
         depths: list[int] = []
@@ -135,6 +137,7 @@ def _cut(tree: Tree, depths: Sequence[int], budget: Budget) -> Tree:
         [tree.tokens[node] for node in kept],
         [places[tree.parents[node]] for node in kept],
         {places[node]: origin for node, origin in tree.origins.items() if node in places},
+        [tree.confidences[node] for node in kept] if tree.confidences else (),
     )
 
 

@@ -78,27 +78,28 @@ def _killer(end: Run) -> str | None:
 
 def _mutants(words: Sequence[str]) -> int:
     subjects = [s for s in SUBJECTS if not words or any(word in s.module for word in words)]
+    limits = {}
     for end in run(Job(subject.module, {}, pytest_on(subject.tests)) for subject in subjects):
         if end.code != 0:
             print(f"{end.name}: its tests fail before anything is changed:\n{end.output}")
             return 2
+        limits[end.name] = int(10 + 4 * end.seconds)
     jobs = [
-        Job(mutant.change, {mutant.module: mutant.source}, pytest_on(subject.tests))
+        Job(mutant.change, {mutant.module: mutant.source}, pytest_on(subject.tests), limits[subject.module])
         for subject in subjects
         for mutant in mutants(subject.module, subject.parts)
         if mutant.change not in subject.same
     ]
-    alive = []
+    alive = 0
     for done, end in enumerate(run(jobs)):
         _progress(done, len(jobs))
         if end.code not in (None, 0, 1, 2):
             raise RuntimeError(f"{end.name}: pytest ended with {end.code}:\n{end.output}")
         if end.code == 0:
-            alive.append(end.name)
-    for change in sorted(alive):
-        print(f"survives: {change}")
-    share = 1 - len(alive) / len(jobs)
-    print(f"{len(jobs)} mutants, {len(alive)} survive, {share:.1%} noticed (at least {LEAST:.0%} wanted)")
+            alive += 1
+            print(f"survives: {end.name}", flush=True)
+    share = 1 - alive / len(jobs)
+    print(f"{len(jobs)} mutants, {alive} survive, {share:.1%} noticed (at least {LEAST:.0%} wanted)")
     return int(share < LEAST)
 
 

@@ -25,7 +25,7 @@ import scipy.stats  # noqa: F401
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 400
-"""Processor time that a run may take: a loop that never ends is noticed, too."""
+"""Processor time that a run may take unless its job says otherwise: an endless loop is noticed, too."""
 
 Sources = Mapping[str, str]
 """{module: its source in this copy}; other modules are as they are."""
@@ -38,19 +38,24 @@ def path_of(module: str) -> Path:
 
 
 class Run(NamedTuple):
-    """How one run on a copy ended. code: the exit code, or None if it was stopped; output: what it wrote."""
+    """How one run on a copy ended.
+
+    code: the exit code, or None if it was stopped. output: what it wrote. seconds: processor time it took.
+    """
 
     name: str
     code: int | None
     output: str
+    seconds: float
 
 
 class Job(NamedTuple):
-    """Something to run on a copy. work: gives the exit code."""
+    """Something to run on a copy. work: gives the exit code. seconds: processor time it may take."""
 
     name: str
     sources: Sources
     work: Callable[[], int]
+    seconds: int = SECONDS
 
 
 def run(jobs: Iterable[Job]) -> Iterator[Run]:
@@ -77,7 +82,7 @@ def _start(job: Job, output: Path) -> int:
     child = os.fork()
     if child:
         return child
-    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 5))
+    resource.setrlimit(resource.RLIMIT_CPU, (job.seconds, job.seconds + 5))
     for stream in (1, 2):
         os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     sys.meta_path.insert(0, _Changed(job.sources))
@@ -93,10 +98,11 @@ def _start(job: Job, output: Path) -> int:
 
 
 def _wait(running: dict[int, tuple[str, Path]]) -> Run:
-    child, status = os.wait()
+    child, status, used = os.wait3(0)
     name, output = running.pop(child)
     code = None if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
-    return Run(name, code, output.read_text(encoding="utf-8", errors="replace"))
+    text = output.read_text(encoding="utf-8", errors="replace")
+    return Run(name, code, text, used.ru_utime + used.ru_stime)
 
 
 class _Changed(importlib.abc.MetaPathFinder, importlib.abc.Loader):

@@ -68,6 +68,12 @@ def test_a_tree_over_its_budget_is_cut_to_it(budget: Budget, tokens: list[int], 
     assert (list(tree.tokens), list(tree.parents)) == (tokens, parents)
 
 
+def test_confidences_are_cut_with_their_tokens() -> None:
+    tree = WIDE._replace(confidences=[0.6, 0.5, 0.4, 0.3, 0.2, 0.1])
+    cut = Router({"d": Fixed(tree)}, 10, match).propose(view("d"), [Budget(9, 2)])[0]
+    assert list(cut.confidences) == [0.6, 0.5, 0.3, 0.2, 0.1]
+
+
 class Stubborn(Fixed):
     def propose(self, view: View, budgets: Sequence[Budget]) -> list[Tree]:
         return [self.tree] * len(budgets)
@@ -87,6 +93,7 @@ def test_without_budget_nothing_is_left(budget: Budget) -> None:
         (Tree([1, 2], [-1, 1]), "drafter bad: parent 1 of node 1"),
         (Tree([1], [-2]), "drafter bad: parent -2 of node 0"),
         (Tree([1, 2], [-1]), "drafter bad: 2 tokens but 1 parents"),
+        (Tree([1, 2], [-1, 0], confidences=[0.5]), "drafter bad: 2 tokens but 1 confidences"),
     ],
 )
 def test_what_is_no_tree_is_refused_with_the_drafters_name(tree: Tree, message: str) -> None:
