@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path as File
 
 import numpy as np
 import pytest
 
 from paceline.core import Draft, Rule, Tree
+from paceline.rules import options
 from paceline.rules.lenient import lenient
 from paceline.rules.top import top
 from paceline.rules.typical import typical
@@ -101,6 +103,35 @@ def test_top_accepts_the_n_likeliest_within_the_margin_and_the_targets_own(
 def test_top_prefers_the_child_that_holds_the_targets_own_draw() -> None:
     found = kept(top.with_options(n=3, margin=1.0), Tree([1, 0, 3], [-1, -1, -1]))
     assert found == pytest.approx({(1,): 0.3 + 0.15, (0,): 0.5, (3,): 0.05})
+
+
+def test_top_goes_on_with_the_targets_own_draw_below_what_it_accepted() -> None:
+    p, _ = laws("random", 3, 2, 0)
+    emitted = {path: np.zeros(3) for path in [(), (0,), (0, 1)]}
+    draft = Draft.pack(ROW, [Tree.chain([0, 1])])
+    for probability, (path, law) in branches(
+        lambda chance: run(top.with_options(n=1, margin=0.0), draft, p, chance)
+    ):
+        emitted[path] += probability * law
+    for path, law in emitted.items():
+        if path == (0, 1):
+            assert law / law.sum() == pytest.approx(p[path])
+        else:  # the drafted token would have been accepted
+            assert law[(0, 1)[len(path)]] == 0
+
+
+@pytest.mark.parametrize(
+    ("rule", "defaults"),
+    [
+        (typical, {"epsilon": 0.3, "delta": 0.09}),
+        (lenient, {"lenience": 0.5}),
+        (top, {"n": 3, "margin": 0.2}),
+    ],
+)
+def test_defaults_are_the_papers_or_as_documented(rule: Rule, defaults: dict[str, float]) -> None:
+    assert options(rule.name) == defaults
+    page = File("docs/exactness.md").read_text(encoding="utf-8")
+    assert all(f"`{name}={value:g}`" in page for name, value in defaults.items())
 
 
 def test_tokens_as_likely_as_the_nth_pass_too() -> None:

@@ -224,3 +224,16 @@ def test_one_row_of_many_is_enough_to_refuse() -> None:
         with pytest.raises(IncompatibleDrafter, match=r"rule block takes chains .* starts a branch"):
             block(Draft.pack(view, trees), CountedLaws(), Noise([1, 2]))  # type: ignore[arg-type]
     block(Draft.pack(view, [chain, chain]), CountedLaws(), Noise([1, 2]))  # type: ignore[arg-type]
+
+
+def test_the_first_drafted_token_is_enough_to_refuse() -> None:
+    view = View([0], [[1]], [0], [1], [None], [1], [1], ["d"])  # type: ignore[list-item]
+    law = Origin(Drawn.IID, LAW)
+    kseq = RULES["kseq"]
+    for origins, fixed in (({1: law}, 1), ({0: law}, 2), ({0: law, 1: law}, None)):
+        draft = Draft.pack(view, [Tree([1, 2], [-1, 0], origins)])
+        if fixed is None:
+            kseq(draft, CountedLaws(), Noise([1]))  # type: ignore[arg-type]
+        else:
+            with pytest.raises(IncompatibleDrafter, match=f"token {fixed} of the draft is"):
+                kseq(draft, CountedLaws(), Noise([1]))  # type: ignore[arg-type]
