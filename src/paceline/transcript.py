@@ -93,7 +93,6 @@ class Transcript:
         text, stop = self._filter(self._detokenizer.finish())
         if stop is None:
             text += self._show(self._held)
-            self._held = ""
         return Heard(text, 0, stop)
 
     def _filter(self, text: str) -> tuple[str, str | None]:
@@ -101,7 +100,6 @@ class Transcript:
         held, text = len(self._held), self._held + text
         if self._read >= self._min_tokens and (found := self._first_stop(text, held)):
             start, stop = found
-            self._held = ""
             return self._show(text[:start]), stop
         keep = self._may_begin_stop(text)
         self._held = text[len(text) - keep :]

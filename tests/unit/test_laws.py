@@ -73,6 +73,7 @@ SETTINGS = (
     {"temperature": 0, "repetition_penalty": 1.4},
     {"temperature": 0.8, "top_k": 7, "top_p": 0.9},
     {"repetition_penalty": 1.5, "presence_penalty": 0.7, "frequency_penalty": -0.3},
+    {"repetition_penalty": 2.0},
     {"frequency_penalty": 0.5, "logit_bias": {3: 2.5, 4: -3}},
     {"min_tokens": 6, "min_p": 0.1},
     {"bad_words": ((3,), (4, 5), (4, 4, 6), (7, 8, 9)), "top_p": 0.7},
@@ -171,6 +172,29 @@ def test_penalties_of_more_tokens_than_were_foreseen_agree_with_warp() -> None:
     adjusted = controls.adjust(logits, len(answer) + len(path), path)
     expected = warp(logits, params, Context(prompt, answer + path, frozenset()))
     np.testing.assert_array_equal(log_law(adjusted, params), expected)
+
+
+def test_every_row_has_its_own_controls_and_noise() -> None:
+    params = [SamplingParams(seed=seed, temperature=t) for seed, t in ((1, 0.5), (2, 1.5), (3, 1.0))]
+    texts = [[1, 2], [3], [4, 5, 6]]
+    view = View(
+        [0, 1, 2],
+        texts,
+        [len(text) - 1 for text in texts],
+        list(map(len, texts)),
+        [Controls(one, (), text) for one, text in zip(params, texts, strict=True)],
+        [1, 2, 3],
+        list(map(len, texts)),
+        ["d"] * 3,
+    )
+    draft = Draft.pack(view, [Tree.chain([7]), Tree((), ()), Tree.chain([8, 9])])
+    logits = np.random.default_rng(0).normal(0, 3, (len(draft.scored), 30))
+    laws, noise = Laws(Scores(logits), draft, view), Noise(view.seeds)
+    for node, row in enumerate([0, 0, 1, 2, 2, 2]):
+        expected = log_law(logits[node], params[row])
+        np.testing.assert_array_equal(laws.log_law(node), expected)
+        key = noise.key(row, Lane.TARGET, int(draft.positions[node]) + 1)
+        assert laws.draw(node, noise) == int((expected + gumbel(key, 30)).argmax())
 
 
 def test_a_node_that_was_not_scored_has_no_law() -> None:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paceline.errors import ConfigError
-from paceline.sampling import Context, SamplingParams, warp
+from paceline.sampling import Context, SamplingParams, log_law, warp
 
 NAN, INF = math.nan, math.inf
 BAD = {
@@ -156,6 +156,18 @@ def test_equal_logits_keep_the_lower_ids() -> None:
     assert np.exp(law).tolist() == pytest.approx([0.5, 0.5, 0, 0, 0, 0])
     law = warp(np.zeros(6), SamplingParams(top_p=0.5), Context([0], [], frozenset()))
     assert np.exp(law).tolist() == pytest.approx([1 / 3] * 3 + [0] * 3)
+
+
+@pytest.mark.parametrize("setting", [{}, {"top_p": 0.9}, {"top_k": 2}, {"min_p": 0.1}], ids=str)
+@pytest.mark.parametrize("shift", [-2000.0, 0.0, 2000.0])
+def test_only_differences_of_logits_count_however_large_they_are(
+    setting: dict[str, float], shift: float
+) -> None:
+    params = SamplingParams(**setting)
+    logits = np.array([1.0, 0.5, 0.25, -3.0])
+    expected = log_law(logits, params)
+    assert np.exp(expected).sum() == pytest.approx(1)
+    np.testing.assert_allclose(log_law(logits + shift, params), expected, atol=1e-9)
 
 
 def test_warp_leaves_the_logits_alone() -> None:

@@ -78,3 +78,11 @@ def test_without_a_detokenizer_there_is_no_text() -> None:
     transcript = Transcript(None, (), 0)
     assert transcript.push([1, 2]) == ("", 2, None)
     assert transcript.finish() == ("", 0, None)
+
+
+def test_a_stop_string_that_comes_too_early_to_count_is_shown_at_once() -> None:
+    transcript = Transcript(Pieces(["xab", "a", "yab"]), ("ab",), 3)
+    assert transcript.push([0]).text == "xab"
+    assert transcript.push([1]).text == ""  # "a" may go on as "ab"
+    heard = transcript.push([2])
+    assert (heard.text, heard.stop) == ("ay", "ab")
