@@ -32,6 +32,7 @@ def test_a_pass_is_timed_for_every_row_count_beside_the_floor() -> None:
             report["weight_bytes"] / report["bandwidth_gb_per_s"] / 1e6
         )
         assert "no pass takes less" in table
+        assert f"one token again and again: {report['steady_ms']:.2f} ms" in table
         assert set(report["stages"]) == {"2", "8"}
         assert sum(report["stages"]["8"].values()) > 0
 

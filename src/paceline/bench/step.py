@@ -7,7 +7,9 @@ that a machine that gets slower or faster does so for all.
 A pass reads all weights once, so it cannot be faster than a plain stream over as many bytes. That floor is
 measured by reading a buffer as large as the weights again and again: a part of either may stay in the
 processor's cache from one pass to the next, and the stream test gets the same help from it as a pass does.
-Beside it stands the speed of memory alone, over a buffer that no cache holds.
+It is compared with passes over one token again and again, for one behind a pass over many tokens is slower
+where long arithmetic lowers a processor's clock. Beside it stands the speed of memory alone, over a buffer
+that no cache holds.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from paceline.targets.weights import PackedWeights, load_weights
 REPEATS = 21
 STAGE_REPEATS = 5
 STREAM_REPEATS = 9
+STEADY_ROUNDS = 3
 MEMORY_BUFFER = 1 << 29  # several times the largest common last-level cache
 CHUNK = 256
 SLOT = 0
@@ -41,7 +44,7 @@ def run(*, model: str, rows: list[int], context: int, threads: int | None, note:
 
     rows: numbers of tokens in a pass; context: tokens in the cache before it; note: called with remarks on
     what is going on. milliseconds holds the median of each row count, ratios what it costs in passes over
-    one token, stages where the time of a pass goes.
+    one token, stages where the time of a pass goes, steady_ms what one token takes again and again.
 
     Raises ConfigError, ModelFileError.
     """
@@ -59,10 +62,13 @@ def run(*, model: str, rows: list[int], context: int, threads: int | None, note:
     bench = _Passes(target, context)
     weight_bytes = bytes_per_pass(weights)
     note(f"timing passes over {', '.join(map(str, rows))} tokens after {context}")
-    stream = [_bandwidth(weight_bytes, target.model.threads)]
-    seconds = bench.time(rows if 1 in rows else [1, *rows], REPEATS)
-    stream.append(_bandwidth(weight_bytes, target.model.threads))
+    steady: list[float] = []
+    stream: list[float | None] = []
+    for _ in range(STEADY_ROUNDS):
+        stream.append(_bandwidth(weight_bytes, target.model.threads))
+        steady += bench.time([1], REPEATS)[1]
     bandwidth = max(filter(None, stream), default=None)
+    seconds = bench.time(rows if 1 in rows else [1, *rows], REPEATS)
     medians = {n: statistics.median(times) for n, times in seconds.items()}
     return {
         "model": model,
@@ -72,6 +78,7 @@ def run(*, model: str, rows: list[int], context: int, threads: int | None, note:
         "quartiles": {str(n): _quartiles(seconds[n]) for n in rows},
         "ratios": {str(n): medians[n] / medians[1] for n in rows},
         "repeats": REPEATS,
+        "steady_ms": statistics.median(steady) * 1e3,
         "weight_bytes": weight_bytes,
         "bandwidth_gb_per_s": bandwidth,
         "floor_ms": None if bandwidth is None else weight_bytes / bandwidth / 1e6,
@@ -180,6 +187,8 @@ def table(report: dict[str, Any]) -> str:
             "",
             f"{megabytes} at {report['bandwidth_gb_per_s']:.1f} GB/s, read again and again: "
             f"no pass takes less than {report['floor_ms']:.2f} ms",
+            f"one token again and again: {report['steady_ms']:.2f} ms, "
+            f"{report['steady_ms'] / report['floor_ms']:.2f} times as long",
             f"memory alone: {report['memory_bandwidth_gb_per_s']:.1f} GB/s",
         ]
     return "\n".join(lines)
