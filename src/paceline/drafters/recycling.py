@@ -13,6 +13,7 @@ the tree has one shape, chosen beforehand, and acceptance is not learned.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,9 +70,7 @@ class Recycling:
         """A tree for each row that decodes."""
         cost = price(self._min_probability, budgets)
         return [
-            best_first(
-                history[-1], self._followers, min(self._max_nodes, budget.nodes), budget.depth, cost
-            )
+            best_first(history[-1], self._followers, min(self._max_nodes, budget.nodes), budget.depth, cost)
             if min(budget) > 0
             else NOTHING
             for history, budget in zip(view.histories, budgets, strict=True)
@@ -89,7 +88,7 @@ class Recycling:
             if root >= 0:
                 path = [root, *step.verdict.paths[row]]
                 tokens = [*step.draft.tokens[path].tolist(), step.verdict.next_tokens[row]]
-                for token, follower in zip(tokens, tokens[1:], strict=False):
+                for token, follower in pairwise(tokens):
                     self._acceptance.learn(self._table.get(token, ()), follower)
                 nodes += path
         if nodes:
