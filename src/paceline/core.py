@@ -315,6 +315,8 @@ class TargetInfo:
     cache_tokens   tokens that all sequences together may hold
     page_tokens    the cache is handed out in pages of this many tokens
     taps           names of the features it can return, such as "hidden.18"
+    vocabulary     fingerprint of the tokenizer: where it is the same, token ids mean the same; empty if
+                   there is no tokenizer
     """
 
     name: str
@@ -323,6 +325,7 @@ class TargetInfo:
     cache_tokens: int
     page_tokens: int
     taps: frozenset[str]
+    vocabulary: str = ""
 
 
 class Target(Protocol):
