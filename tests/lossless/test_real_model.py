@@ -29,6 +29,8 @@ SETTINGS: dict[str, dict[str, float]] = {
     },
 }
 DRAFTERS = [name for name in names() if name != "none"]
+EAGER = {name: f"{name}:min_probability=0.01" for name in ("datastore", "recycling")}
+"""Options with which a drafter that is rarely sure drafts in a batch too."""
 BY_NAME = {adversary.__name__: adversary for adversary in ADVERSARIES}
 HELPFUL = {"ngram", "suffix", "prediction", "Oracle", "HalfRight", "RandomTrees", "OverBudget"}
 
@@ -36,7 +38,7 @@ HELPFUL = {"ngram", "suffix", "prediction", "Oracle", "HalfRight", "RandomTrees"
 def make(name: str, answers: dict[int, Sequence[int]]) -> Drafter:
     if name in BY_NAME:
         return BY_NAME[name](answers)
-    return drafter(name, target().info, text())
+    return drafter(EAGER.get(name, name), target().info, text())
 
 
 @cache
