@@ -46,13 +46,19 @@ def paths(tree: Tree) -> set[tuple[int, ...]]:
 def test_drafters_are_found_by_their_files() -> None:
     assert {"none", "ngram", "suffix"} <= set(names())
     assert options("ngram") == {"tokens": 7, "longest": 3, "shortest": 2}
-    assert set(options("suffix")) == {"max_nodes", "min_probability", "max_match", "store_tokens"}
+    assert set(options("suffix")) == {
+        "max_nodes",
+        "min_probability",
+        "max_match",
+        "store_tokens",
+        "store",
+    }
 
 
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("eagle9", "there is no drafter 'eagle9'; there are .*ngram, none, suffix"),
+        ("eagle9", "there is no drafter 'eagle9'; there are .*ngram, none, .*suffix"),
         ("none:x=1", "drafter none has no option 'x'; it has none at all"),
         ("ngram:tokens=many", "ngram:tokens must be a whole number, got 'many'"),
         ("ngram:tokens", "ngram:tokens must be a whole number, got ''"),

@@ -78,11 +78,14 @@ class Stuck(Exception):
 
 
 def answers(engine: Engine, requests: Sequence[Request], advance: Advance) -> list[Completion]:
-    """All answers, in the order of the requests. Raises Stuck if the engine goes on without end."""
-    places = {
-        engine.submit(request.question.tokens, request.params): place
-        for place, request in enumerate(requests)
-    }
+    """All answers, in the order of the requests. Raises Stuck if the engine goes on without end.
+
+    The prompt stands in for a prediction, for drafters that want one.
+    """
+    places = {}
+    for place, request in enumerate(requests):
+        tokens = request.question.tokens
+        places[engine.submit(tokens, request.params, engine.drafter, prediction=tokens)] = place
     done: dict[int, Completion] = {}
     left = sum(len(request.question.tokens) + request.params.max_tokens + 2 for request in requests)
     while len(done) < len(requests):

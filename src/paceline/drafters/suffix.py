@@ -4,6 +4,8 @@ Every earlier place where the last token stands is compared backwards with the e
 tokens match, the more weight its continuation gets. Continuations are merged into a tree that grows best
 first, likeliest token next, and stops where the expected gain no longer pays for the wider pass.
 
+With the option `store` the earlier answers outlast the program in a file.
+
 Helps where answers repeat prompts, themselves or each other: summaries, edits, agents, code.
 Sources: Oliaro et al., "SuffixDecoding", 2024 (arXiv 2411.04975) for the idea of one tree per request and
 one for earlier outputs, scored by frequency; the confidence and the stopping rule are our own.
@@ -11,16 +13,18 @@ one for earlier outputs, scored by frequency; the confidence and the stopping ru
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence
-from heapq import heappop, heappush
+from pathlib import Path
 
 from paceline.core import NOTHING, Budget, Drawn, Step, TargetInfo, Tree, View
+from paceline.drafters._best_first import MIN_PROBABILITY, best_first, continuations, price
 from paceline.errors import ConfigError
+from paceline.stores.answers import AnswersFile
 
 LOOKED_AT = 32  # the latest occurrences that are compared, per text: bounds the time of a step
 DECAY = 2.0  # a place where one more token matches weighs so many times as much
 STORE_WEIGHT = 0.1  # weight of a place in earlier answers; one in the request itself weighs 1
-UNSEEN_WEIGHT = 0.1  # weight of "none of them", next to the heaviest place, which weighs 1
 
 
 class Suffixes:
@@ -80,6 +84,15 @@ class Store:
         self._young.append(-1)
         self.texts[0].read()
 
+    def answers(self) -> Iterator[list[int]]:
+        """All answers in it, oldest first."""
+        for text in reversed(self.texts):
+            start = 0
+            for place, token in enumerate(text.tokens):
+                if token < 0:
+                    yield list(text.tokens[start:place])
+                    start = place + 1
+
 
 class Suffix:
     """Proposes a tree for every row, from the row's own text and the store of earlier answers."""
@@ -88,19 +101,30 @@ class Suffix:
     drawn = frozenset({Drawn.FIXED})
     branches = True
 
-    def __init__(self, max_nodes: int, min_probability: float, max_match: int, store_tokens: int) -> None:
+    def __init__(
+        self,
+        max_nodes: int,
+        min_probability: float,
+        max_match: int,
+        store: Store,
+        file: AnswersFile | None = None,
+    ) -> None:
         self._max_nodes = max_nodes
         self._min_probability = min_probability
         self._max_match = max_match
-        self._store = Store(store_tokens)
+        self._store = store
+        self._file = file
+        if file is not None:
+            for answer in file.read():
+                store.add(answer)
+            # There is no last call to a drafter: this is when it is forgotten, or the program ends.
+            weakref.finalize(self, file.close)
         self._texts: dict[int, Suffixes] = {}
         self._prompts: dict[int, int] = {}
 
     def propose(self, view: View, budgets: Sequence[Budget]) -> Sequence[Tree]:
         """A tree for each row that decodes and ends like an earlier text."""
-        # A token for each of R rows makes a pass R tokens wider, and a slower pass delays R answers.
-        rows = sum(budget.nodes > 0 for budget in budgets)
-        price = self._min_probability * rows * rows
+        cost = price(self._min_probability, budgets)
         trees = []
         for row, budget in enumerate(budgets):
             slot, history = view.slots[row], view.histories[row]
@@ -110,23 +134,22 @@ class Suffix:
                 self._prompts[slot] = view.prompts[row]
             text.tokens = history
             text.read()
-            trees.append(self._propose(text, budget, price) if min(budget) > 0 else NOTHING)
+            trees.append(self._propose(text, budget, cost) if min(budget) > 0 else NOTHING)
         return trees
 
-    def _propose(self, text: Suffixes, budget: Budget, price: float) -> Tree:
+    def _propose(self, text: Suffixes, budget: Budget, cost: float) -> Tree:
         ending = text.tokens[: -self._max_match - 1 : -1]
-        found = [(matched, DECAY**matched, text.tokens, place) for matched, place in text.matches(ending)]
-        for earlier in self._store.texts:
-            found += [
-                (matched, STORE_WEIGHT * DECAY**matched, earlier.tokens, place)
-                for matched, place in earlier.matches(ending)
-            ]
+        longest, heaviest, found = 0, 0.0, []
+        for own, searched in ((1.0, text), *((STORE_WEIGHT, earlier) for earlier in self._store.texts)):
+            for matched, place in searched.matches(ending):
+                weight = own * DECAY**matched
+                longest, heaviest = max(longest, matched), max(heaviest, weight)
+                found.append((weight, searched.tokens, place))
         if not found:
             return NOTHING
-        longest = max(matched for matched, *_ in found)
-        heaviest = max(weight for _, weight, *_ in found)
-        places = [(weight / heaviest, tokens, place) for _, weight, tokens, place in found]
-        return _grow(places, longest, min(self._max_nodes, budget.nodes), budget.depth, price)
+        places = [(weight / heaviest, tokens, place) for weight, tokens, place in found]
+        nodes = min(self._max_nodes, budget.nodes)
+        return best_first((longest, places), continuations, nodes, budget.depth, cost)
 
     def observe(self, step: Step) -> None:
         """The histories say all there is to know."""
@@ -137,63 +160,18 @@ class Suffix:
             text = self._texts.pop(slot, None)
             if text is not None:
                 self._store.add(text.tokens[self._prompts.pop(slot) :])
-
-
-Place = tuple[float, Sequence[int], int]
-"""Its weight, the text it is in, and the place there: text[place] is proposed next."""
-
-
-def _grow(places: list[Place], longest: int, nodes: int, depth: int, price: float) -> Tree:
-    """The tree of continuations, best first.
-
-    A token's probability is its share of the weight at its node, times the confidence in a match of that
-    length, times its parent's. The i-th token must reach i times the price: every further token costs a
-    pass more than the one before, while it is less likely to be reached.
-    """
-    tokens: list[int] = []
-    parents: list[int] = []
-    heap: list[tuple[float, int, int, int, int, list[Place]]] = []
-    order = 0
-    parent, probability, matched = -1, 1.0, longest
-    while True:
-        if matched - longest < depth:
-            followers: dict[int, list[Place]] = {}
-            weights: dict[int, float] = {}
-            total = UNSEEN_WEIGHT
-            for weight, text, place in places:
-                if place < len(text) and (token := text[place]) >= 0:
-                    total += weight
-                    if token in weights:
-                        weights[token] += weight
-                        followers[token].append((weight, text, place + 1))
-                    else:
-                        weights[token] = weight
-                        followers[token] = [(weight, text, place + 1)]
-            # Measured on greedy answers of a small model: half of all matches of one token go on alike,
-            # three in four of four tokens, nine in ten of thirteen.
-            reached = probability * (1 - 1.5 / (matched + 2)) / total
-            for token, weight in weights.items():
-                order += 1
-                heappush(heap, (-reached * weight, order, token, parent, matched + 1, followers[token]))
-        if not heap or len(tokens) == nodes:
-            break
-        negative, _, token, above, matched, places = heappop(heap)
-        probability = -negative
-        if probability < price * (len(tokens) + 1):
-            break
-        parent = len(tokens)
-        tokens.append(token)
-        parents.append(above)
-    return Tree(tokens, parents)
+                if self._file is not None:
+                    self._file.changed()
 
 
 def build(
     info: TargetInfo,
     *,
     max_nodes: int = 7,
-    min_probability: float = 0.07,
+    min_probability: float = MIN_PROBABILITY,
     max_match: int = 12,
     store_tokens: int = 100_000,
+    store: str = "",
 ) -> Suffix:
     """Suffix matching in the request and in earlier answers.
 
@@ -203,8 +181,10 @@ def build(
                      target's passes hardly grow with the tokens in them
     max_match        tokens compared at each earlier occurrence; longer matches count as this long
     store_tokens     tokens of earlier answers kept and shared by all requests of the engine; 0 for none
+    store            a file to keep earlier answers in from one run to the next; made if it is not there
 
-    Raises ConfigError for a value out of range.
+    Raises ConfigError for a value out of range, TokenFileError for a file that is something else or was made
+    with another tokenizer. A damaged file is a warning, and made anew.
     """
     if max_nodes < 1:
         raise ConfigError(f"suffix:max_nodes must be at least 1, got {max_nodes}")
@@ -214,4 +194,8 @@ def build(
         raise ConfigError(f"suffix:max_match must be at least 1, got {max_match}")
     if store_tokens < 0:
         raise ConfigError(f"suffix:store_tokens must be 0 or more, got {store_tokens}")
-    return Suffix(max_nodes, min_probability, max_match, store_tokens)
+    if store and not store_tokens:
+        raise ConfigError("suffix:store keeps nothing with store_tokens=0; leave one of them out")
+    earlier = Store(store_tokens)
+    file = AnswersFile(Path(store), info, earlier.answers) if store else None
+    return Suffix(max_nodes, min_probability, max_match, earlier, file)
