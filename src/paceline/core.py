@@ -121,7 +121,9 @@ class Tree(NamedTuple):
         return Tree(
             [self.tokens[node] for node in kept],
             [places[self.parents[node]] for node in kept],
-            {places[node]: origin for node, origin in origins.items() if node in places} if origins else origins,
+            {places[node]: origin for node, origin in origins.items() if node in places}
+            if origins
+            else origins,
             [self.confidences[node] for node in kept] if self.confidences else (),
             [self.sources[node] for node in kept] if self.sources else (),
         )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-MEMORY = 0.9
+MEMORY = 0.97
 """What a balance keeps of its weight with each further step."""
-FIRST_STEPS = 12
+FIRST_STEPS = 32
 """Steps before the first judgement."""
-TRIAL_STEPS = 3
+TRIAL_STEPS = 4
 SHORTEST, LONGEST = 8, 256
 """Steps of a pause: the first one, and after many trials in vain."""
 

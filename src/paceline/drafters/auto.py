@@ -20,4 +20,9 @@ def build(info: TargetInfo, *, store_tokens: int = 100_000) -> Mixture:
     Raises ConfigError for a value out of range.
     """
     # The policy knows what a token costs; drafters need not stop early.
-    return Mixture({"suffix": suffix(info, max_nodes=16, min_probability=0.005, store_tokens=store_tokens), "ngram": ngram(info, tokens=16)})
+    return Mixture(
+        {
+            "suffix": suffix(info, max_nodes=16, min_probability=0.005, store_tokens=store_tokens),
+            "ngram": ngram(info, tokens=16),
+        }
+    )

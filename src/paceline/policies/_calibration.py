@@ -1,7 +1,7 @@
 """How likely proposed tokens are really accepted: what drafters claim, corrected by what happened.
 
-A proposal falls into a cell by who proposed it (the parts of a mixture, as a set) and how confident they
-were. Each cell counts its hits as a Beta distribution does, with forgetting: an average over about the last
+A proposal falls into a cell by who proposed it (the parts of a mixture, as a set), whether it is a draft's
+first token or a later one, and how confident they were, which is where the length of a match shows. Each cell counts its hits as a Beta distribution does, with forgetting: an average over about the last
 `MEMORY` proposals, which starts at the drafter's own claim. Each request has a factor beside that, for how
 much better or worse than the average the same sources do in it.
 
@@ -20,7 +20,7 @@ BUCKETS = 24
 PRIOR = 8.0
 """The drafter's claim counts as so many proposals."""
 MEMORY = 400.0
-REQUEST_PRIOR = 4.0
+REQUEST_PRIOR = 16.0
 REQUEST_MEMORY = 0.95
 """What a request's own proposals keep of their weight with each further one."""
 SUREST = 0.99
@@ -44,7 +44,7 @@ class Calibration:
         confidences = tree.confidences or [UNSURE] * count
         sources = tree.sources or [1] * count
         for parent, confidence, source in zip(tree.parents, confidences, sources, strict=True):
-            cell = source * BUCKETS + int(confidence * (BUCKETS - 0.001))
+            cell = (2 * source + (parent >= 0)) * BUCKETS + int(confidence * (BUCKETS - 0.001))
             rate = rates.get(cell, confidence)
             if source in own:
                 hits, expected = own[source]
@@ -74,7 +74,7 @@ class Calibration:
                 weights[cell] = PRIOR
             weight = weights[cell] = min(weights[cell] + 1, MEMORY)
             rates[cell] = rate + (hit - rate) / weight
-            source = cell // BUCKETS
+            source = cell // (2 * BUCKETS)
             hits, expected = own.get(source, (0.0, 0.0))
             own[source] = (REQUEST_MEMORY * hits + hit, REQUEST_MEMORY * expected + rate)
 

@@ -14,7 +14,7 @@ ALL = 0
 class Fixed:
     """Scores all that is proposed within an even share."""
 
-    def __init__(self, nodes: int, depth: int) -> None:
+    def __init__(self, nodes: int = ALL, depth: int = ALL) -> None:
         self._nodes = nodes
         self._depth = depth
 

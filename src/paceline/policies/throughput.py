@@ -139,17 +139,15 @@ class Throughput:
         size = len(step.draft.tokens)
         drafted = sum(self._drafted)
         cost.learn(size, step.seconds)
-        # What drafting cost, per drafted row: its own time and the wider pass; and what one token is worth.
+        # Whether drafting is worth its own time; the time of the wider pass is accounted for in `choose`.
         working = sum(bool(tree.tokens) for tree in self._proposed) or 1
-        wider = cost.seconds(size) - cost.seconds(size - drafted)
         worth = cost.seconds(size - drafted) / max(1, sum(root >= 0 for root in step.draft.roots))
         for row, tree in enumerate(self._proposed):
             slot = view.slots[row]
             rest = self._rests.get(slot)
             if rest is None or rest.resting:
                 continue
-            gained = len(step.verdict.paths[row]) * worth
-            rest.worked(gained - self._spent / working - (wider * self._drafted[row] / drafted if drafted else 0))
+            rest.worked(len(step.verdict.paths[row]) * worth - self._spent / working)
             if row in self._cells:
                 name = view.drafters[row]
                 self._calibrations[name].learn(slot, tree, self._cells[row], step.emitted(row))
