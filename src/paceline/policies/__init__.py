@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from paceline.core import Policy
 from paceline.plugins import Option, Plugins
-from paceline.policies._cost import PassCost
+from paceline.policies._cost import PassCost as PassCost
 
 _POLICIES = Plugins("policy", __name__, "build")
 

@@ -29,8 +29,8 @@ from paceline.errors import ConfigError
 from paceline.policies._calibration import Calibration
 from paceline.policies._cost import PassCost
 from paceline.policies._levels import Levels
-from paceline.rest import Rest
 from paceline.policies.fixed import even
+from paceline.rest import Rest
 
 NOTHING_LEFT = Budget(0, 0)
 
