@@ -63,7 +63,7 @@ def best_first(
 Place = tuple[float, Sequence[int], int]
 """Its weight, next to 1 for the heaviest; a text; and where in it: text[place] is proposed next."""
 
-Matches = tuple[int, Sequence[Place]]
+Matches = tuple[int, list[Place]]
 """How many tokens agree at the best place, and all places."""
 
 UNSEEN_WEIGHT = 0.1
