@@ -8,11 +8,11 @@ FIRST_STEPS = 32
 """Steps before the first judgement."""
 TRIAL_STEPS = 4
 SHORTEST, LONGEST = 8, 256
-"""Steps of a pause: the first one, and after many trials in vain."""
+"""Steps of a pause: the first one, and after many trials in vain; then 4 steps of 260 are trials."""
 
 
 class Rest:
-    """Whether something that costs time works or rests. At the longest pauses it works in one step of 86."""
+    """Whether something that costs time works or rests."""
 
     __slots__ = ("_balance", "_left", "_pause", "resting")
 
@@ -26,7 +26,7 @@ class Rest:
         """A step begins; whether it is to be worked in."""
         if self.resting:
             self._left -= 1
-            if self._left <= 0:
+            if self._left < 0:
                 self.resting, self._left = False, TRIAL_STEPS
                 self._balance = 0.0
         return not self.resting

@@ -2,8 +2,9 @@
 
 How it is measured, so that the comparison is fair:
 
-- One target serves all contenders, each with an engine of its own. For every prompt each contender answers once, alone, directly after
-  one another, so that a machine that gets slower or faster does so for all; who goes first rotates.
+- One target serves all contenders, each with an engine of its own. For every prompt each contender answers
+  once, alone, directly after one another, so that a machine that gets slower or faster does so for all; who
+  goes first rotates.
 - Before that each contender answers a prompt that is not among the measured ones, with drafters that are
   then thrown away: the measured ones start knowing nothing.
 - Drafters that learn from earlier answers learn across prompts, as in real use, but each from its own

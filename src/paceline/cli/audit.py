@@ -64,8 +64,8 @@ def _sampling(function: F) -> F:
 @click.option(
     "--policy",
     metavar="NAME[:OPT=VAL,...]",
-    help=f"What decides how much is drafted. [default: {DEFAULT_POLICY}; with --model table fixed, which drafts"
-    " most]",
+    help=f"What decides how much is drafted. [default: {DEFAULT_POLICY}; with --model table fixed,"
+    " which drafts most]",
 )
 @click.option(
     "--rule",

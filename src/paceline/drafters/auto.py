@@ -7,9 +7,13 @@ See docs/drafters/auto.md. How much of their proposals is scored, down to none, 
 from __future__ import annotations
 
 from paceline.core import TargetInfo
-from paceline.drafters.ngram import build as ngram
+from paceline.drafters.recycling import build as recycling
 from paceline.drafters.suffix import build as suffix
 from paceline.mixture import Mixture
+
+NODES = 16
+LEAST = 0.01
+"""Parts propose what is likelier than this: the policy, which knows what a token costs, does the rest."""
 
 
 def build(info: TargetInfo, *, store_tokens: int = 100_000) -> Mixture:
@@ -19,10 +23,9 @@ def build(info: TargetInfo, *, store_tokens: int = 100_000) -> Mixture:
 
     Raises ConfigError for a value out of range.
     """
-    # The policy knows what a token costs; drafters need not stop early.
     return Mixture(
         {
-            "suffix": suffix(info, max_nodes=16, min_probability=0.005, store_tokens=store_tokens),
-            "ngram": ngram(info, tokens=16),
+            "suffix": suffix(info, max_nodes=NODES, min_probability=LEAST, store_tokens=store_tokens),
+            "recycling": recycling(info, max_nodes=NODES, min_probability=LEAST),
         }
     )

@@ -69,9 +69,7 @@ class Recycling:
         """A tree for each row that decodes."""
         cost = price(self._min_probability, budgets)
         return [
-            best_first(
-                history[-1], self._followers, min(self._max_nodes, budget.nodes), budget.depth, cost
-            )
+            best_first(history[-1], self._followers, min(self._max_nodes, budget.nodes), budget.depth, cost)
             if min(budget) > 0
             else NOTHING
             for history, budget in zip(view.histories, budgets, strict=True)

@@ -1,9 +1,10 @@
 """How likely proposed tokens are really accepted: what drafters claim, corrected by what happened.
 
 A proposal falls into a cell by who proposed it (the parts of a mixture, as a set), whether it is a draft's
-first token or a later one, and how confident they were, which is where the length of a match shows. Each cell counts its hits as a Beta distribution does, with forgetting: an average over about the last
-`MEMORY` proposals, which starts at the drafter's own claim. Each request has a factor beside that, for how
-much better or worse than the average the same sources do in it.
+first token or a later one, and how confident they were, which is where the length of a match shows. Each
+cell counts its hits as a Beta distribution does, with forgetting: an average over about the last `MEMORY`
+proposals, which starts at the drafter's own claim. Each request has a factor beside that, for how much better
+or worse than the average the same sources do in it.
 
 What was proposed but not scored is counted as well, as far as the answer shows the token that stands in its
 place: under the rule `match` answers do not depend on what was drafted, so this costs no pass and is not

@@ -29,9 +29,9 @@ class PassCost:
     """
 
     def __init__(self, measured: Mapping[int, float] | None = None) -> None:
-        measured = measured or {n: 1e-3 * (1 + GUESS * (n - 1)) for n in SIZES}
-        self._shape = _filled(measured)
+        self._shape = _filled(measured or {n: 1 + GUESS * (n - 1) for n in SIZES})
         self._factor = 1.0
+        self._guessed = not measured
         self._learned = 0
         self._table = _table(self._shape)
 
@@ -46,17 +46,20 @@ class PassCost:
         return table[n] if n <= last else table[last] + (n - last) * (table[last] - table[last - 1])
 
     def learn(self, n: int, seconds: float) -> None:
-        """A pass over n tokens took so long."""
+        """A pass over n tokens took so long. Passes that read much of a prompt say nothing of smaller ones."""
+        if n > SIZES[-1] or seconds <= 0:
+            return
         ratio = seconds / self.seconds(n)
-        if not self._learned:
-            self._factor *= ratio  # the first pass says how fast the machine is, whatever was assumed
+        if self._guessed:
+            self._factor, self._guessed = self._factor * ratio, False
+            return
         self._learned += 1
         ratio = min(max(ratio, 1 / FAR_OFF), FAR_OFF)
         self._factor *= 1 + FACTOR_RATE * (ratio - 1)
         shape = self._shape
         for place, (below, above) in enumerate(pairwise(SIZES)):
-            if n <= above or above == SIZES[-1]:
-                share = min((n - below) / (above - below), 1.0)
+            if n <= above:
+                share = (n - below) / (above - below)
                 shape[place] *= 1 + SHAPE_RATE * (1 - share) * (ratio - 1)
                 shape[place + 1] *= 1 + SHAPE_RATE * share * (ratio - 1)
                 break

@@ -15,7 +15,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 8, 256
 
 
 class Levels:
-    """One drafter's drawn trees: tokens per level, and how often a level was accepted once the one above was."""
+    """One drafter's drawn trees: tokens per level, and how often a level was accepted after the one above."""
 
     def __init__(self) -> None:
         self._rates = [HOPE] * DEEPEST

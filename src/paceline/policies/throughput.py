@@ -1,7 +1,7 @@
 """Draft what raises the expected tokens per second of the whole batch, down to nothing.
 
-A step over R requests emits R tokens and those of the drafted ones that are accepted; it takes what a pass over
-so many tokens takes. Candidates of all requests are ranked by the calibrated probability of their whole
+A step over R requests emits R tokens and those of the drafted ones that are accepted; it takes what a pass
+over so many tokens takes. Candidates of all requests are ranked by the calibrated probability of their whole
 path, and the prefix of that ranking is scored which maximises
 
     (R + sum of the probabilities) / cost(tokens in the pass).
@@ -14,9 +14,9 @@ Under a rule that compares laws a drawn token must not be left out because of wh
 levels that are drawn is decided beforehand, in `allot`, from how often earlier levels were accepted; fixed
 tokens are chosen as above.
 
-Sources: SmartSpec, Liu et al., 2024 (arXiv 2406.14066) for goodput as the goal; EAGLE-2, Li et al., 2024 (arXiv
-2406.16858) for the ranking by path probability; Sequoia, Chen et al., 2024 (arXiv 2402.12374) for trees sized by
-the measured cost of a pass.
+Sources: SmartSpec, Liu et al., 2024 (arXiv 2406.14066) for goodput as the goal; EAGLE-2, Li et al., 2024
+(arXiv 2406.16858) for the ranking by path probability; Sequoia, Chen et al., 2024 (arXiv 2402.12374) for trees
+sized by the measured cost of a pass.
 """
 
 from __future__ import annotations
