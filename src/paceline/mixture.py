@@ -83,9 +83,9 @@ class Mixture:
         return self._trees
 
     def observe(self, step: Step) -> None:
-        """Let the parts see the step, and judge whether they were worth their time: what one saved are accepted
-        tokens that no other part proposed, or that stand below such a token. A part that rests sees nothing,
-        unless it needs the features of every token."""
+        """Let the parts see the step, and judge whether they were worth their time: what one saved are
+        accepted tokens that no other part proposed, or that stand below such a token. A part that rests sees
+        nothing, unless it needs the features of every token."""
         paths = [step.emitted(row)[:-1] for row in range(len(step.view.slots))]
         worth = step.seconds / (sum(len(path) + 1 for path in paths) or 1)
         sources = [_sources(tree, path) for tree, path in zip(self._trees, paths, strict=True) if path]

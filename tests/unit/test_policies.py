@@ -1,4 +1,4 @@
-"""The parts of policies: what a pass costs, how likely a token is, when to rest; and what each policy does."""
+"""What a pass costs, how likely a token is, when to rest; and what each policy does with that."""
 
 from __future__ import annotations
 

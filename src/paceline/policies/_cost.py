@@ -46,7 +46,7 @@ class PassCost:
         return table[n] if n <= last else table[last] + (n - last) * (table[last] - table[last - 1])
 
     def learn(self, n: int, seconds: float) -> None:
-        """A pass over n tokens took so long. Passes that read much of a prompt say nothing of smaller ones."""
+        """A pass over n tokens took so long. One that reads much of a prompt says nothing of smaller ones."""
         if n > SIZES[-1] or seconds <= 0:
             return
         ratio = seconds / self.seconds(n)

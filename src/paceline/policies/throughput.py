@@ -15,8 +15,8 @@ levels that are drawn is decided beforehand, in `allot`, from how often earlier 
 tokens are chosen as above.
 
 Sources: SmartSpec, Liu et al., 2024 (arXiv 2406.14066) for goodput as the goal; EAGLE-2, Li et al., 2024
-(arXiv 2406.16858) for the ranking by path probability; Sequoia, Chen et al., 2024 (arXiv 2402.12374) for trees
-sized by the measured cost of a pass.
+(arXiv 2406.16858) for the ranking by path probability; Sequoia, Chen et al., 2024 (arXiv 2402.12374) for
+trees sized by the measured cost of a pass.
 """
 
 from __future__ import annotations
