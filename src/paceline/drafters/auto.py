@@ -15,7 +15,7 @@ from paceline.drafters.suffix import build as suffix
 from paceline.mixture import Mixture
 
 NODES = 16
-LEAST = 0.01
+LEAST = 0.03
 """Parts propose what is likelier than this: the policy, which knows what a token costs, does the rest."""
 
 
