@@ -120,12 +120,6 @@ def test_suffix_stops_where_it_no_longer_pays() -> None:
     assert propose(load("suffix:min_probability=1", INFO), text).tokens == []
 
 
-def test_suffix_drafts_less_for_each_row_of_a_batch() -> None:
-    text = [*range(10, 30), 1, 2, *range(10, 13)]
-    sizes = [len(propose(load("suffix", INFO), *[text] * rows).tokens) for rows in (1, 2, 4)]
-    assert sizes[0] > sizes[1] > sizes[2]
-
-
 def test_suffix_learns_answers_and_not_prompts_when_a_request_ends() -> None:
     suffix = load("suffix", INFO)
     propose(suffix, [30, 31, 32, 1, 2, 3, 4, 5, 6], prompt=3)

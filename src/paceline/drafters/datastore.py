@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from paceline.core import NOTHING, Budget, Drawn, Step, TargetInfo, Tree, View
-from paceline.drafters._best_first import MIN_PROBABILITY, Calibration, Place, best_first, price
+from paceline.drafters._best_first import MIN_PROBABILITY, Calibration, Place, best_first
 from paceline.errors import ConfigError
 from paceline.stores.datastore import LONGEST, Datastore
 
@@ -37,13 +37,12 @@ class Retrieval:
 
     def propose(self, view: View, budgets: Sequence[Budget]) -> Sequence[Tree]:
         """A tree for each row that decodes."""
-        cost = price(self._min_probability, budgets)
         return [
-            self._propose(slot, history, budget, cost) if min(budget) > 0 else NOTHING
+            self._propose(slot, history, budget) if min(budget) > 0 else NOTHING
             for slot, history, budget in zip(view.slots, view.histories, budgets, strict=True)
         ]
 
-    def _propose(self, slot: int, history: Sequence[int], budget: Budget, cost: float) -> Tree:
+    def _propose(self, slot: int, history: Sequence[int], budget: Budget) -> Tree:
         tokens, longest = self._store.tokens, 0
         places: list[Place] = []
         for matched, place in self._store.matches(history[: -LONGEST - 1 : -1], LOOKED_AT):
@@ -51,7 +50,9 @@ class Retrieval:
             places.append((DECAY ** (matched - longest), tokens, place))
         self._calibration.expect(slot, history, (longest, places))
         nodes = min(self._max_nodes, budget.nodes)
-        return best_first((longest, places), self._calibration.followers, nodes, budget.depth, cost)
+        return best_first(
+            (longest, places), self._calibration.followers, nodes, budget.depth, self._min_probability
+        )
 
     def observe(self, step: Step) -> None:
         """The histories say all there is to know."""
@@ -70,8 +71,8 @@ def build(
     path             a file that `paceline datastore build` wrote, with this model's tokenizer; must be given
     max_nodes        drafted tokens per request and step at most
     min_probability  what the first drafted token's estimated probability must be; the i-th token needs
-                     i times as much. In a batch of R requests it is R^2 times this. Lower it where a
-                     target's passes hardly grow with the tokens in them
+                     i times as much. A policy that knows what a token costs makes a better choice of
+                     many: lower it then
 
     Raises ConfigError for a value out of range, TokenFileError for the file.
     """

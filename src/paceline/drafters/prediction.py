@@ -14,7 +14,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 
 from paceline.core import NOTHING, Budget, Drawn, Step, TargetInfo, Tree, View
-from paceline.drafters._best_first import Calibration, Place, best_first, price
+from paceline.drafters._best_first import Calibration, Place, best_first
 from paceline.errors import ConfigError
 
 COMPARED = 12  # tokens compared at most at each place where the last token stands
@@ -92,7 +92,6 @@ class Prediction:
 
     def propose(self, view: View, budgets: Sequence[Budget]) -> Sequence[Tree]:
         """A tree for each row that has a prediction."""
-        cost = price(self._min_probability, budgets)
         trees = []
         for row, budget in enumerate(budgets):
             slot = view.slots[row]
@@ -108,7 +107,7 @@ class Prediction:
                 calibration = self._calibrations[slot]
                 calibration.expect(slot, history, places)
                 nodes = min(self._max_nodes, budget.nodes)
-                tree = best_first(places, calibration.followers, nodes, budget.depth, cost)
+                tree = best_first(places, calibration.followers, nodes, budget.depth, self._min_probability)
             trees.append(tree)
         return trees
 
@@ -127,7 +126,7 @@ def build(info: TargetInfo, *, max_nodes: int = 15, min_probability: float = 0.0
 
     max_nodes        drafted tokens per request and step at most
     min_probability  what the first drafted token's estimated probability must be; the i-th token needs
-                     i times as much. In a batch of R requests it is R^2 times this
+                     i times as much
 
     Raises ConfigError for a value out of range.
     """

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from paceline.core import NOTHING, Budget, Drawn, Step, TargetInfo, Tree, View
-from paceline.drafters._best_first import MIN_PROBABILITY, best_first, continuations, price
+from paceline.drafters._best_first import MIN_PROBABILITY, best_first, continuations
 from paceline.errors import ConfigError
 from paceline.stores.answers import AnswersFile
 
@@ -124,7 +124,6 @@ class Suffix:
 
     def propose(self, view: View, budgets: Sequence[Budget]) -> Sequence[Tree]:
         """A tree for each row that decodes and ends like an earlier text."""
-        cost = price(self._min_probability, budgets)
         trees = []
         for row, budget in enumerate(budgets):
             slot, history = view.slots[row], view.histories[row]
@@ -134,10 +133,10 @@ class Suffix:
                 self._prompts[slot] = view.prompts[row]
             text.tokens = history
             text.read()
-            trees.append(self._propose(text, budget, cost) if min(budget) > 0 else NOTHING)
+            trees.append(self._propose(text, budget) if min(budget) > 0 else NOTHING)
         return trees
 
-    def _propose(self, text: Suffixes, budget: Budget, cost: float) -> Tree:
+    def _propose(self, text: Suffixes, budget: Budget) -> Tree:
         ending = text.tokens[: -self._max_match - 1 : -1]
         longest, heaviest, found = 0, 0.0, []
         for own, searched in ((1.0, text), *((STORE_WEIGHT, earlier) for earlier in self._store.texts)):
@@ -149,7 +148,7 @@ class Suffix:
             return NOTHING
         places = [(weight / heaviest, tokens, place) for weight, tokens, place in found]
         nodes = min(self._max_nodes, budget.nodes)
-        return best_first((longest, places), continuations, nodes, budget.depth, cost)
+        return best_first((longest, places), continuations, nodes, budget.depth, self._min_probability)
 
     def observe(self, step: Step) -> None:
         """The histories say all there is to know."""
@@ -177,8 +176,8 @@ def build(
 
     max_nodes        drafted tokens per request and step at most
     min_probability  what the first drafted token's estimated probability must be; the i-th token needs
-                     i times as much. In a batch of R requests it is R^2 times this. Lower it where a
-                     target's passes hardly grow with the tokens in them
+                     i times as much. A policy that knows what a token costs makes a better choice of
+                     many: lower it then
     max_match        tokens compared at each earlier occurrence; longer matches count as this long
     store_tokens     tokens of earlier answers kept and shared by all requests of the engine; 0 for none
     store            a file to keep earlier answers in from one run to the next; made if it is not there
