@@ -99,7 +99,7 @@ def race(
     long_prompt: list[int] | None,
     note: Note,
 ) -> None:
-    """Every entry's answers to all prompts, in turn; then the time that plain ones take to read the long one."""
+    """Every entry's answers to all prompts, in turn; then how long plain ones take to read the long one."""
     with ExitStack() as stack:
         running: list[tuple[Entry, Process]] = []
         for entry in entries:

@@ -18,6 +18,10 @@ BUILD = ROOT / "build" / "peers"
 LOGS = BUILD / "logs"
 TORCH = "torch==2.13.0"
 """Exactly: with a range, pip may take a build for GPUs that is several gigabytes larger."""
+DEQUANTISING = ("gguf", "accelerate")
+"""What transformers needs to read a GGUF file, for `safetensors`."""
+MISFITS = ("torchvision", "torchaudio", "torchcodec")
+"""Packages that others pull in and import if they are there, and whose builds for GPUs then fail to load."""
 
 
 def environment(

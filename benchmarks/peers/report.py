@@ -145,8 +145,9 @@ def table(report: dict[str, Any]) -> str:
         lines += [
             "",
             f"Paceline {best['paceline']['mode']} is {best['ratio']:.2f} times as fast "
-            f"({best['ratio_low']:.2f} to {best['ratio_high']:.2f}) as {best['rival']['engine']} {best['rival']['weights']} "
-            f"{best['rival']['mode']}, the fastest rival as close to float32",
+            f"({best['ratio_low']:.2f} to {best['ratio_high']:.2f}) as "
+            f"{best['rival']['engine']} {best['rival']['weights']} {best['rival']['mode']},",
+            "the fastest rival whose law is as close to float32",
         ]
     lines += ["", "tokens/s: of whole answers. ratio: to plain Paceline, per prompt, above 1 is faster."]
     return "\n".join(lines)

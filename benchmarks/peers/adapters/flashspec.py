@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from benchmarks.peers.contender import Contender, Launch, Plan
-from benchmarks.peers.environment import TORCH, environment, safetensors
+from benchmarks.peers.environment import DEQUANTISING, TORCH, environment, safetensors
 
 ENGINE = "FlashSpec"
 VERSION = "0.3.1"
@@ -14,7 +14,9 @@ GAMMAS = (4, 6)
 
 
 def contenders(plan: Plan) -> Iterator[Contender]:
-    python = environment(plan, "flashspec", [f"flashspec=={VERSION}", "transformers>=5,<6", TORCH, "gguf"])
+    python = environment(
+        plan, "flashspec", [f"flashspec=={VERSION}", "transformers>=5,<6", TORCH, *DEQUANTISING]
+    )
     model = safetensors(plan, "flashspec", python)
     settings = {**plan.common, "model": str(model), "dtype": "bfloat16"}
     variants = {

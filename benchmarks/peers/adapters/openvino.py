@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from benchmarks.peers.contender import Contender, Launch, PeerError, Plan
-from benchmarks.peers.environment import TORCH, environment, made, safetensors, weights_folder
+from benchmarks.peers.environment import (
+    DEQUANTISING,
+    MISFITS,
+    TORCH,
+    environment,
+    made,
+    safetensors,
+    weights_folder,
+)
 
 ENGINE = "OpenVINO GenAI"
 VERSION = "2026.4.1"
@@ -17,7 +25,7 @@ BACKENDS = ("PA", "SDPA")
 
 def contenders(plan: Plan) -> Iterator[Contender]:
     required = [f"openvino-genai=={VERSION}.*", "optimum-intel==2.2.*", "nncf", "transformers==4.57.*"]
-    python = environment(plan, "openvino", [*required, TORCH, "gguf"])
+    python = environment(plan, "openvino", [*required, TORCH, *DEQUANTISING], remove=MISFITS)
     model = safetensors(plan, "openvino", python)
     for weights, options in FORMATS.items():
         words = [python.with_name("optimum-cli"), "export", "openvino", "--model", model]

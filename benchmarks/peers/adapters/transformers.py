@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from benchmarks.peers.contender import Contender, Launch, Plan
-from benchmarks.peers.environment import TORCH, environment, safetensors
+from benchmarks.peers.environment import DEQUANTISING, TORCH, environment, safetensors
 
 ENGINE = "transformers"
 VERSION = "5.23.0"
@@ -15,7 +15,7 @@ LOOKUPS = (4, 10)
 
 
 def contenders(plan: Plan) -> Iterator[Contender]:
-    python = environment(plan, "transformers", [f"transformers=={VERSION}", TORCH, "gguf"])
+    python = environment(plan, "transformers", [f"transformers=={VERSION}", TORCH, *DEQUANTISING])
     model = safetensors(plan, "transformers", python)
 
     def launch(assistant: str | None = None, **options: Any) -> Launch:

