@@ -18,6 +18,8 @@ from benchmarks.peers.environment import LOGS, ROOT, last_words
 
 PAUSE_S = 0.3
 """Time for the threads of the engine that just worked to go to sleep; Intel's OpenMP spins for 0.2 s."""
+MODULES = "benchmarks.peers.workers"
+"""Where workers are found."""
 LIMIT_S = 900
 """No start and no answer takes longer, or the worker counts as hanging."""
 
@@ -35,7 +37,7 @@ class Process:
                 [
                     str(launch.python),
                     "-m",
-                    f"benchmarks.peers.workers.{launch.worker}",
+                    f"{MODULES}.{launch.worker}",
                     json.dumps(dict(launch.settings)),
                 ],
                 stdin=subprocess.PIPE,
