@@ -5,7 +5,7 @@
 
 Time does not depend on what the weights say, so they are random; every layer has memory of its own, as a
 real model's has. A pass reads all weights once: the floor is their bytes by the bandwidth that a plain stream
-over as many bytes reaches in the same run. Each model runs in a process of its own, whose memory is then its own.
+over as many bytes reaches in the same run. Each model runs in a process of its own, so its memory is its own.
 
 Prints a table on stderr and one JSON object as the last line of stdout, which also goes into a file.
 """
@@ -255,7 +255,8 @@ def table(report: Report) -> str:
         lines.append(f"  ms by sequences of one row each: {', '.join(cells)}")
         if model["resident_bytes"] is not None:
             lines.append(
-                f"  memory {model['resident_bytes'] / 1e6:.0f} MB; weights {model['weight_bytes'] / 1e6:.0f}, "
+                f"  memory {model['resident_bytes'] / 1e6:.0f} MB: "
+                f"weights {model['weight_bytes'] / 1e6:.0f}, "
                 f"cache of {model['cache_tokens']} tokens {model['cache_bytes'] / 1e6:.0f}, "
                 f"Python before them {model['resident_before_bytes'] / 1e6:.0f}"
             )

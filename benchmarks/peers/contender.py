@@ -39,7 +39,9 @@ class Contender:
     """One row of the results: an engine with certain weights in a certain mode.
 
     variants  {description: launch} of the settings to choose from; the fastest on a few prompts takes part
-    error     why it cannot, where that is known beforehand; then there are no variants
+    changes   instead of variants, {description: settings} that differ from those which the plain contender of
+              the same engine and weights was fastest with
+    error     why it cannot, where that is known beforehand; then there is nothing to choose from
     """
 
     engine: str
@@ -47,6 +49,7 @@ class Contender:
     weights: str | None
     mode: str | None
     variants: Mapping[str, Launch] = field(default_factory=dict)
+    changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     error: str | None = None
 
     @property

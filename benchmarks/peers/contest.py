@@ -10,7 +10,7 @@ Whoever fails is out from there on, with its error in its row, and the others go
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,21 +59,45 @@ def choose(
     contenders: Sequence[Contender], prompts: Sequence[list[int]], tokens: int, note: Note
 ) -> list[Entry]:
     """Entries with the fastest variant that works on the first prompts; one variant is taken untried."""
-    entries = []
+    entries: list[Entry] = []
     for contender in contenders:
         entry = Entry(contender, error=contender.error)
-        entries.append(entry)
-        if contender.error is not None:
-            note(f"{contender.name}: {contender.error}")
-        elif len(contender.variants) == 1:
-            ((entry.setting, entry.launch),) = contender.variants.items()
+        if entry.error is None:
+            with _out_if_it_fails(entry, note):
+                _settle(entry, _variants(contender, entries), prompts[:TRIALS], tokens, note)
         else:
-            _try(entry, prompts[:TRIALS], tokens, note)
+            note(f"{contender.name}: {entry.error}")
+        entries.append(entry)
     return entries
 
 
-def _try(entry: Entry, prompts: Sequence[list[int]], tokens: int, note: Note) -> None:
-    variants = entry.contender.variants
+def _variants(contender: Contender, entries: Sequence[Entry]) -> Mapping[str, Launch]:
+    if not contender.changes:
+        return contender.variants
+    plain = plain_of(entries, contender.engine, contender.weights)
+    if plain is None or plain.launch is None:
+        raise PeerError("plain decoding, whose settings it would take over, does not run")
+    return {
+        " and ".join(filter(None, (plain.setting, said))): plain.launch.with_settings(**settings)
+        for said, settings in contender.changes.items()
+    }
+
+
+def plain_of(entries: Sequence[Entry], engine: str, weights: str | None) -> Entry | None:
+    """An engine's plain entry with these weights, or, for None, its first."""
+    for entry in entries:
+        contender = entry.contender
+        if (contender.engine, contender.mode) == (engine, "plain") and weights in (None, contender.weights):
+            return entry
+    return None
+
+
+def _settle(
+    entry: Entry, variants: Mapping[str, Launch], prompts: Sequence[list[int]], tokens: int, note: Note
+) -> None:
+    if len(variants) == 1:
+        ((entry.setting, entry.launch),) = variants.items()
+        return
     for setting, launch in variants.items():
         try:
             with Process(launch, f"{entry.contender.name} {setting}") as process:
@@ -85,11 +109,10 @@ def _try(entry: Entry, prompts: Sequence[list[int]], tokens: int, note: Note) ->
             entry.trials[setting] = str(error)
             note(f"{entry.contender.name}, {setting}: {error}")
     speeds = {name: speed for name, speed in entry.trials.items() if isinstance(speed, float)}
-    if speeds:
-        entry.setting = max(speeds, key=lambda name: speeds[name])
-        entry.launch = variants[entry.setting]
-    else:
-        entry.error = f"runs with none of its settings: {next(iter(entry.trials.values()))}"
+    if not speeds:
+        raise PeerError(f"runs with none of its settings: {next(iter(entry.trials.values()))}")
+    entry.setting = max(speeds, key=lambda name: speeds[name])
+    entry.launch = variants[entry.setting]
 
 
 def race(

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.peers.contest import Entry
+from benchmarks.peers.contest import Entry, plain_of
 from paceline.bench.speed import bootstrap_interval
 
 ENGINE = "Paceline"
@@ -32,17 +32,8 @@ def rows(entries: Sequence[Entry], prefill_tokens: int) -> list[Row]:
                                where it has none
     """
     finished = [entry for entry in entries if entry.error is None]
-    own = _plain(finished, ENGINE, None)
+    own = plain_of(finished, ENGINE, None)
     return [_row(entry, own, finished, prefill_tokens) for entry in entries]
-
-
-def _plain(entries: Sequence[Entry], engine: str, weights: str | None) -> Entry | None:
-    """An engine's plain entry with these weights, or its first."""
-    for entry in entries:
-        contender = entry.contender
-        if (contender.engine, contender.mode) == (engine, "plain") and weights in (None, contender.weights):
-            return entry
-    return None
 
 
 def _row(entry: Entry, own: Entry | None, finished: Sequence[Entry], prefill_tokens: int) -> Row:
@@ -80,7 +71,7 @@ def _row(entry: Entry, own: Entry | None, finished: Sequence[Entry], prefill_tok
     )
     row["prefill_tokens_per_second"] = prefill_tokens / entry.prefill_s if entry.prefill_s else None
     row["batches"] = entry.batches
-    same = _plain(finished, contender.engine, contender.weights)
+    same = plain_of(finished, contender.engine, contender.weights)
     row["different_outputs"] = same and sum(
         a["tokens"] != b["tokens"] for a, b in zip(answers, same.answers, strict=True)
     )

@@ -102,6 +102,17 @@ def test_the_fastest_variant_takes_part_and_failing_ones_are_told() -> None:
     assert "TypeError" in str(entry.trials["bad"])
 
 
+def test_a_mode_takes_over_the_settings_that_plain_decoding_was_fastest_with() -> None:
+    plain = {"slow": launch(slow={"*": 0.05}, shift=1), "fast": launch(shift=2)}
+    drafted = Contender("e", "1", "w", "lookup", changes={"draft 4": {"name": "4"}})
+    other = Contender("e", "1", "v", "lookup", changes={"draft 4": {"name": "4"}})
+    given = [Contender("e", "1", "w", "plain", plain), drafted, other]
+    _, lookup, lost = contest.choose(given, PROMPTS, 4, lambda text: None)
+    assert lookup.setting == "fast and draft 4"
+    assert lookup.launch == launch(shift=2, name="4")
+    assert "plain decoding" in str(lost.error)
+
+
 def test_who_fails_on_the_way_is_out_and_the_others_go_on() -> None:
     good, bad, absent = raced(
         contender("Paceline"), contender("bad", crashes=3), Contender("absent", "1", None, None, error="gone")

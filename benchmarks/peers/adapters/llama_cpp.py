@@ -11,7 +11,7 @@ from benchmarks.peers.environment import environment, made, weights_folder
 
 ENGINE = "llama.cpp"
 VERSION = "0.3.36"
-LOOKUPS = ("3,4", "2,10")
+LOOKUPS = ("3,4", "3,8", "2,10")
 """Longest n-gram and drafted tokens that prompt lookup is tried with; the last is the binding's default."""
 
 
@@ -45,18 +45,15 @@ def requantised(plan: Plan) -> Path:
 def contenders(plan: Plan) -> Iterator[Contender]:
     found = pythons(plan)
     for weights, file in ((plan.own_weights, plan.model), ("q8_0", requantised(plan))):
-        for mode, lookups in (("plain", ("",)), ("prompt lookup", LOOKUPS)):
-            variants = {}
-            for python, flash, repack, lookup in product(found, (False, True), (True, False), lookups):
-                said = [
-                    f"flash attention {'on' if flash else 'off'}",
-                    f"repacking {'on' if repack else 'off'}",
-                ]
-                said += [f"n-gram and draft {lookup}"] if lookup else []
-                said += [python.parents[1].name] if len(found) > 1 else []
-                settings = {**plan.common, "model": str(file), "flash_attention": flash, "repack": repack}
-                variants[", ".join(said)] = Launch(python, "llama_cpp", {**settings, "lookup": lookup})
-            yield Contender(ENGINE, VERSION, weights, mode, variants)
+        plain = {}
+        for python, flash, repack in product(found, (False, True), (True, False)):
+            said = [f"flash attention {'on' if flash else 'off'}", f"repacking {'on' if repack else 'off'}"]
+            said += [python.parents[1].name] if len(found) > 1 else []
+            settings = {**plan.common, "model": str(file), "flash_attention": flash, "repack": repack}
+            plain[", ".join(said)] = Launch(python, "llama_cpp", {**settings, "lookup": ""})
+        yield Contender(ENGINE, VERSION, weights, "plain", plain)
+        lookups = {f"n-gram and draft {lookup}": {"lookup": lookup} for lookup in LOOKUPS}
+        yield Contender(ENGINE, VERSION, weights, "prompt lookup", changes=lookups)
         yield Contender(
             ENGINE,
             VERSION,
