@@ -25,7 +25,7 @@ from benchmarks.peers.process import Process, Reply
 WARM_UP_TOKENS = 8
 TRIALS = 3
 """Prompts on which variants are tried."""
-REPEATS = 5
+REPEATS = 3
 """Of passes over a long prompt, and of batches: the median counts."""
 
 Note = Callable[[str], None]
