@@ -146,8 +146,8 @@ def _fastest(report: Report) -> str:
     ]
     lines = [
         f"Greedy decoding beside other engines in one run, {report['prompts']} prompts, {report['tokens']} "
-        "tokens each; of every engine and its weights the fastest mode. All modes, batches and what could not "
-        "run: [docs/performance.md](docs/performance.md).",
+        "tokens each; of every engine and its weights the fastest mode. All modes, batches and what could "
+        "not run: [docs/performance.md](docs/performance.md).",
         "",
         "| engine | weights | mode | tokens/s | times plain Paceline, median (95 %) | KL to float32 |",
         "|---|---|---|---|---|---|",
@@ -205,6 +205,9 @@ def _trials(report: Report) -> str:
                 for setting, result in row["trials"].items()
             )
             lines.append(f"- {row['engine']} {row['weights']} {row['mode']}: {'; '.join(tried)}")
+    for row in report["results"]:
+        for remark in row["remarks"]:
+            lines.append(f"- {row['engine']} {row['weights']} {row['mode']}, not measured: {remark}")
     return "\n".join(lines)
 
 

@@ -86,7 +86,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         default=[],
         help="a llama-server program, such as a fork's",
     )
-    parser.add_argument("--laws", type=int, default=8, help="answers on which laws are compared; 0: none")
+    parser.add_argument("--laws", type=_count, default=8, help="answers on which laws are compared")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="where the JSON goes as well")
     return parser.parse_args(arguments)
 
@@ -125,7 +125,7 @@ def _run(options: argparse.Namespace) -> int:
     contest.race(entries, prompts, options.tokens, long_prompt, note)
     contest.batches(entries, prompts, options.tokens, STREAMS, note)
     own = next(entry for entry in entries if entry.contender.engine == report.ENGINE)
-    if options.laws and own.error is None:
+    if own.error is None:
         texts = [
             ([*prompt, *answer["tokens"]], len(prompt))
             for prompt, answer in zip(prompts, own.answers, strict=True)

@@ -4,7 +4,7 @@ Each engine sits in its own process and is idle while another works. All get the
 same number of tokens, greedily, ends ignored. Everyone goes first equally often. Answers of different engines
 may differ, for their arithmetic does; the number of tokens, and so the work, is the same.
 
-Whoever fails is out from there on, with its error in its row, and the others go on.
+Whoever fails at that is out, with its error in its row, and the others go on.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ class Entry:
     prefill_s  median seconds to the first token after the long prompt
     batches    {streams: tokens per second of all of them together}
     kl, top1   of the next-token law to float32 arithmetic on the model's own weights
+    remarks    what beside its answers could not be measured, and why
     error      why it is out
     """
 
@@ -52,6 +53,7 @@ class Entry:
     batches: dict[str, float] = field(default_factory=dict)
     kl: float | None = None
     top1: float | None = None
+    remarks: list[str] = field(default_factory=list)
     error: str | None = None
 
 
@@ -146,10 +148,10 @@ def _prefill(running: Sequence[tuple[Entry, Process]], prompt: list[int], note: 
         # The first token differs, or an engine that keeps prefixes would have nothing to read.
         varied = [*prompt[number:], *prompt[:number]]
         for entry, process in _turns(running, number):
-            with _out_if_it_fails(entry, note):
+            with _remarked(entry, "reading a long prompt", note):
                 seconds[id(entry)].append(process.answer(varied, 1)["seconds"])
     for entry, _ in running:
-        if entry.error is None:
+        if seconds[id(entry)]:
             entry.prefill_s = median(seconds[id(entry)])
     note(f"read {len(prompt)} tokens {REPEATS} times")
 
@@ -166,7 +168,7 @@ def batches(
             for entry in entries:
                 if entry.launch is None or entry.error is not None or entry.contender.mode != "plain":
                     continue
-                with _out_if_it_fails(entry, note):
+                with _remarked(entry, f"{size} streams", note):
                     launch = entry.launch.with_settings(sequences=size)
                     name = f"{entry.contender.name} {size} streams"
                     process = stack.enter_context(Process(launch, name))
@@ -176,13 +178,13 @@ def batches(
             speeds: dict[int, list[float]] = {id(entry): [] for entry, _ in running}
             for number in range(REPEATS):
                 for entry, process in _turns(running, number):
-                    with _out_if_it_fails(entry, note):
+                    with _remarked(entry, f"{size} streams", note):
                         reply = process.ask("batch", prompts=asked, tokens=tokens)
                         if [len(answer) for answer in reply["tokens"]] != [tokens] * size:
-                            raise PeerError(f"{size} streams: answers of other lengths than {tokens}")
+                            raise PeerError(f"answers of other lengths than {tokens}")
                         speeds[id(entry)].append(size * tokens / reply["seconds"])
             for entry, _ in running:
-                if entry.error is None:
+                if speeds[id(entry)]:
                     entry.batches[str(size)] = median(speeds[id(entry)])
         note(f"{size} streams {REPEATS} times")
 
@@ -199,16 +201,19 @@ def laws(
     for entry in sorted(entries, key=lambda entry: entry.contender.mode != "plain"):
         if entry.launch is not None and entry.error is None:
             asked.setdefault((entry.contender.engine, entry.contender.weights), entry)
-    with tempfile.TemporaryDirectory() as folder, Process(reference, "reference") as process:
+    with tempfile.TemporaryDirectory() as folder:
         files = [str(Path(folder) / f"{number}.npy") for number in range(len(texts))]
-        for (tokens, first), file in zip(texts, files, strict=True):
-            process.ask("logits", tokens=tokens, first=first, file=file)
+        try:
+            with Process(reference, "reference") as process:
+                for (tokens, first), file in zip(texts, files, strict=True):
+                    process.ask("logits", tokens=tokens, first=first, file=file)
+        except PeerError as error:
+            note(f"no laws, for there is no reference: {error}")
+            return
         note(f"float32 laws of {len(texts)} answers")
         for entry in asked.values():
-            try:
+            with _remarked(entry, "law", note):
                 _law(entry, texts, files, str(Path(folder) / "own.npy"))
-            except PeerError as error:
-                note(f"{entry.contender.name}: no law: {error}")
     for entry in entries:
         if (source := asked.get((entry.contender.engine, entry.contender.weights))) is not None:
             entry.kl, entry.top1 = source.kl, source.top1
@@ -245,3 +250,13 @@ def _out_if_it_fails(entry: Entry, note: Note) -> Iterator[None]:
     except PeerError as error:
         entry.error = str(error)
         note(f"{entry.contender.name}: out: {error}")
+
+
+@contextmanager
+def _remarked(entry: Entry, what: str, note: Note) -> Iterator[None]:
+    """A PeerError in the block becomes a remark on the entry, whose other figures stay."""
+    try:
+        yield
+    except PeerError as error:
+        entry.remarks.append(f"{what}: {error}")
+        note(f"{entry.contender.name}: {what}: {error}")

@@ -49,6 +49,7 @@ def _row(entry: Entry, own: Entry | None, finished: Sequence[Entry], prefill_tok
         "kl": entry.kl,
         "top1_agreement": entry.top1,
         "trials": entry.trials,
+        "remarks": entry.remarks,
         "error": entry.error,
     }
     if entry.error is not None:

@@ -61,12 +61,15 @@ def row(engine: str, mode: str | None, **values: Any) -> dict[str, Any]:
         "kl": 0.003,
         "top1_agreement": None,
         "trials": {},
+        "remarks": [],
         "error": None,
     }
     return {**standard, **values}
 
 
-RIVAL = row("llama.cpp", "plain", trials={"flash attention on": 90.0, "off": "crashed"})
+RIVAL = row(
+    "llama.cpp", "plain", trials={"flash attention on": 90.0, "off": "crashed"}, remarks=["8 streams: no"]
+)
 ABSENT = row("FlashSpec", None, error="no a|b", weights=None)
 PEERS = {
     "machine": MACHINE,
@@ -138,6 +141,7 @@ def test_the_tables_of_the_performance_page_hold_every_row_and_every_failure() -
     assert "| llama.cpp 1 | Q4_1 | prompt lookup | 90 |" in text
     assert "| FlashSpec 1 | all | all | not measured: no a/b |" in text
     assert "- llama.cpp Q4_1 plain: flash attention on 90; off: crashed" in text
+    assert "- llama.cpp Q4_1 plain, not measured: 8 streams: no" in text
     assert "| 1.20 | Q4_1 | 800 | 100.0 | 8.00 | 10.00 | 1.25 | 1.20 | 11.00 |" in text
     assert "| 1.20 | Q4_1 | 10.0 | 12.0 | 14.0 | 16.0 |" in text
     assert "| 1.20 | Q4_1 | 930 | 40 | 800 | 70 | 2304 |" in text

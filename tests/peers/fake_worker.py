@@ -25,11 +25,13 @@ class Worker:
         crashes: int = -1,
         short: bool = False,
         chatty: bool = False,
+        fails_batches: bool = False,
         shift: int = 0,
         noise: float = 0.0,
     ) -> None:
         self._name, self._log, self._slow = name, log, slow or {}
         self._refuses, self._crashes, self._short = refuses, crashes, short
+        self._fails_batches = fails_batches
         self._chatty, self._shift, self._noise = chatty, shift, noise
 
     def answer(self, prompt: list[int], tokens: int) -> dict[str, Any]:
@@ -51,6 +53,8 @@ class Worker:
         return {"tokens": ids, "first_s": seconds / 4, "seconds": seconds}
 
     def batch(self, prompts: list[list[int]], tokens: int) -> dict[str, Any]:
+        if self._fails_batches:
+            raise MemoryError("too many")
         answers = [self.answer(prompt, tokens) for prompt in prompts]
         seconds = sum(answer["seconds"] for answer in answers)
         return {"tokens": [answer["tokens"] for answer in answers], "seconds": seconds}

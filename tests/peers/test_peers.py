@@ -166,6 +166,16 @@ def test_streams_are_counted_together() -> None:
     assert other.batches == {}
 
 
+def test_streams_that_fail_leave_the_other_figures_alone() -> None:
+    entries = raced(contender("Paceline", fails_batches=True), contender("rival"))
+    contest.batches(entries, PROMPTS, 4, (2,), lambda text: None)
+    own, rival = report.rows(entries, 1024)
+    assert own["tokens_per_second"] > 0
+    assert own["batches"] == {}
+    assert own["remarks"][0] == "2 streams: MemoryError: too many"
+    assert rival["batches"]["2"] > 0
+
+
 def test_reading_a_long_prompt_is_timed_for_plain_ones() -> None:
     entries = raced(contender("Paceline"), contender("Paceline", mode="suffix"), long_prompt=list(range(9)))
     own, drafted = report.rows(entries, 9)
