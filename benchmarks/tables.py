@@ -14,7 +14,6 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-START, END = "<!-- results -->\n", "<!-- /results -->"
 
 Report = dict[str, Any]
 
@@ -32,21 +31,28 @@ def readme(step: Report, speed: Report, peers: Report) -> str:
     )
 
 
-def performance(step: Report, peers: Report, scale: Report) -> str:
-    """The part of docs/performance.md between its marks."""
+def engines(peers: Report) -> str:
+    """The part of docs/performance.md about other engines."""
     return "\n\n".join(
         (
-            "## Beside other engines",
             f"{_where(peers)}; Python {peers['versions']['python']}, NumPy {peers['versions']['numpy']}. "
             f"{peers['title']}, {peers['prompts']} prompts, {peers['tokens']} tokens each.",
             _peers(peers),
             _summary(peers),
             _trials(peers),
-            "## Passes",
-            _where(step) + ".",
-            _step(step),
-            _stages(step),
-            "## Larger models",
+        )
+    )
+
+
+def passes(step: Report) -> str:
+    """The part of docs/performance.md about passes of the small model."""
+    return "\n\n".join((_where(step) + ".", _step(step), _stages(step)))
+
+
+def growth(scale: Report) -> str:
+    """The part of docs/performance.md about larger models."""
+    return "\n\n".join(
+        (
             f"{_where(scale)}; random weights, the embedding, which is the output matrix too, in Q8_0.",
             _scale(scale),
             _contexts(scale),
@@ -288,23 +294,34 @@ def _number(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
+PARTS = (
+    ("README.md", "results", readme, ("step", "speed", "peers")),
+    ("docs/performance.md", "peers", engines, ("peers",)),
+    ("docs/performance.md", "step", passes, ("step",)),
+    ("docs/performance.md", "scale", growth, ("scale",)),
+)
+"""Page, its mark, what writes the part between the marks, and from which results."""
+
+
 def pages() -> dict[Path, str]:
-    """{file: its text as it should be}, from the results."""
-    step, speed, peers, scale = (
-        json.loads((RESULTS / f"{name}.json").read_text().splitlines()[-1])
-        for name in ("step", "speed", "peers", "scale")
-    )
-    texts = {
-        ROOT / "README.md": readme(step, speed, peers),
-        ROOT / "docs" / "performance.md": performance(step, peers, scale),
-    }
-    return {page: _between(page.read_text(encoding="utf-8"), text) for page, text in texts.items()}
+    """{file: its text as it should be}. A part whose results are not there is left as it is."""
+    texts: dict[Path, str] = {}
+    for page, mark, write, names in PARTS:
+        files = [RESULTS / f"{name}.json" for name in names]
+        path = ROOT / page
+        text = texts.get(path, path.read_text(encoding="utf-8"))
+        if all(file.exists() for file in files):
+            text = _between(text, mark, write(*(json.loads(file.read_text()) for file in files)))
+        texts[path] = text
+    return texts
 
 
-def _between(page: str, text: str) -> str:
-    before, _, rest = page.partition(START)
-    _, _, after = rest.partition(END)
-    return f"{before}{START}{text}\n{END}{after}"
+def _between(page: str, mark: str, text: str) -> str:
+    """The page with this text between `<!-- mark -->` and `<!-- /mark -->`."""
+    start, end = f"<!-- {mark} -->\n", f"<!-- /{mark} -->"
+    before, _, rest = page.partition(start)
+    _, _, after = rest.partition(end)
+    return f"{before}{start}{text}\n{end}{after}"
 
 
 if __name__ == "__main__":

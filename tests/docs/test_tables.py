@@ -136,17 +136,29 @@ def test_the_tables_of_the_readme_are_well_formed_and_name_the_machine() -> None
     well_formed(text)
 
 
-def test_the_tables_of_the_performance_page_hold_every_row_and_every_failure() -> None:
-    text = tables.performance(STEP, PEERS, SCALE)
+def test_the_table_of_engines_holds_every_row_and_every_failure() -> None:
+    text = tables.engines(PEERS)
     assert "| llama.cpp 1 | Q4_1 | prompt lookup | 90 |" in text
     assert "| FlashSpec 1 | all | all | not measured: no a/b |" in text
     assert "- llama.cpp Q4_1 plain: flash attention on 90; off: crashed" in text
     assert "- llama.cpp Q4_1 plain, not measured: 8 streams: no" in text
+    well_formed(text)
+
+
+def test_the_tables_of_passes_and_of_larger_models_are_well_formed() -> None:
+    text = tables.growth(SCALE)
     assert "| 1.20 | Q4_1 | 800 | 100.0 | 8.00 | 10.00 | 1.25 | 1.20 | 11.00 |" in text
     assert "| 1.20 | Q4_1 | 10.0 | 12.0 | 14.0 | 16.0 |" in text
     assert "| 1.20 | Q4_1 | 930 | 40 | 800 | 70 | 2304 |" in text
-    assert "| qkv | 0.50 | 0.75 |" in text
     well_formed(text)
+    assert "| qkv | 0.50 | 0.75 |" in tables.passes(STEP)
+    well_formed(tables.passes(STEP))
+
+
+def test_every_part_has_its_marks_once() -> None:
+    for page, mark, _, _ in tables.PARTS:
+        text = (tables.ROOT / page).read_text(encoding="utf-8")
+        assert text.count(f"<!-- {mark} -->\n") == text.count(f"<!-- /{mark} -->") == 1
 
 
 def test_the_pages_say_what_the_results_say() -> None:
