@@ -8,7 +8,7 @@ SOURCES := $(shell find src CMakeLists.txt pyproject.toml -type f \
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test prove check format docs peers results clean
+.PHONY: help demo test prove check format docs peers scale results clean
 
 help:
 	@echo 'make demo     install Paceline in .venv, fetch a small model, answer a prompt with speculation'
@@ -17,8 +17,9 @@ help:
 	@echo 'make prove    the long proofs'
 	@echo 'make format   put the code into its form'
 	@echo 'make docs     write the pages that are made from the code'
-	@echo 'make peers    measure plain decoding against llama.cpp (builds it once, some minutes)'
-	@echo 'make results  measure everything in the README and write it there; PROMPTS=FILE to choose prompts'
+	@echo 'make peers    install and measure every other engine this machine can run; ONLY=a,b for some'
+	@echo 'make scale    measure passes of random models of 0.1 to 3 billion parameters'
+	@echo 'make results  measure all of this and write it into the pages; PROMPTS=FILE to choose prompts'
 	@echo 'make clean    remove what was built'
 
 demo: $(VENV)/installed
@@ -46,7 +47,13 @@ docs: $(VENV)/installed-for-tests
 	$(BIN)/python docs/write_cli.py
 
 peers: $(VENV)/installed
-	$(BIN)/python benchmarks/peers/llama_cpp.py $(foreach python,$(LLAMA_PYTHON),--python $(python))
+	$(BIN)/python -m benchmarks.peers $(if $(ONLY),--only $(ONLY)) $(if $(PROMPTS),--prompts $(PROMPTS)) \
+		$(foreach python,$(LLAMA_PYTHON),--llama-python $(python)) \
+		$(foreach program,$(LLAMA_SERVER),--llama-server $(program))
+
+scale: $(VENV)/installed
+	$(PIP) 'matplotlib>=3.8'
+	$(BIN)/python -m benchmarks.scale --plot docs/scale.png
 
 RESULTS := benchmarks/results
 results: $(VENV)/installed
@@ -54,9 +61,9 @@ results: $(VENV)/installed
 	$(BIN)/paceline bench step --json > $(RESULTS)/step.json
 	$(BIN)/paceline bench speed --drafter suffix,ngram $(if $(PROMPTS),--prompts $(PROMPTS)) --json \
 		> $(RESULTS)/speed.json
-	$(BIN)/python benchmarks/peers/llama_cpp.py $(foreach python,$(LLAMA_PYTHON),--python $(python)) --json \
-		> $(RESULTS)/llama_cpp.json
-	$(BIN)/python benchmarks/readme_table.py
+	@$(MAKE) --no-print-directory peers
+	@$(MAKE) --no-print-directory scale
+	$(BIN)/python -m benchmarks.tables
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -19,12 +19,14 @@ from rich.progress import track
 
 from paceline import Engine, SamplingParams
 from paceline.core import NOTHING, Draft, Tree, Verdict, View
+from paceline.kernels.packing import LANES
 from paceline.kernels.reference import Model
 from paceline.models.registry import resolve
 from paceline.targets.native import NativeTarget
-from paceline.targets.weights import load_weights
+from paceline.targets.weights import PackedWeights, load_weights
 
 CHUNK = 32
+CONTEXT = 4096
 
 
 def answer_logits(target: NativeTarget, tokens: list[int], prompt: int) -> NDArray[np.float32]:
@@ -49,6 +51,29 @@ def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     return x - np.log(np.exp(x).sum(-1, keepdims=True))
 
 
+def compare(
+    exact: NDArray[np.float32], other: NDArray[np.float32]
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """KL(exact || other) in nats and whether the likeliest token is the same, of logits [n, V]: both [n]."""
+    p, q = log_softmax(exact), log_softmax(other)
+    return (np.exp(p) * (p - q)).sum(-1), p.argmax(-1) == q.argmax(-1)
+
+
+def float32_target(weights: PackedWeights, context: int) -> NativeTarget:
+    """The native target around float32 arithmetic instead of the kernels."""
+    target = NativeTarget(weights, context=context)
+    target.model = Model(
+        weights.shape,
+        weights.tensors,
+        windows=weights.config.windows,
+        frequencies=weights.frequencies,
+        cache_pages=-(-context // LANES),
+        max_positions=context,
+        exact_activations=True,
+    )
+    return target
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -61,17 +86,7 @@ def main() -> None:
 
     engine = Engine.from_pretrained(options.model, drafter="none")
     native = engine.target
-    weights = load_weights(resolve(options.model))
-    float32 = NativeTarget(weights, context=4096)  # the same target around the exact arithmetic
-    float32.model = Model(
-        weights.shape,
-        weights.tensors,
-        windows=weights.config.windows,
-        frequencies=weights.frequencies,
-        cache_pages=4096 // 16,
-        max_positions=4096,
-        exact_activations=True,
-    )
+    float32 = float32_target(load_weights(resolve(options.model)), CONTEXT)
     lines = options.prompts.read_text().splitlines()[: options.limit]
     kl: list[float] = []
     agree: list[bool] = []
@@ -86,9 +101,9 @@ def main() -> None:
             prompt = engine.tokenizer.encode(text)
             answer = engine.generate(text, params)[0].token_ids
         tokens = [*prompt, *answer]
-        p, q = (log_softmax(answer_logits(t, tokens, len(prompt))) for t in (float32, native))
-        kl += (np.exp(p) * (p - q)).sum(-1).tolist()
-        agree += (p.argmax(-1) == q.argmax(-1)).tolist()
+        distance, same = compare(*(answer_logits(t, tokens, len(prompt)) for t in (float32, native)))
+        kl += distance.tolist()
+        agree += same.tolist()
     print(
         json.dumps(
             {
