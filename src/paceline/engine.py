@@ -114,12 +114,13 @@ class Engine:
         """
         from paceline import rules
         from paceline.drafters import load
-        from paceline.pretrained import load_model
+        from paceline.pretrained import load_model, offers
 
         chosen = rules.load(rule, allow_lossy=allow_lossy)
         target, tokenizer = load_model(model, threads=threads, cache_tokens=cache_tokens, context=context)
         names = (drafter,) if isinstance(drafter, str) else tuple(drafter)
-        drafters = {name: load(name, target.info) for name in dict.fromkeys((*names, "none"))}
+        offered = offers(target, tokenizer)
+        drafters = {name: load(name, target.info, **offered) for name in dict.fromkeys((*names, "none"))}
         return cls(target, drafters, drafter=names[0], tokenizer=tokenizer, rule=chosen, **options)
 
     def step(self) -> list[Event]:

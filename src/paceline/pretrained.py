@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from paceline.models.registry import resolve
 from paceline.models.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from paceline.core import Target
     from paceline.targets.native import NativeTarget
 
 
@@ -28,3 +29,14 @@ def load_model(
 
     target = NativeTarget.load(resolve(model), threads=threads, cache_tokens=cache_tokens, context=context)
     return target, Tokenizer.from_json(target.tokenizer_json)
+
+
+def offers(target: Target, tokenizer: Any) -> dict[str, Any]:
+    """What drafters may be given beside the target's `info`: see `paceline.drafters.load`. A model that is
+    loaded to draft gets the target's threads and as many tokens of cache."""
+
+    def load(model: str) -> tuple[NativeTarget, Tokenizer]:
+        threads = getattr(target, "threads", None)
+        return load_model(model, threads=threads, cache_tokens=target.info.cache_tokens)
+
+    return {"sketch": getattr(target, "sketch", None), "tokenizer": tokenizer, "load_model": load}

@@ -132,8 +132,10 @@ def _measure(
 
 def _engine(target: Target, tokenizer: Tokenizer, drafters: Sequence[str], rule: Rule) -> Engine:
     from paceline.drafters import load
+    from paceline.pretrained import offers
 
-    loaded = {name: load(name, target.info) for name in dict.fromkeys((PLAIN, *drafters))}
+    offered = offers(target, tokenizer)
+    loaded = {name: load(name, target.info, **offered) for name in dict.fromkeys((PLAIN, *drafters))}
     return Engine(target, loaded, drafter=PLAIN, tokenizer=tokenizer, rule=rule)
 
 
