@@ -1,9 +1,59 @@
-"""The rules, found by listing their folder."""
+"""The rules and drafters, found by listing their folders."""
 
 from __future__ import annotations
 
-from paceline.core import Rule
+from typing import Any
+
+import numpy as np
+
+from paceline.core import Drafter, Rule, Target
+from paceline.drafters import load as load_drafter
 from paceline.rules import load, names
+from paceline.targets.native import NativeTarget
+from paceline.targets.weights import PackedWeights, aligned
+from tests.native.models import random_weights
+from tests.toys import Letters, SketchingTable
 
 RULES: dict[str, Rule] = {name: load(name, allow_lossy=True) for name in names()}
 """{name: rule}, with its own settings."""
+
+EAGER = {
+    "draft": "draft:model=near,min_probability=0",
+    "exit": "exit:min_probability=0",
+    "ngram": "ngram:shortest=1",
+    "skip": "skip:min_probability=0",
+    "slem": "slem:model=near,min_probability=0",
+    "sparse": "sparse:min_probability=0,sinks=2,recent=16",
+    "suffix": "suffix:min_probability=1e-6",
+}
+"""Options with which a drafter drafts much even in a large batch of short texts, and those it cannot do
+without: "near" is a model like the target."""
+
+
+def drafter(spec: str, target: Target) -> Drafter:
+    """The drafter that `spec` describes, with what EAGER sets where it is a mere name, and with all that a
+    target can offer."""
+    return load_drafter(EAGER.get(spec, spec), target.info, **offered(target))
+
+
+def offered(target: Target) -> dict[str, Any]:
+    """As `paceline.pretrained.offers`, with tiny models."""
+    letters = Letters(target.info.vocab_size)
+    return {
+        "sketch": target.sketch,  # type: ignore[attr-defined]
+        "tokenizer": letters,
+        "load_model": lambda name: (near(target), letters),
+    }
+
+
+def near(target: Target) -> Target:
+    """Another model, which often says what this one says."""
+    if isinstance(target, NativeTarget):
+        weights, name = random_weights(), "blk.1.ffn_norm.weight"
+        other = np.array(weights.tensors[name].view(np.float32) * 0.7).view(np.uint8)
+        return NativeTarget(
+            PackedWeights(weights.config, "{}", {**weights.tensors, name: aligned(other)}), threads=1
+        )
+    model = SketchingTable(target.info.vocab_size)
+    model.table = target.table + np.random.default_rng(1).normal(0, 0.7, model.table.shape)  # type: ignore[attr-defined]
+    return model

@@ -14,7 +14,6 @@ from paceline.laws import Laws
 from paceline.results import Completion
 from paceline.scheduler import Scheduler
 from paceline.targets.native import NativeTarget
-from paceline.targets.table import TableTarget
 from tests.lossless.identity import (
     DRAFTERS,
     NEVER_RIGHT,
@@ -31,7 +30,7 @@ from tests.lossless.identity import (
     totals,
 )
 from tests.native.models import random_weights
-from tests.toys import ADVERSARIES, VOCABULARY, Known, Letters, NoiseByStep, Oracle, trusting
+from tests.toys import ADVERSARIES, Known, Letters, NoiseByStep, Oracle, SketchingTable, trusting
 
 
 def without_grammar(work: Sequence[Job], done: Sequence[Completion]) -> list[Completion]:
@@ -71,7 +70,7 @@ def test_the_native_target_and_its_fused_draws_give_the_answers_of_plain_decodin
 
 def test_requests_with_different_drafters_share_a_batch_without_a_trace() -> None:
     work, expected = plain(4)
-    target = TableTarget(VOCABULARY)
+    target = SketchingTable()
     drafters = {name: make(by_seed(expected), target) for name, make in DRAFTERS.items()}
     engine = Engine(target, drafters, drafter="none", tokenizer=Letters(), max_batch=4, chunk_tokens=3)
     order = random.Random(1).sample(range(len(work)), len(work))
@@ -101,7 +100,7 @@ def test_noise_that_forgets_the_position_is_caught(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_target_that_keeps_a_rejected_token_is_caught() -> None:
-    class Careless(TableTarget):
+    class Careless(SketchingTable):
         def commit(self, draft, verdict):
             super().commit(draft, verdict)
             for row, slot in enumerate(draft.slots.tolist()):
@@ -109,7 +108,7 @@ def test_a_target_that_keeps_a_rejected_token_is_caught() -> None:
                 self._cache[slot][-1] = last if draft.roots[row] >= 0 else self._cache[slot][-1]
 
     work, expected = plain(4)
-    done = run(work, "HalfRight", 4, answers=by_seed(expected), target=Careless(VOCABULARY))
+    done = run(work, "HalfRight", 4, answers=by_seed(expected), target=Careless())
     assert different(done, expected) > len(work) / 20
 
 
@@ -117,7 +116,7 @@ def test_arrivals_cancellations_and_preemptions_at_any_time_leave_no_trace_in_an
     work, expected = plain(4)
     rng = random.Random(2)
     preempted: set[int] = set()
-    target = TableTarget(VOCABULARY, cache_tokens=400)
+    target = SketchingTable(cache_tokens=400)
     drafters = {name: make(by_seed(expected), target) for name, make in DRAFTERS.items()}
     engine = Engine(target, drafters, drafter="none", tokenizer=Letters(), max_batch=6, chunk_tokens=4)
     coming = rng.sample(range(len(work)), len(work))
@@ -163,7 +162,7 @@ def test_preempting_every_request_again_and_again_changes_no_answer(name: str, b
 
 def preempting(work: list[Job], name: str, batch: int, answers: Answers) -> list[Completion]:
     """Answer the jobs, throwing requests out in half of all steps."""
-    rng, target = random.Random(batch), TableTarget(VOCABULARY)
+    rng, target = random.Random(batch), SketchingTable()
     drafters = {"drafter": DRAFTERS[name](answers, target)}
     engine = Engine(target, drafters, drafter="drafter", tokenizer=Letters(), max_batch=batch, chunk_tokens=5)
     ids = [engine.submit(*job) for job in work]
