@@ -12,7 +12,7 @@ from paceline.rules import load, names
 from paceline.targets.native import NativeTarget
 from paceline.targets.weights import PackedWeights, aligned
 from tests.native.models import random_weights
-from tests.toys import Letters, SketchingTable
+from tests.toys import Signs, SketchingTable
 
 RULES: dict[str, Rule] = {name: load(name, allow_lossy=True) for name in names()}
 """{name: rule}, with its own settings."""
@@ -38,11 +38,11 @@ def drafter(spec: str, target: Target) -> Drafter:
 
 def offered(target: Target) -> dict[str, Any]:
     """As `paceline.pretrained.offers`, with tiny models."""
-    letters = Letters(target.info.vocab_size)
+    signs = Signs(target.info.vocab_size)
     return {
         "sketch": target.sketch,  # type: ignore[attr-defined]
-        "tokenizer": letters,
-        "load_model": lambda name: (near(target), letters),
+        "tokenizer": signs,
+        "load_model": lambda name: (near(target), signs),
     }
 
 

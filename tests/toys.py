@@ -43,9 +43,7 @@ class SketchingTable(TableTarget):
         """The last token in a sequence's cache, which must hold as many as the sketch starts behind."""
         cached = self._cache.get(slot, ())
         if len(cached) != start:
-            raise ValueError(
-                f"slot {slot} starts at {start}, but {len(cached)} tokens are cached"
-            )
+            raise ValueError(f"slot {slot} starts at {start}, but {len(cached)} tokens are cached")
         return cached[-1] if cached else 0
 
 
@@ -61,6 +59,24 @@ class Letters(AuditLetters):
 
     def __init__(self, vocab_size: int = VOCABULARY) -> None:
         super().__init__(vocab_size)
+
+
+class Signs(Letters):
+    """The same with a character of three bytes for each token, so that there are enough of them."""
+
+    FIRST = 0x4E00
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of such characters; others have none."""
+        return [ord(c) - self.FIRST for c in text if 0 <= ord(c) - self.FIRST < self.vocab_size]
+
+    def encode_part(self, text: str) -> list[int]:
+        """As `encode`."""
+        return self.encode(text)
+
+    def piece(self, token_id: int) -> bytes:
+        """The token's character."""
+        return b"" if token_id in self.eos_ids else chr(self.FIRST + token_id).encode()
 
 
 class Quiet:

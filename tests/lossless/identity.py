@@ -129,8 +129,6 @@ MORE = (
     "draft:model=near,widths=3x2,min_probability=0",
     "draft:model=near,drafter=ngram:shortest=1,min_probability=0",
     "draft:model=near,vocabulary=shared,min_probability=0",
-    "skip:search=false,widths=2x2,min_probability=0",
-    "exit:layers=2,min_probability=0",
 )
 
 

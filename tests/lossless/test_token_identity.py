@@ -64,7 +64,7 @@ def test_the_native_target_and_its_fused_draws_give_the_answers_of_plain_decodin
         assert different(done, expected) == 0
         drafted, accepted, rejected = totals(without_grammar(work, done))
         assert drafted > 0
-        assert rejected > 0 or name == "Oracle"
+        assert rejected > 0 or name in {"Oracle", "sparse"}  # it sees all of texts as short as these
         assert (accepted > 0) == (name not in NEVER_RIGHT)
 
 
