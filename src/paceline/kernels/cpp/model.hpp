@@ -91,7 +91,8 @@ class Model {
     ModelRecord record_;
     std::vector<Layer> layers_;
     const Kernels& kernels_;
-    ThreadPool pool_;
+    std::shared_ptr<ThreadPool> shared_pool_;
+    ThreadPool& pool_;
     std::vector<double> frequencies_[2];
     LazyMemory rotations_[2];        // cos, then sin
     int max_positions_, filled_positions_ = 0;
