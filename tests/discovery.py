@@ -29,6 +29,9 @@ EAGER = {
 """Options with which a drafter drafts much even in a large batch of short texts, and those it cannot do
 without: "near" is a model like the target."""
 
+RUN_MODELS = {"draft", "exit", "skip", "slem", "sparse"}
+"""Drafters whose drafts take time: the long suites leave most of their work to `make prove`."""
+
 
 def drafter(spec: str, target: Target) -> Drafter:
     """The drafter that `spec` describes, with what EAGER sets where it is a mere name, and with all that a
