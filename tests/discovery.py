@@ -8,26 +8,50 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 
-from paceline import drafters
-from paceline.core import Drafter, Rule, TargetInfo
+from paceline.core import Drafter, Rule, Target, TargetInfo
+from paceline.drafters import load as load_drafter
 from paceline.rules import load, names
 from paceline.stores.datastore import KIND, Datastore
 from paceline.stores.token_file import TokenFile
+from paceline.targets.native import NativeTarget
+from paceline.targets.weights import PackedWeights, aligned
+from tests.native.models import random_weights
+from tests.toys import Signs, SketchingTable
 
 RULES: dict[str, Rule] = {name: load(name, allow_lossy=True) for name in names()}
 """{name: rule}, with its own settings."""
 
+EAGER = {
+    "datastore": "datastore:min_probability=1e-6,max_nodes=2",
+    "draft": "draft:model=near,min_probability=0",
+    "exit": "exit:min_probability=0",
+    "ngram": "ngram:shortest=1",
+    "prediction": "prediction:min_probability=1e-6",
+    "recycling": "recycling:min_probability=1e-6",
+    "skip": "skip:min_probability=0",
+    "slem": "slem:model=near,min_probability=0",
+    "sparse": "sparse:min_probability=0,sinks=2,recent=16",
+    "suffix": "suffix:min_probability=1e-6",
+}
+"""Options with which a drafter drafts much even in a large batch of short texts, and those it cannot do
+without: "near" is a model like the target."""
 
-def drafter(spec: str, info: TargetInfo, text: Sequence[int] = ()) -> Drafter:
-    """The drafter that `spec` describes, with the file that it cannot do without: a datastore of this text,
-    or of random tokens."""
+RUN_MODELS = {"draft", "exit", "skip", "slem", "sparse"}
+"""Drafters whose drafts take time: the long suites leave most of their work to `make prove`."""
+
+
+def drafter(spec: str, target: Target, text: Sequence[int] = ()) -> Drafter:
+    """The drafter that `spec` describes, with what EAGER sets where it is a mere name, with all that a target
+    can offer, and with the file that it cannot do without: a datastore of this text, or of random tokens."""
+    spec = EAGER.get(spec, spec)
     if spec.partition(":")[0] == "datastore":
         separator = "," if ":" in spec else ":"
-        spec = f"{spec}{separator}path={_datastore(info, tuple(text))}"
-    return drafters.load(spec, info)
+        spec = f"{spec}{separator}path={_datastore(target.info, tuple(text))}"
+    return load_drafter(spec, target.info, **offered(target))
 
 
 @cache
@@ -45,3 +69,26 @@ def _folder() -> Path:
     folder = TemporaryDirectory()
     atexit.register(folder.cleanup)
     return Path(folder.name)
+
+
+def offered(target: Target) -> dict[str, Any]:
+    """As `paceline.pretrained.offers`, with tiny models."""
+    signs = Signs(target.info.vocab_size)
+    return {
+        "sketch": getattr(target, "sketch", None),
+        "tokenizer": signs,
+        "load_model": lambda name: (near(target), signs),
+    }
+
+
+def near(target: Target) -> Target:
+    """Another model, which often says what this one says."""
+    if isinstance(target, NativeTarget):
+        weights, name = random_weights(), "blk.1.ffn_norm.weight"
+        other = np.array(weights.tensors[name].view(np.float32) * 0.7).view(np.uint8)
+        return NativeTarget(
+            PackedWeights(weights.config, "{}", {**weights.tensors, name: aligned(other)}), threads=1
+        )
+    model = SketchingTable(target.info.vocab_size)
+    model.table = target.table + np.random.default_rng(1).normal(0, 0.7, model.table.shape)  # type: ignore[attr-defined]
+    return model

@@ -4,17 +4,54 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from paceline.audit.subject import EOS as EOS
 from paceline.audit.subject import Letters as AuditLetters
-from paceline.core import NOTHING, Budget, Drawn, Promise, Step, Tree, View
+from paceline.core import NOTHING, Budget, Draft, Drawn, Promise, Shortcut, Step, Tree, View
 from paceline.drafting import Paths, grow
 from paceline.noise import Noise
+from paceline.targets.table import TableTarget
 from paceline.verify import Outcome, Row, rule
 
 VOCABULARY = 12
+
+
+class SketchingTable(TableTarget):
+    """A table that also makes sketches: each layer that is left out blurs the logits, and so does a part of
+    the cache that is not seen."""
+
+    def __init__(self, vocab_size: int = VOCABULARY, **options: Any) -> None:
+        super().__init__(vocab_size, **options)
+        self.info = replace(self.info, layers=4)
+        self._blurs = np.random.default_rng(3).normal(0, 0.5, (5, *self.table.shape))
+
+    def sketch(self, draft: Draft, shortcut: Shortcut) -> np.ndarray:
+        """See `paceline.core.Sketch`."""
+        before = np.where(draft.parents < 0, 0, draft.tokens[draft.parents])
+        before[draft.offsets[:-1]] = [
+            self.before(slot, start)
+            for slot, start in zip(draft.slots.tolist(), draft.starts.tolist(), strict=True)
+        ]
+        blurs = self._blurs[[*shortcut.skipped, *([4] if shortcut.recent < 1 << 30 else [])]].sum(0)
+        return (self.table + blurs)[before, draft.tokens][draft.scored]
+
+    def before(self, slot: int, start: int) -> int:
+        """The last token in a sequence's cache, which must hold as many as the sketch starts behind."""
+        cached = self._cache.get(slot, ())
+        if len(cached) != start:
+            raise ValueError(f"slot {slot} starts at {start}, but {len(cached)} tokens are cached")
+        return cached[-1] if cached else 0
+
+
+class Detached(SketchingTable):
+    """One whose sketches can be asked for without an engine that fills the cache."""
+
+    def before(self, slot: int, start: int) -> int:
+        return 0
 
 
 class Letters(AuditLetters):
@@ -22,6 +59,24 @@ class Letters(AuditLetters):
 
     def __init__(self, vocab_size: int = VOCABULARY) -> None:
         super().__init__(vocab_size)
+
+
+class Signs(Letters):
+    """The same with a character of three bytes for each token, so that there are enough of them."""
+
+    FIRST = 0x4E00
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of such characters; others have none."""
+        return [ord(c) - self.FIRST for c in text if 0 <= ord(c) - self.FIRST < self.vocab_size]
+
+    def encode_part(self, text: str) -> list[int]:
+        """As `encode`."""
+        return self.encode(text)
+
+    def piece(self, token_id: int) -> bytes:
+        """The token's character."""
+        return b"" if token_id in self.eos_ids else chr(self.FIRST + token_id).encode()
 
 
 class Quiet:

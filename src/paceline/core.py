@@ -16,7 +16,7 @@ last known token, the row's root.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum, IntEnum
 from types import MappingProxyType
@@ -354,6 +354,7 @@ class TargetInfo:
     taps           names of the features it can return, such as "hidden.18"
     vocabulary     fingerprint of the tokenizer: where it is the same, token ids mean the same; empty if
                    there is no tokenizer
+    layers         layers that a `Sketch` may leave out; 0: it has none
     """
 
     name: str
@@ -363,6 +364,27 @@ class TargetInfo:
     page_tokens: int
     taps: frozenset[str]
     vocabulary: str = ""
+    layers: int = 0
+
+
+class Shortcut(NamedTuple):
+    """How a pass is made cheaper where its logits only serve to draft.
+
+    skipped        layers, counted from 0, that are left out
+    sinks, recent  of each row's cache at least so many first and last tokens are seen, and few others
+    """
+
+    skipped: frozenset[int] = frozenset()
+    sinks: int = 0
+    recent: int = 1 << 30
+
+
+Sketch = Callable[[Draft, Shortcut], Array]
+"""What a target may offer to drafters: a pass with a shortcut over known tokens and drafted trees.
+
+It gives logits float [S, V] that are like the target's, valid until its next pass. What is committed does
+not change, and nothing of the pass can be committed. `TargetInfo.layers` says what there is to leave out.
+"""
 
 
 class Target(Protocol):

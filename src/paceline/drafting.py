@@ -16,7 +16,8 @@ from typing import NamedTuple
 from array_api_compat import array_namespace
 
 from paceline.core import Array, Budget, Drawn, Origin, Tree, View
-from paceline.noise import Noise
+from paceline.noise import Noise, largest
+from paceline.sampling import log_law
 
 
 class Prospect(NamedTuple):
@@ -54,11 +55,12 @@ def grow(
 ) -> list[Tree]:
     """A tree of drawn tokens for every row, level by level; a token's confidence is its probability.
 
-    laws     the drafter's laws after some nodes: weights [V] each, made probabilities here
+    laws     the drafter's laws after some nodes: weights [V] each, made probabilities here; where all are
+             zero nothing is drawn
     widths   children of a node on each level; levels that a row's budget cannot hold whole are narrowed or
              left out before anything is drawn
     drawn    IID or WITHOUT_REPLACEMENT. Under a coupled rule (`view.coupled`) the children are those that
-             the target's own noise ranks first, in either case
+             the target's own noise ranks first, in either case: at temperature 0 the likeliest
     go_on    decides whether tokens are drawn below a node
     """
     noise = Noise(view.seeds)
@@ -77,11 +79,13 @@ def grow(
         below = []
         for (row, node, path, probability), weights in zip(level, found, strict=True):
             law = _law(weights)
-            if not go_on(Prospect(row, path, probability, law)):
+            if law is None or not go_on(Prospect(row, path, probability, law)):
                 continue
             first = len(view.histories[row])  # position of the first token this step may emit
             width = plans[row][depth]
-            if view.coupled:
+            if view.coupled and view.controls[row].params.temperature == 0:
+                how, children = Drawn.COUPLED, largest(law, width)
+            elif view.coupled:
                 how, children = Drawn.COUPLED, noise.like_target(row, first + depth, law, width)
             elif drawn is Drawn.IID:
                 place = len(tokens[row])
@@ -100,11 +104,32 @@ def grow(
     return [Tree(*parts) for parts in zip(tokens, parents, origins, confidences, strict=True)]
 
 
-def _law(weights: Array) -> Array:
-    """Probabilities float64 [V]."""
+def warped(view: View, row: int, path: Sequence[int], logits: Array) -> Array:
+    """What `grow` draws from where a drafter's logits [V] are like the target's: weights [V] under the
+    request's own controls, evaluated along the drafted path; all zero where these leave no token.
+
+    At temperature 0 under a coupled rule the runners-up keep the weights they have at temperature 1, for
+    there the likeliest tokens are proposed without a draw.
+    """
+    controls = view.controls[row]
+    if controls.adjusts:
+        answered = len(view.histories[row]) + len(path) - view.prompts[row]
+        logits = controls.attempt(logits, answered, path)
+    xp = array_namespace(logits)
+    top = xp.max(logits)
+    if top == -xp.inf:
+        return xp.zeros_like(logits)
+    if view.coupled and controls.params.temperature == 0:
+        return xp.exp(logits - top)
+    return xp.exp(log_law(logits, controls.params))
+
+
+def _law(weights: Array) -> Array | None:
+    """Probabilities float64 [V]; None if all weights are zero."""
     xp = array_namespace(weights)
     weights = xp.astype(weights, xp.float64)
-    return weights / xp.sum(weights)
+    total = xp.sum(weights)
+    return weights / total if total > 0 else None
 
 
 def _plan(widths: Sequence[int], budget: Budget) -> list[int]:

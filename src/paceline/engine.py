@@ -132,12 +132,13 @@ class Engine:
         """
         from paceline import policies, rules
         from paceline.drafters import load
-        from paceline.pretrained import load_model, pass_cost
+        from paceline.pretrained import load_model, offers, pass_cost
 
         chosen = rules.load(rule, allow_lossy=allow_lossy)
         target, tokenizer = load_model(model, threads=threads, cache_tokens=cache_tokens, context=context)
         names = (drafter,) if isinstance(drafter, str) else tuple(drafter)
-        drafters = {name: load(name, target.info) for name in dict.fromkeys((*names, "none"))}
+        offered = offers(target, tokenizer)
+        drafters = {name: load(name, target.info, **offered) for name in dict.fromkeys((*names, "none"))}
         decides = policies.load(policy, pass_cost(target))
         return cls(
             target, drafters, drafter=names[0], tokenizer=tokenizer, rule=chosen, policy=decides, **options

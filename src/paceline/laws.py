@@ -124,15 +124,31 @@ class Controls:
         behind the committed history. Where the masks leave no token, that is noted in `failures`, and the
         logits come back as they are.
         """
+        adjusted, failure = self._adjusted(logits, answered, path)
+        if failure is None:
+            return adjusted
+        self.failures[tuple(path)] = failure
+        return logits.copy()
+
+    def attempt(self, logits: NDArray[Any], answered: int, path: Sequence[int]) -> NDArray[Any]:
+        """As `adjust`, for the logits of a drafter: where no token is left all are -inf, and nothing is
+        noted, for the target may see more tokens."""
+        adjusted, failure = self._adjusted(logits, answered, path)
+        return adjusted if failure is None else np.full_like(logits, -np.inf)
+
+    def _adjusted(
+        self, logits: NDArray[Any], answered: int, path: Sequence[int]
+    ) -> tuple[NDArray[Any], str | None]:
+        """A copy of the logits [V] after all controls, and why no token is left, if none is."""
         adjusted = logits.copy()
         if self._tally is not None:
             self._tally.penalise(adjusted, self.params, path)
         if len(self._biases):
             adjusted[self._bias_tokens] += self._biases.astype(logits.dtype)
-        return logits.copy() if self._masks and not self._mask(adjusted, answered, path) else adjusted
+        return adjusted, self._mask(adjusted, answered, path) if self._masks else None
 
-    def _mask(self, logits: NDArray[Any], answered: int, path: Sequence[int]) -> bool:
-        """Apply the masks in place; whether they leave a token."""
+    def _mask(self, logits: NDArray[Any], answered: int, path: Sequence[int]) -> str | None:
+        """Apply the masks in place; why they leave no token, if they leave none."""
         if answered < self.params.min_tokens:
             logits[self._ending_tokens] = -np.inf
         if self._bad_words is not None:
@@ -141,16 +157,14 @@ class Controls:
             try:
                 mask = self.matcher.after(path)
             except GrammarLimit as error:
-                self.failures[tuple(path)] = f"the grammar is too complex to go on: {error}"
-                return False
+                return f"the grammar is too complex to go on: {error}"
             if mask is not None:
                 allowed = mask.texts.copy()
                 allowed[self._ending_tokens] |= mask.complete
                 logits[~allowed] = -np.inf
         if logits.max() > -np.inf:
-            return True
-        self.failures[tuple(path)] = "the controls together leave no token: min_tokens, bad_words, grammar"
-        return False
+            return None
+        return "the controls together leave no token: min_tokens, bad_words, grammar"
 
 
 class Laws:

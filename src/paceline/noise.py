@@ -90,11 +90,23 @@ def _ranked(weights: Array, key: int, count: int) -> list[int]:
     xp = array_namespace(weights)
     possible = weights > 0
     x = xp.where(possible, xp.log(xp.where(possible, weights, 1.0)), -xp.inf)
-    x = x + xp.asarray(gumbel(key, x.shape[0]), dtype=x.dtype, device=device(x))
+    return largest(x + xp.asarray(gumbel(key, x.shape[0]), dtype=x.dtype, device=device(x)), count)
+
+
+def largest(x: Array, count: int) -> list[int]:
+    """The tokens with the largest values [V], at most `count`, of equal ones the lowest id first; none whose
+    value is -inf."""
+    xp = array_namespace(x)
     if count == 1:
         return [int(xp.argmax(x))]
-    order = xp.argsort(x, descending=True, stable=True)[:count]
-    return [int(token) for token in order if possible[token]]
+    x, tokens = xp.asarray(x, copy=True), []
+    for _ in range(min(count, x.shape[0])):
+        token = int(xp.argmax(x))
+        if x[token] == -xp.inf:
+            break
+        tokens.append(token)
+        x[token] = -xp.inf
+    return tokens
 
 
 def choice_seed(seed: int, index: int) -> int:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import platform
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from paceline.models.cache import cache_dir
 from paceline.models.registry import resolve
 from paceline.models.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from paceline.core import Target
     from paceline.policies import PassCost
     from paceline.targets.native import NativeTarget
 
@@ -41,3 +42,14 @@ def pass_cost(target: NativeTarget) -> PassCost:
     model = target.model
     key = (platform.node(), platform.machine(), model.isa, str(model.threads), target.info.name)
     return PassCost(kept_profile(target, cache_dir() / "passes", (*key, str(target.weight_bytes))))
+
+
+def offers(target: Target, tokenizer: Any) -> dict[str, Any]:
+    """What drafters may be given beside the target's `info`: see `paceline.drafters.load`. A model that is
+    loaded to draft gets the target's threads and as many tokens of cache."""
+
+    def load(model: str) -> tuple[NativeTarget, Tokenizer]:
+        threads = getattr(target, "threads", None)
+        return load_model(model, threads=threads, cache_tokens=target.info.cache_tokens)
+
+    return {"sketch": getattr(target, "sketch", None), "tokenizer": tokenizer, "load_model": load}

@@ -12,10 +12,15 @@ from paceline.engine import Engine
 from paceline.errors import ConfigError
 from paceline.laws import Controls
 from paceline.sampling import SamplingParams
-from paceline.targets.table import TableTarget
-from tests.discovery import drafter as load
+from tests.discovery import drafter as drafter_for
+from tests.toys import Detached, SketchingTable
 
-INFO = TableTarget().info
+INFO = Detached().info
+
+
+def make(spec: str) -> Drafter:
+    """A drafter that is asked by hand, without an engine."""
+    return drafter_for(spec, Detached())
 
 
 @pytest.fixture(params=names())
@@ -56,8 +61,9 @@ def depth(tree: Tree) -> int:
     return max(depths, default=0)
 
 
-def generate(drafter: Drafter, seeds: range, **engine_options: int) -> list[tuple[int, ...]]:
-    engine = Engine(TableTarget(), {"d": drafter}, drafter="d", **engine_options)
+def generate(name: str, seeds: range, **engine_options: int) -> list[tuple[int, ...]]:
+    target = SketchingTable()
+    engine = Engine(target, {"d": drafter_for(name, target)}, drafter="d", **engine_options)
     prompts = [repetitive(seed, 3 + seed % 20) for seed in seeds]
     params = [SamplingParams(seed=seed, temperature=0.4, max_tokens=20) for seed in seeds]
     done = engine.generate(prompts, params, "d", prediction=[repetitive(seed, 40) for seed in seeds])
@@ -70,16 +76,16 @@ def test_every_option_has_a_default_of_a_kind_that_can_be_typed(name: str) -> No
 
 def test_an_unknown_option_is_refused_by_name(name: str) -> None:
     with pytest.raises(ConfigError, match=f"{name} has no option 'colour'"):
-        load(f"{name}:colour=red", INFO)
+        make(f"{name}:colour=red")
 
 
 def test_it_needs_no_more_than_a_set_of_taps(name: str) -> None:
-    assert isinstance(load(name, INFO).needs, frozenset)
+    assert isinstance(make(name).needs, frozenset)
 
 
 @pytest.mark.parametrize("budget", [Budget(0, 0), Budget(0, 5), Budget(5, 0), Budget(1, 1), Budget(9, 2)])
 def test_it_stays_within_its_budget_and_proposes_trees_of_real_tokens(name: str, budget: Budget) -> None:
-    drafter = load(name, INFO)
+    drafter = make(name)
     for length in range(1, 80):
         text = repetitive(length, length)
         tree = drafter.propose(view({length: text}, name), [budget])[0]
@@ -92,40 +98,40 @@ def test_it_stays_within_its_budget_and_proposes_trees_of_real_tokens(name: str,
 
 
 def test_it_leaves_the_history_alone(name: str) -> None:
-    drafter, text = load(name, INFO), repetitive(1, 60)
+    drafter, text = make(name), repetitive(1, 60)
     drafter.propose(view({0: text}, name), [Budget(8, 8)])
     assert text == repetitive(1, 60)
 
 
 def test_proposing_again_gives_the_same_tree(name: str) -> None:
-    drafter, text = load(name, INFO), repetitive(2, 60)
+    drafter, text = make(name), repetitive(2, 60)
     trees = [drafter.propose(view({0: text}, name), [Budget(8, 8)])[0] for _ in range(2)]
     assert list(trees[0].tokens) == list(trees[1].tokens)
 
 
 def test_a_row_without_budget_does_not_change_its_neighbour(name: str) -> None:
     text, other = repetitive(3, 60), repetitive(4, 50)
-    alone = load(name, INFO).propose(view({0: text}, name), [Budget(8, 8)])[0]
-    beside = load(name, INFO).propose(view({0: text, 1: other}, name), [Budget(8, 8), Budget(0, 0)])[0]
+    alone = make(name).propose(view({0: text}, name), [Budget(8, 8)])[0]
+    beside = make(name).propose(view({0: text, 1: other}, name), [Budget(8, 8), Budget(0, 0)])[0]
     assert list(alone.tokens) == list(beside.tokens)
     assert list(alone.parents) == list(beside.parents)
 
 
 def test_answers_equal_plain_decoding(name: str) -> None:
-    plain = generate(load("none", INFO), range(60), max_batch=1)
-    assert generate(load(name, INFO), range(60), max_batch=1) == plain
-    assert generate(load(name, INFO), range(60), max_batch=7, chunk_tokens=5, nodes=21) == plain
+    plain = generate("none", range(60), max_batch=1)
+    assert generate(name, range(60), max_batch=1) == plain
+    assert generate(name, range(60), max_batch=7, chunk_tokens=5, nodes=21) == plain
 
 
 def test_releasing_a_slot_that_it_never_saw_is_no_error(name: str) -> None:
-    load(name, INFO).release([5, 6])
+    make(name).release([5, 6])
 
 
 def test_a_reused_slot_brings_nothing_over_but_what_was_learned_on_purpose(name: str) -> None:
     if "store_tokens" in options(name):
-        used, fresh = (load(f"{name}:store_tokens=0", INFO) for _ in range(2))
+        used, fresh = (make(f"{name}:store_tokens=0") for _ in range(2))
     else:
-        used, fresh = load(name, INFO), load(name, INFO)
+        used, fresh = make(name), make(name)
     used.propose(view({0: repetitive(5, 90)}, name), [Budget(8, 8)])
     used.release([0])
     for length in range(1, 60):

@@ -17,7 +17,7 @@ from paceline.rules.match import match
 from paceline.sampling import SamplingParams
 from paceline.targets.table import TableTarget
 from tests import discovery
-from tests.toys import ADVERSARIES, VOCABULARY, Empty, Letters
+from tests.toys import ADVERSARIES, VOCABULARY, Empty, Letters, SketchingTable
 
 SETTINGS = (
     {"temperature": 0},
@@ -78,7 +78,7 @@ def run(
     target: Target | None = None,
 ) -> list[Completion]:
     """Answer the jobs in an order of their own, and give the answers back in the jobs' order."""
-    target = target or TableTarget(VOCABULARY)
+    target = target or SketchingTable()
     engine = Engine(
         target,
         {"drafter": DRAFTERS[drafter](answers, target)},
@@ -142,30 +142,24 @@ def predicted(answers: Answers, params: SamplingParams) -> list[int]:
     return prediction
 
 
-EAGER = {
-    "ngram": "ngram:shortest=1",
-    "suffix": "suffix:min_probability=1e-6",
-    "recycling": "recycling:min_probability=1e-6",
-    "prediction": "prediction:min_probability=1e-6",
-    "datastore": "datastore:min_probability=1e-6,max_nodes=2",
-}
-"""Options with which a drafter drafts much even in a large batch of short texts."""
-
 MORE = (
     "markov:widths=2x2x1",
     "markov:widths=3x1,drawn=without_replacement",
     "suffix:min_probability=1e-6+markov:widths=2x2x1+ngram:shortest=1",
+    "draft:model=near,widths=3x2,min_probability=0",
+    "draft:model=near,drafter=ngram:shortest=1,min_probability=0",
+    "draft:model=near,vocabulary=shared,min_probability=0",
 )
 
 
 def loading(spec: str) -> Callable[[Answers, Target], Drafter]:
-    return lambda answers, target: discovery.drafter(spec, target.info)
+    return lambda answers, target: discovery.drafter(spec, target)
 
 
 DRAFTERS: dict[str, Callable[[Answers, Target], Drafter]] = {
     **{kind.__name__: lambda answers, target, kind=kind: kind(answers) for kind in ADVERSARIES},
     "Empty": lambda answers, target: Empty(),
-    **{name: loading(EAGER.get(name, name)) for name in names()},
+    **{name: loading(name) for name in names()},
     **{spec: loading(spec) for spec in MORE},
 }
 """Every drafter there is, made for a target and, where it cheats, from the plain answers by seed."""

@@ -19,7 +19,7 @@ from paceline.core import Drafter, Rule
 from paceline.engine import Engine
 from paceline.sampling import SamplingParams
 from paceline.targets.table import TableTarget
-from tests.toys import Likeliest, Sampling
+from tests.toys import Likeliest, Sampling, SketchingTable
 
 VOCABULARY = 5
 LENGTH = 4  # the first token is never drafted, the second and third may be, the last follows them
@@ -47,7 +47,7 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
 
 
 def target() -> TableTarget:
-    return TableTarget(VOCABULARY, seed=4)
+    return SketchingTable(VOCABULARY, seed=4)
 
 
 def drafters() -> dict[str, Drafter]:
@@ -126,10 +126,11 @@ def p_values(
     *,
     first_seed: int = 0,
     engine_type: type[Engine] = Engine,
+    table_target: TableTarget | None = None,
 ) -> Judgement:
     """Answer `count` requests and judge their law. Raises AssertionError unless drafted tokens were
     accepted and rejected: without them nothing was tested."""
-    table_target = target()
+    table_target = table_target or target()
     engine = engine_type(
         table_target,
         {"d": drafter},

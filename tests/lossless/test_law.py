@@ -6,15 +6,16 @@ The quick tests run a few answers of each case, the long ones a hundred thousand
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
-from paceline.core import Drafter, Promise, Rule
-from paceline.drafters import load
+from paceline.core import Budget, Drafter, Origin, Promise, Rule, Tree, View
 from paceline.sampling import SamplingParams
 from paceline.verify import refusal
 from tests.discovery import RULES
+from tests.discovery import drafter as drafter_for
 from tests.lossless.broken_rules import BROKEN
 from tests.lossless.law_judge import (
     ALPHA,
@@ -74,11 +75,43 @@ def test_a_hundred_thousand_answers_follow_the_targets_law(name: str, drafter: s
         *itertools.product(sorted(EXACT.keys() - {"kseq"}), ["ngram:shortest=1", "markov:widths=1x1"]),
         *itertools.product(["match", "recursive", "traversal"], ["suffix:min_probability=1e-6"]),
         ("kseq", "markov:widths=2x2"),
+        *itertools.product(sorted(EXACT.keys() - {"kseq"}), ["draft:model=near,widths=1x1"]),
+        ("kseq", "draft:model=near,widths=2x2"),
+        ("recursive", "draft:model=near,widths=3x1,drawn=without_replacement"),
+        ("block", "draft:model=near,widths=1x1,drafter=ngram:shortest=1"),
+        ("rejection", "draft:model=near,widths=1x1,vocabulary=shared"),
+        ("rejection", "slem:model=near,min_probability=0"),
+        ("traversal", "skip:widths=1x1"),
+        ("recursive", "exit:layers=2,widths=2x2"),
+        ("block", "sparse:recent=16,widths=1x1"),
     ],
 )
 def test_the_drafters_that_come_along_keep_the_law(name: str, spec: str) -> None:
-    found = p_values(EXACT[name], load(spec, target().info), SETTINGS["penalties"], 300)
+    subject = target()
+    found = p_values(
+        EXACT[name], drafter_for(spec, subject), SETTINGS["penalties"], 300, table_target=subject
+    )
     assert found.smallest > ALPHA
+
+
+def test_a_draft_model_that_declares_another_law_than_it_drew_from_is_caught() -> None:
+    subject = target()
+    liar = drafter_for("draft:model=near,widths=1x1,min_probability=0", subject)
+    propose = liar.propose
+
+    def flattened(view: View, budgets: Sequence[Budget]) -> list[Tree]:
+        return [
+            tree._replace(
+                origins={
+                    node: Origin(how, 0.5 * law + 0.5 / len(law)) for node, (how, law) in tree.origins.items()
+                }
+            )
+            for tree in propose(view, budgets)
+        ]
+
+    liar.propose = flattened  # type: ignore[method-assign]
+    found = p_values(EXACT["rejection"], liar, SETTINGS["temperature"], 3000, table_target=subject)
+    assert found.smallest < ALPHA
 
 
 # Twins -------------------------------------------------------------------------------------------------

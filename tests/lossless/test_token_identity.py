@@ -15,7 +15,7 @@ from paceline.laws import Laws
 from paceline.results import Completion
 from paceline.scheduler import Scheduler
 from paceline.targets.native import NativeTarget
-from paceline.targets.table import TableTarget
+from tests.discovery import RUN_MODELS
 from tests.lossless.identity import (
     DRAFTERS,
     NEVER_RIGHT,
@@ -33,7 +33,11 @@ from tests.lossless.identity import (
     totals,
 )
 from tests.native.models import random_weights
-from tests.toys import ADVERSARIES, VOCABULARY, Known, Letters, NoiseByStep, Oracle, trusting
+from tests.toys import ADVERSARIES, Known, Letters, NoiseByStep, Oracle, SketchingTable, trusting
+
+
+def runs_a_model(name: str) -> bool:
+    return name.partition(":")[0] in RUN_MODELS
 
 
 def without_grammar(work: Sequence[Job], done: Sequence[Completion]) -> list[Completion]:
@@ -42,11 +46,18 @@ def without_grammar(work: Sequence[Job], done: Sequence[Completion]) -> list[Com
 
 
 def test_the_suite_covers_a_hundred_thousand_answers_with_drafts() -> None:
-    assert len(DRAFTERS.keys() - SILENT) * len(SETTINGS) * sum(ROUNDS.values()) >= 100_000
+    quick = [name for name in DRAFTERS.keys() - SILENT if not runs_a_model(name)]
+    assert len(quick) * len(SETTINGS) * sum(ROUNDS.values()) >= 100_000
 
 
-@pytest.mark.parametrize("batch", ROUNDS)
-@pytest.mark.parametrize("name", DRAFTERS)
+CASES = [
+    pytest.param(name, batch, marks=[pytest.mark.prove] if batch > 4 and runs_a_model(name) else [])
+    for name in DRAFTERS
+    for batch in ROUNDS
+]
+
+
+@pytest.mark.parametrize(("name", "batch"), CASES)
 def test_every_drafter_gives_the_answers_of_plain_decoding(name: str, batch: int) -> None:
     work, expected = plain(batch)
     done = run(work, name, batch, answers=by_seed(expected))
@@ -77,13 +88,13 @@ def test_the_native_target_and_its_fused_draws_give_the_answers_of_plain_decodin
         assert different(done, expected) == 0
         drafted, accepted, rejected = totals(without_grammar(work, done))
         assert drafted > 0
-        assert rejected > 0 or name == "Oracle"
+        assert rejected > 0 or name in {"Oracle", "sparse"}  # it sees all of texts as short as these
         assert (accepted > 0) == (name not in NEVER_RIGHT)
 
 
 def test_requests_with_different_drafters_share_a_batch_without_a_trace() -> None:
     work, expected = plain(4)
-    target = TableTarget(VOCABULARY)
+    target = SketchingTable()
     drafters = {name: make(by_seed(expected), target) for name, make in DRAFTERS.items()}
     engine = Engine(target, drafters, drafter="none", tokenizer=Letters(), max_batch=4, chunk_tokens=3)
     order = random.Random(1).sample(range(len(work)), len(work))
@@ -118,7 +129,7 @@ def test_noise_that_forgets_the_position_is_caught(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_target_that_keeps_a_rejected_token_is_caught() -> None:
-    class Careless(TableTarget):
+    class Careless(SketchingTable):
         def commit(self, draft, verdict):
             super().commit(draft, verdict)
             for row, slot in enumerate(draft.slots.tolist()):
@@ -126,7 +137,7 @@ def test_a_target_that_keeps_a_rejected_token_is_caught() -> None:
                 self._cache[slot][-1] = last if draft.roots[row] >= 0 else self._cache[slot][-1]
 
     work, expected = plain(4)
-    done = run(work, "HalfRight", 4, answers=by_seed(expected), target=Careless(VOCABULARY))
+    done = run(work, "HalfRight", 4, answers=by_seed(expected), target=Careless())
     assert different(done, expected) > len(work) / 20
 
 
@@ -134,7 +145,7 @@ def test_arrivals_cancellations_and_preemptions_at_any_time_leave_no_trace_in_an
     work, expected = plain(4)
     rng = random.Random(2)
     preempted: set[int] = set()
-    target = TableTarget(VOCABULARY, cache_tokens=400)
+    target = SketchingTable(cache_tokens=400)
     answers = by_seed(expected)
     drafters = {name: make(answers, target) for name, make in DRAFTERS.items()}
     engine = Engine(target, drafters, drafter="none", tokenizer=Letters(), max_batch=6, chunk_tokens=4)
@@ -172,7 +183,9 @@ def test_arrivals_cancellations_and_preemptions_at_any_time_leave_no_trace_in_an
 
 
 @pytest.mark.parametrize("batch", [1, 7])
-@pytest.mark.parametrize("name", ["Oracle", "RandomTrees", "suffix", "markov", "lookahead", "prediction"])
+@pytest.mark.parametrize(
+    "name", ["Oracle", "RandomTrees", "suffix", "markov", "lookahead", "prediction", "draft", "exit"]
+)
 def test_preempting_every_request_again_and_again_changes_no_answer(name: str, batch: int) -> None:
     work = jobs(8, first_seed=7 * 10**6)
     expected = run(work)
@@ -183,7 +196,7 @@ def test_preempting_every_request_again_and_again_changes_no_answer(name: str, b
 
 def preempting(work: list[Job], name: str, batch: int, answers: Answers) -> list[Completion]:
     """Answer the jobs, throwing requests out in half of all steps."""
-    rng, target = random.Random(batch), TableTarget(VOCABULARY)
+    rng, target = random.Random(batch), SketchingTable()
     drafters = {"drafter": DRAFTERS[name](answers, target)}
     engine = Engine(target, drafters, drafter="drafter", tokenizer=Letters(), max_batch=batch, chunk_tokens=5)
     ids = [engine.submit(*job, "drafter", prediction=predicted(answers, job[1])) for job in work]

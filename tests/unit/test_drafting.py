@@ -18,7 +18,9 @@ from scipy.stats import chi2
 from paceline import drafting
 from paceline.core import Budget, Drawn, Tree, View
 from paceline.drafting import Paths, Prospect, grow
+from paceline.laws import Controls
 from paceline.noise import Noise
+from paceline.sampling import SamplingParams
 
 V = 5
 RNG = np.random.default_rng(2)
@@ -26,14 +28,14 @@ TABLE = RNG.dirichlet(np.ones(V), (V + 1, V))
 HOW = [Drawn.IID, Drawn.WITHOUT_REPLACEMENT]
 
 
-def view(seeds: Sequence[int], coupled: bool = False) -> View:
+def view(seeds: Sequence[int], coupled: bool = False, temperature: float = 1) -> View:
     rows = len(seeds)
     return View(
         range(rows),
         [[1, 2, 3]] * rows,
         [2] * rows,
         [3] * rows,
-        [None] * rows,  # type: ignore[list-item]
+        [Controls(SamplingParams(temperature=temperature), (), (1, 2, 3))] * rows,
         seeds,
         [1] * rows,
         ["d"] * rows,
@@ -248,6 +250,29 @@ def test_under_a_rule_that_compares_tokens_the_targets_noise_is_used(how: Drawn)
     [law] = laws([(0, ())])
     assert tree.tokens[:2] == Noise([4]).like_target(0, 3, law / law.sum(), 2)
     assert {origin.drawn for origin in tree.origins.values()} == {Drawn.COUPLED}
+
+
+def test_at_temperature_0_the_likeliest_are_taken_without_noise() -> None:
+    for seed in range(20):
+        [tree] = grow(
+            view([seed], coupled=True, temperature=0), [Budget(9, 2)], laws, widths=(3, 1), drawn=Drawn.IID
+        )
+        [law] = laws([(0, ())])
+        assert tree.tokens[:3] == np.argsort(-law)[:3].tolist()
+
+
+def test_where_no_token_is_possible_nothing_is_drawn() -> None:
+    def blocked(paths: Paths) -> list[np.ndarray]:
+        return [law * (len(path) < 1) for (_, path), law in zip(paths, laws(paths), strict=True)]
+
+    for coupled in (True, False):
+        [tree] = grow(view([1], coupled), [Budget(9, 3)], blocked, widths=(2, 2, 2), drawn=Drawn.IID)
+        assert list(tree.parents) == [-1, -1]
+
+
+def test_a_tokens_confidence_is_its_probability() -> None:
+    tree = one(3, (2, 1), Drawn.IID)
+    assert tree.confidences == [tree.origins[node].law[token] for node, token in enumerate(tree.tokens)]
 
 
 def test_laws_may_come_from_another_array_library() -> None:

@@ -320,7 +320,7 @@ def view(*matchers: grammar_part.Matcher | None, coupled: bool = True) -> View:
     controls = [Controls(SamplingParams(), {0}, [1, 2], (), matcher) for matcher in matchers]
     return View(
         range(rows), [[1, 2]] * rows, [1] * rows, [2] * rows, controls, [0] * rows, [1] * rows, ["d"] * rows,
-        coupled,
+        coupled=coupled,
     )  # fmt: skip
 
 

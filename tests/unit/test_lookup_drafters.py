@@ -212,7 +212,7 @@ def test_lookahead_finds_out_what_repeats_and_stays_within_a_small_budget() -> N
 def test_the_datastore_continues_a_text_that_it_holds() -> None:
     rng = random.Random(5)
     text = [rng.randrange(V) for _ in range(500)]
-    drafter = discovery.drafter("datastore", INFO, text)
+    drafter = discovery.drafter("datastore:max_nodes=7", TableTarget(V), text)
     tree = propose(drafter, [3, *text[100:110]])
     assert tree.tokens[:4] == text[110:114]
     assert list(tree.parents[:4]) == [-1, 0, 1, 2]

@@ -32,6 +32,7 @@ from paceline.bench.progress import progress_bar
 from paceline.core import Promise, Rule
 from paceline.engine import Engine
 from paceline.errors import ConfigError, IncompatibleDrafter, PacelineError
+from paceline.pretrained import offers
 from paceline.rules.match import match
 from paceline.sampling import SamplingParams
 
@@ -292,7 +293,8 @@ class Audit:
 
     def _engine(self, rule: Rule, drafter: str, batch: int) -> Engine:
         subject = self._subject
-        loaded = {drafter: drafter_files.load(drafter, subject.target.info)}
+        offered = offers(subject.target, subject.tokenizer)
+        loaded = {drafter: drafter_files.load(drafter, subject.target.info, **offered)}
         return Engine(
             subject.target,
             loaded,

@@ -154,13 +154,14 @@ def _engine(
     cost: Callable[[], PassCost] | None,
 ) -> Engine:
     from paceline import drafters, policies
+    from paceline.pretrained import offers
 
     drafter, _, own = contender.partition("@")
     drafter = PLAIN if drafter == "plain" else drafter
     decides = policies.load(own or policy, cost and cost())
     return Engine(
         target,
-        {drafter: drafters.load(drafter, target.info)},
+        {drafter: drafters.load(drafter, target.info, **offers(target, tokenizer))},
         drafter=drafter,
         tokenizer=tokenizer,
         rule=rule,

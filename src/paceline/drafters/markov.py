@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paceline.core import Budget, Drawn, Step, TargetInfo, Tree, View
+from paceline.drafters._options import parse_drawn, parse_widths
 from paceline.drafting import Paths, grow
-from paceline.errors import ConfigError
 
 PAIR_WEIGHT = 4.0  # a follower of the last two tokens counts so many times as much as one of the last
 UNSEEN_WEIGHT = 0.05  # shared by all tokens, so that none is impossible
@@ -92,10 +92,4 @@ def build(info: TargetInfo, *, widths: str = "1x1x1x1", drawn: str = "iid") -> M
 
     Raises ConfigError for a value out of range.
     """
-    parts = widths.split("x")
-    if not all(part.isascii() and part.isdigit() and 1 <= int(part) <= 64 for part in parts):
-        raise ConfigError(f"markov:widths must be numbers from 1 to 64 with x between, got {widths!r}")
-    kinds = {"iid": Drawn.IID, "without_replacement": Drawn.WITHOUT_REPLACEMENT}
-    if drawn not in kinds:
-        raise ConfigError(f"markov:drawn must be {' or '.join(kinds)}, got {drawn!r}")
-    return Markov(info.vocab_size, [int(part) for part in parts], kinds[drawn])
+    return Markov(info.vocab_size, parse_widths("markov", widths), parse_drawn("markov", drawn))

@@ -77,6 +77,23 @@ class Model:
         Raises CapacityError before anything changed if the cache is too full, ValueError if a row's start
         is not what the cache holds."""
 
+    def sketch(
+        self,
+        slots: NDArray[np.int32],
+        offsets: NDArray[np.int32],
+        starts: NDArray[np.int32],
+        tokens: NDArray[np.int32],
+        parents: NDArray[np.int32],
+        positions: NDArray[np.int32],
+        scored: NDArray[np.int32],
+        logits: NDArray[np.float32],
+        skipped: list[int],
+        sinks: int,
+        recent: int,
+    ) -> None:
+        """A pass without the `skipped` layers that sees of each row's cache the pages of its first `sinks`
+        and its last `recent` tokens. Raises like `forward`; cannot be committed."""
+
     def commit(self, known: list[int], kept: list[list[int]]) -> None:
         """Keep `known[r]` first nodes of row r of the last forward, and the nodes kept[r], numbered inside
         the row."""

@@ -6,7 +6,7 @@ by row, so that here, too, a row's bits do not depend on its neighbours.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -131,6 +131,49 @@ class Model:
         taps: Sequence[Floats],
     ) -> None:
         """One pass over packed rows."""
+        self._pass(slots, offsets, starts, tokens, parents, positions, scored, logits, tap_layers, taps)
+
+    def sketch(
+        self,
+        slots: Ints,
+        offsets: Ints,
+        starts: Ints,
+        tokens: Ints,
+        parents: Ints,
+        positions: Ints,
+        scored: Ints,
+        logits: Floats,
+        skipped: Sequence[int],
+        sinks: int,
+        recent: int,
+    ) -> None:
+        """A pass without some layers, which sees the first and last pages of each row's cache only."""
+        seen = []
+        for start in starts.tolist():
+            first = min(-(-sinks // LANES), start // LANES)
+            last = max(first, max(0, start - recent) // LANES)
+            seen.append(np.array([*range(first * LANES), *range(last * LANES, start)], int))
+        self._pass(
+            slots, offsets, starts, tokens, parents, positions, scored, logits, (), (), set(skipped), seen
+        )
+        self._last = None
+
+    def _pass(
+        self,
+        slots: Ints,
+        offsets: Ints,
+        starts: Ints,
+        tokens: Ints,
+        parents: Ints,
+        positions: Ints,
+        scored: Ints,
+        logits: Floats,
+        tap_layers: Sequence[int],
+        taps: Sequence[Floats],
+        skipped: Container[int] = (),
+        seen: Sequence[NDArray[Any]] | None = None,
+    ) -> None:
+        """seen: for each row the positions of its cache that are looked at; None: all."""
         for slot, start in zip(slots, starts, strict=True):
             if self.length(int(slot)) != start:
                 raise ValueError(
@@ -149,8 +192,8 @@ class Model:
             for wanted, tap in zip(tap_layers, taps, strict=True):
                 if wanted == layer:
                     tap[:] = x
-            if layer < self._layers:
-                x = self._layer(layer, x, slots, offsets, starts, positions, paths, fresh)
+            if layer < self._layers and layer not in skipped:
+                x = self._layer(layer, x, slots, offsets, positions, paths, fresh, seen)
         if len(scored):
             logits[: len(scored)] = self._multiply(self._norm(x[scored], "output_norm.weight"), self._head)
         self._last = (slots, offsets, fresh)
@@ -161,10 +204,10 @@ class Model:
         x: Floats,
         slots: Ints,
         offsets: Ints,
-        starts: Ints,
         positions: Ints,
         paths: list[list[int]],
         fresh: list[NDArray[Any]],
+        looked_at: Sequence[NDArray[Any]] | None,
     ) -> Floats:
         at, n, window = f"blk.{layer}.", len(x), self._windows[layer]
         weights = {name[len(at) :]: part for name, part in self._weights.items() if name.startswith(at)}
@@ -177,6 +220,8 @@ class Model:
         attended = np.zeros((n, self._heads, self._dim), np.float32)
         for row, slot in enumerate(slots):
             cached = self._cache.get(int(slot))
+            if cached and looked_at is not None:
+                cached = [part[:, looked_at[row]] for part in cached]
             for node in range(offsets[row], offsets[row + 1]):
                 seen = [[fresh[i][layer][paths[node]]] for i in range(2)]
                 if cached:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paceline import kernels
-from paceline.core import Draft, Scores, TargetInfo, Verdict
+from paceline.core import Draft, Scores, Shortcut, TargetInfo, Verdict
 from paceline.errors import ConfigError
 from paceline.kernels.packing import LANES
 from paceline.models.vocabulary import fingerprint
@@ -54,6 +54,7 @@ class NativeTarget:
         pages = -(-cache_tokens // LANES)
         self.tokenizer_json = weights.tokenizer_json
         self.config = config
+        self.threads = threads
         self.weight_bytes = weights.nbytes
         self.info = TargetInfo(
             name=config.name,
@@ -63,6 +64,7 @@ class NativeTarget:
             page_tokens=LANES,
             taps=frozenset(f"hidden.{layer}" for layer in range(config.layers + 1)),
             vocabulary=fingerprint(weights.tokenizer_json),
+            layers=config.layers,
         )
         common: dict[str, Any] = {
             "windows": config.windows,
@@ -110,14 +112,27 @@ class NativeTarget:
 
         Raises CapacityError if the cache is too full, and then nothing has changed.
         """
-        scored = len(draft.scored)
-        if len(self._logits) < scored:
-            self._logits = self._logits_room(scored)
         names = sorted(taps)
         features: list[NDArray[np.float32]] = [
             np.empty((len(draft.tokens), self.config.hidden), np.float32) for _ in names
         ]
-        self.model.forward(
+        layers = [int(name.removeprefix("hidden.")) for name in names]
+        logits = self._pass(self.model.forward, draft, layers, features)
+        return Scores(logits, dict(zip(names, features, strict=True)))
+
+    def sketch(self, draft: Draft, shortcut: Shortcut) -> NDArray[np.float32]:
+        """A cheaper pass to draft with, see `paceline.core.Sketch`: logits float32 [S, V].
+
+        The cache is seen by whole pages. Raises like `forward`.
+        """
+        skipped = sorted(shortcut.skipped)
+        return self._pass(self.model.sketch, draft, skipped, shortcut.sinks, shortcut.recent)
+
+    def _pass(self, run: Callable[..., None], draft: Draft, *more: Any) -> NDArray[np.float32]:
+        scored = len(draft.scored)
+        if len(self._logits) < scored:
+            self._logits = self._logits_room(scored)
+        run(
             draft.slots,
             draft.offsets,
             draft.starts,
@@ -126,10 +141,9 @@ class NativeTarget:
             draft.positions,
             draft.scored,
             self._logits,
-            [int(name.removeprefix("hidden.")) for name in names],
-            features,
+            *more,
         )
-        return Scores(self._logits[:scored], dict(zip(names, features, strict=True)))
+        return self._logits[:scored]
 
     def _logits_room(self, rows: int) -> NDArray[np.float32]:
         """float32 [rows, V]. Rows start a few cache lines apart from whole memory pages, or stores to the

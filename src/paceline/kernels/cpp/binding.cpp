@@ -85,7 +85,7 @@ class BoundModel {
     }
 
     void forward(Ints slots, Ints offsets, Ints starts, Ints tokens, Ints parents, Ints positions, Ints scored, StridedRows logits,
-                 const std::vector<int32_t>& tap_layers, const std::vector<Floats>& taps) {
+                 const std::vector<int32_t>& tap_layers, const std::vector<Floats>& taps, const Shortcut* shortcut = nullptr) {
         if (logits.shape(0) < scored.shape(0) || (int)logits.shape(1) != model_->record().vocab || logits.stride(1) != 1)
             throw std::invalid_argument("logits have the wrong shape");
         std::vector<float*> tap_rows;
@@ -99,7 +99,14 @@ class BoundModel {
         const PackedDraft draft{(int)slots.shape(0), (int)tokens.shape(0), (int)scored.shape(0), slots.data(), offsets.data(), starts.data(),
                                 tokens.data(), parents.data(), positions.data(), scored.data()};
         nb::gil_scoped_release release;
-        model_->forward(draft, logits.data(), (size_t)logits.stride(0), tap_layers, tap_rows);
+        model_->forward(draft, logits.data(), (size_t)logits.stride(0), tap_layers, tap_rows, shortcut);
+    }
+
+    void sketch(Ints slots, Ints offsets, Ints starts, Ints tokens, Ints parents, Ints positions, Ints scored, StridedRows logits,
+                const std::vector<int32_t>& skipped, int sinks, int recent) {
+        Shortcut shortcut{std::vector<uint8_t>(model_->record().layers), sinks, recent};
+        for (const int32_t layer : skipped) shortcut.skipped.at(layer) = 1;
+        forward(slots, offsets, starts, tokens, parents, positions, scored, logits, {}, {}, &shortcut);
     }
 
     Model& model() { return *model_; }
@@ -200,7 +207,12 @@ NB_MODULE(_kernels, m) {
     nb::class_<BoundModel>(m, "Model")
         .def(nb::init<nb::dict, nb::dict, const std::vector<int>&, Doubles, int, int, int, const std::string&>(), nb::arg("shape"), nb::arg("tensors"),
              nb::kw_only(), nb::arg("windows"), nb::arg("frequencies"), nb::arg("cache_pages"), nb::arg("max_positions"), nb::arg("threads"), nb::arg("isa"))
-        .def("forward", &BoundModel::forward)
+        .def("forward",
+             [](BoundModel& b, Ints slots, Ints offsets, Ints starts, Ints tokens, Ints parents, Ints positions, Ints scored, StridedRows logits,
+                const std::vector<int32_t>& tap_layers, const std::vector<Floats>& taps) {
+                 b.forward(slots, offsets, starts, tokens, parents, positions, scored, logits, tap_layers, taps);
+             })
+        .def("sketch", &BoundModel::sketch)
         .def("commit", [](BoundModel& b, const std::vector<int>& known, const std::vector<std::vector<int>>& kept) { b.model().commit(known, kept); })
         .def("release", [](BoundModel& b, const std::vector<int>& slots) { b.model().release(slots); })
         .def("length", [](BoundModel& b, int slot) { return b.model().length(slot); })

@@ -404,6 +404,7 @@ void run(const Pass& pass, int thread, int threads) {
     finish(kEmbed);
     const float* unsettled = nullptr;       // the norm of what the layer before adds
     for (int i = 0; i < model.layers; i++) {
+        if (pass.skipped && pass.skipped[i]) continue;
         const Layer& layer = model.layer[i];
         each(pass.nodes, 1, [&](int node, int) {
             settle(pass, node, unsettled);

@@ -102,7 +102,8 @@ Model::Model(const ModelRecord& record, std::vector<Layer> layers, std::vector<d
     : record_(record),
       layers_(std::move(layers)),
       kernels_(choose_kernels(isa)),
-      pool_(threads),
+      shared_pool_(ThreadPool::shared(threads)),
+      pool_(*shared_pool_),
       frequencies_{std::move(frequencies), std::move(window_frequencies)},
       rotations_{LazyMemory(2 * sizeof(float) * max_positions * record.head_dim), LazyMemory(2 * sizeof(float) * max_positions * record.head_dim)},
       max_positions_(max_positions),
@@ -140,7 +141,8 @@ void Model::reserve(Sequence& sequence, int tokens) {
     }
 }
 
-void Model::forward(const PackedDraft& draft, float* logits, size_t logits_stride, const std::vector<int32_t>& tap_layers, const std::vector<float*>& tap_rows) {
+void Model::forward(const PackedDraft& draft, float* logits, size_t logits_stride, const std::vector<int32_t>& tap_layers, const std::vector<float*>& tap_rows,
+                    const Shortcut* shortcut) {
     // Room first: nothing changes when there is none.
     int missing = 0, longest = 0;
     for (int r = 0; r < draft.rows; r++) {
@@ -165,6 +167,8 @@ void Model::forward(const PackedDraft& draft, float* logits, size_t logits_strid
     std::vector<AttentionUnit> units;
     std::vector<std::vector<int32_t>> paths;     // of nodes that do not follow all earlier nodes of their row
     paths.reserve(draft.nodes);
+    std::vector<std::vector<int32_t>> seen;      // pages of rows that do not see all of theirs
+    seen.reserve(draft.rows);
     last_slots_.assign(draft.slots, draft.slots + draft.rows);
     last_starts_.assign(draft.starts, draft.starts + draft.rows);
     last_sizes_.clear();
@@ -174,6 +178,14 @@ void Model::forward(const PackedDraft& draft, float* logits, size_t logits_strid
         Sequence& sequence = sequences_[draft.slots[r]];
         reserve(sequence, draft.starts[r] + count);
         rows[r] = {first, count, draft.starts[r], sequence.pages.data()};
+        if (shortcut) {
+            // Keys hold their rotation already, so that pages can be left out and the others moved together.
+            const int from = std::min((shortcut->sinks + kLanes - 1) / kLanes, rows[r].start / kLanes);
+            const int to = std::max(from, (rows[r].start - shortcut->recent) / kLanes);
+            seen.push_back(sequence.pages);
+            seen.back().erase(seen.back().begin() + from, seen.back().begin() + to);
+            rows[r].start -= (to - from) * kLanes, rows[r].pages = seen.back().data();
+        }
         for (int i = 0; i < count; i++) {
             const int n = first + i, parent = draft.parents[n];
             row_of[n] = r;
@@ -218,6 +230,7 @@ void Model::forward(const PackedDraft& draft, float* logits, size_t logits_strid
     pass.model = &record_;
     pass.nodes = draft.nodes, pass.rows = draft.rows, pass.scored = draft.scored;
     pass.tokens = draft.tokens, pass.positions = draft.positions, pass.scored_nodes = draft.scored_nodes;
+    pass.skipped = shortcut ? shortcut->skipped.data() : nullptr;
     pass.row_of = row_of.data(), pass.row = rows.data(), pass.node = nodes.data(), pass.unit = units.data(), pass.unit_share = unit_share.data();
     pass.keys = keys_.halves(), pass.values = values_.halves(), pass.head_stride = head_stride_;
     pass.logits = logits, pass.logits_stride = logits_stride;
@@ -251,6 +264,7 @@ void Model::forward(const PackedDraft& draft, float* logits, size_t logits_strid
 
     last_mark = std::chrono::steady_clock::now();
     pool_.run([&](int thread) { kernels_.run(pass, thread, threads); });
+    if (shortcut) last_slots_.clear();
 }
 
 size_t Model::page_at(const Sequence& sequence, int layer, int head, int slot) const {

@@ -48,6 +48,12 @@ struct PackedDraft {
     const int32_t *slots, *offsets, *starts, *tokens, *parents, *positions, *scored_nodes;
 };
 
+// How a pass is made cheaper, for drafting: layers left out, and tokens of the cache that it does not look at.
+struct Shortcut {
+    std::vector<uint8_t> skipped;    // [layers]
+    int sinks, recent;               // of each row's cache at least so many first and last tokens are seen
+};
+
 class Model {
   public:
     // `record` and what it points to must outlive the model.
@@ -56,7 +62,9 @@ class Model {
           int max_positions, int threads, const std::string& isa);
 
     // Fills logits [scored][vocab], rows logits_stride apart, and tap_rows[t] [nodes][hidden]. Throws CacheFull before anything changed.
-    void forward(const PackedDraft& draft, float* logits, size_t logits_stride, const std::vector<int32_t>& tap_layers, const std::vector<float*>& tap_rows);
+    // A pass with a shortcut cannot be committed.
+    void forward(const PackedDraft& draft, float* logits, size_t logits_stride, const std::vector<int32_t>& tap_layers, const std::vector<float*>& tap_rows,
+                 const Shortcut* shortcut = nullptr);
 
     // Keeps, for row r of the last forward, its first `known[r]` nodes and then the nodes kept[r], numbered within the
     // row, root first.
@@ -83,7 +91,8 @@ class Model {
     ModelRecord record_;
     std::vector<Layer> layers_;
     const Kernels& kernels_;
-    ThreadPool pool_;
+    std::shared_ptr<ThreadPool> shared_pool_;
+    ThreadPool& pool_;
     std::vector<double> frequencies_[2];
     LazyMemory rotations_[2];        // cos, then sin
     int max_positions_, filled_positions_ = 0;

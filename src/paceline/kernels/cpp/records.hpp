@@ -140,6 +140,7 @@ struct Pass {
     const AttentionUnit* unit;  // thread t attends to the units [unit_share[t], unit_share[t + 1])
     const int32_t* unit_share;
     const int32_t* scored_nodes;// [scored]
+    const uint8_t* skipped;     // [layers]: whether a layer is left out; null: none is
     uint16_t* keys;             // half [layers][kv_heads][pages][head_dim][16]
     uint16_t* values;           // half [layers][kv_heads][pages][16][head_dim]
     size_t head_stride;         // elements of one head's keys, and of its values

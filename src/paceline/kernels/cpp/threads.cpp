@@ -1,6 +1,7 @@
 #include "threads.hpp"
 
 #include <chrono>
+#include <map>
 
 #include "records.hpp"
 
@@ -33,6 +34,15 @@ void wait(Barrier& barrier) {
         else std::this_thread::yield();
 }
 
+std::shared_ptr<ThreadPool> ThreadPool::shared(int threads) {
+    static std::mutex mutex;
+    static std::map<int, std::weak_ptr<ThreadPool>> pools;
+    const std::lock_guard lock(mutex);
+    auto pool = pools[threads].lock();
+    if (!pool) pools[threads] = pool = std::make_shared<ThreadPool>(threads);
+    return pool;
+}
+
 ThreadPool::ThreadPool(int threads) : barrier(threads) {
     for (int thread = 1; thread < threads; thread++) workers_.emplace_back([this, thread] { serve(thread); });
 }
@@ -45,6 +55,7 @@ ThreadPool::~ThreadPool() {
 }
 
 void ThreadPool::run(const std::function<void(int)>& work) {
+    const std::lock_guard lock(turn_);
     work_ = &work;
     round_.fetch_add(1, std::memory_order_release);
     round_.notify_all();

@@ -2,6 +2,8 @@
 #pragma once
 #include <atomic>
 #include <functional>
+#include <memory>
+#include <mutex>
 #include <thread>
 #include <vector>
 
@@ -19,6 +21,9 @@ struct Barrier {
 // so that they are awake for the next step of a decoding loop, and then sleep.
 class ThreadPool {
   public:
+    // The pool of that many threads that all models share: the spinning workers of a target and of a model that drafts
+    // for it would keep each other from the cores. Runs of different callers take turns.
+    static std::shared_ptr<ThreadPool> shared(int threads);
     explicit ThreadPool(int threads);
     ~ThreadPool();
     void run(const std::function<void(int)>& work);
@@ -27,6 +32,7 @@ class ThreadPool {
 
   private:
     void serve(int thread);
+    std::mutex turn_;
     const std::function<void(int)>* work_ = nullptr;
     alignas(64) std::atomic<uint32_t> round_{0};
     std::atomic<bool> stop_{false};

@@ -1,0 +1,163 @@
+"""How a drafter that runs a model makes its trees.
+
+The model never keeps a drafted token: each pass runs over the tree so far, below the last token that is
+committed. A pass over a few tokens costs about as much as one over a single token, there is no cache to roll
+back, and what was committed stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+import numpy as np
+
+from paceline.core import Array, Budget, Draft, Drafter, Drawn, Step, Tree, View
+from paceline.drafting import Paths, Prospect, grow, warped
+
+Path = tuple[int, ...]
+
+
+class Scorer(Protocol):
+    """A model that says what may follow drafted paths."""
+
+    def room(self, slot: int, history: Sequence[int], nodes: int) -> int:
+        """How deep a tree of so many nodes may be below this history; 0: there is no place for it."""
+        ...
+
+    def score(self, slots: Sequence[int], histories: Sequence[Sequence[int]], paths: Paths) -> list[Array]:
+        """Logits [V] after each path, valid until the next call. Rows are numbered as in `slots`; where a
+        history is not that of an earlier call with the same slot, it goes on from there."""
+        ...
+
+    def release(self, slots: Sequence[int]) -> None:
+        """These sequences ended. One that was never seen is no error."""
+        ...
+
+
+class ModelDrafter:
+    """Draws trees from what a model says, under the request's own controls.
+
+    widths           children of a node on each level
+    drawn            how siblings are drawn under a rule that compares laws
+    min_probability  a token is drawn only where the likeliest path through it is likelier than this
+    guesser          a drafter that drafts for the model: what it proposes is scored along with the first
+                     level, and levels that it guessed need no pass of their own
+    """
+
+    needs: frozenset[str] = frozenset()
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        widths: Sequence[int],
+        drawn: Drawn,
+        min_probability: float,
+        guesser: Drafter | None = None,
+    ) -> None:
+        self.drawn = frozenset({drawn})
+        self.branches = max(widths) > 1
+        self._scorer = scorer
+        self._widths = widths
+        self._how = drawn
+        self._min_probability = min_probability
+        self._guesser = guesser
+
+    def propose(self, view: View, budgets: Sequence[Budget]) -> Sequence[Tree]:
+        """A drawn tree for each row that decodes and has room."""
+        budgets = [
+            self._within_room(slot, history, budget)
+            for slot, history, budget in zip(view.slots, view.histories, budgets, strict=True)
+        ]
+        guesses = self._guesses(view, budgets)
+        ahead: dict[tuple[int, Path], Array] = {}  # logits behind what was guessed
+
+        def laws(paths: Paths) -> list[Array]:
+            wanted = list(dict.fromkeys([*(entry for entry in paths if entry not in ahead), *guesses]))
+            found = self._scorer.score(view.slots, view.histories, wanted) if wanted else []
+            scored = ahead | dict(zip(wanted, found, strict=True))
+            ahead.update((entry, np.array(scored[entry])) for entry in guesses)
+            guesses.clear()
+            return [warped(view, row, path, scored[row, path]) for row, path in paths]
+
+        def go_on(prospect: Prospect) -> bool:
+            row, path, probability, law = prospect
+            if path and path[-1] in view.controls[row].ending:
+                return False
+            return probability * float(law.max()) > self._min_probability
+
+        return grow(view, budgets, laws, widths=self._widths, drawn=self._how, go_on=go_on)
+
+    def _within_room(self, slot: int, history: Sequence[int], budget: Budget) -> Budget:
+        nodes, depth = budget.nodes, min(budget.depth, len(self._widths))
+        if min(nodes, depth) < 1:
+            return Budget(0, 0)
+        return Budget(nodes, min(depth, self._scorer.room(slot, history, nodes)))
+
+    def _guesses(self, view: View, budgets: Sequence[Budget]) -> list[tuple[int, Path]]:
+        """What the guesser proposes: (row, path)."""
+        if self._guesser is None:
+            return []
+        guesses: list[tuple[int, Path]] = []
+        levels = [Budget(budget.nodes, max(0, budget.depth - 1)) for budget in budgets]
+        for row, tree in enumerate(self._guesser.propose(view, levels)):
+            paths: list[Path] = []
+            for token, parent in zip(tree.tokens, tree.parents, strict=True):
+                paths.append((*(paths[parent] if parent >= 0 else ()), token))
+            guesses += [(row, path) for path in paths[: levels[row].nodes] if len(path) <= levels[row].depth]
+        return guesses
+
+    def observe(self, step: Step) -> None:
+        """The histories say all there is to know; a guesser may learn from the rest."""
+        if self._guesser is not None:
+            self._guesser.observe(step)
+
+    def release(self, slots: Sequence[int]) -> None:
+        """Forget these sequences."""
+        self._scorer.release(slots)
+        if self._guesser is not None:
+            self._guesser.release(slots)
+
+
+def hang(
+    slots: Sequence[int],
+    histories: Sequence[Sequence[int]],
+    starts: Mapping[int, int],
+    paths: Paths,
+    known: int,
+) -> tuple[Draft, list[int]]:
+    """The draft of a pass that scores some paths, and the place of each in its scored nodes.
+
+    starts  {row: tokens in the cache}, of the rows that take part, ascending
+    known   1: each row's last token is its root; 0: it is drafted too, below the one before it, so that
+            what is committed of the pass goes up to there
+    """
+    rows = {row: place for place, row in enumerate(starts)}
+    trees: list[dict[Path, int]] = [{} for _ in rows]
+    ends = [len(histories[row]) - (not known) for row in rows]
+    for row, path in paths:
+        tree, top = trees[rows[row]], () if known else (histories[row][-1],)
+        for length in range(1 - len(top), len(path) + 1):
+            tree.setdefault((*top, *path[:length]), len(tree))
+    none = [None] * len(rows)
+    view = View(
+        [slots[row] for row in rows],
+        [histories[row][:end] for row, end in zip(rows, ends, strict=True)],
+        list(starts.values()),
+        ends,
+        none,  # type: ignore[arg-type]
+        [0] * len(rows),
+        ends,
+        [""] * len(rows),
+    )
+    packed = Draft.pack(
+        view,
+        [Tree([path[-1] for path in tree], [tree.get(path[:-1], -1) for path in tree]) for tree in trees],
+    )
+    nodes = []
+    for row, path in paths:
+        path = path if known else (histories[row][-1], *path)
+        nodes.append(packed.roots[rows[row]] + (trees[rows[row]][path] + 1 if path else 0))
+    wanted, places = np.unique(np.array(nodes, np.int32), return_inverse=True)
+    return replace(packed, scored=wanted), places.tolist()

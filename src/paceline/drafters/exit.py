@@ -1,0 +1,88 @@
+"""The target drafts for itself with its first layers, read out by its own head; how many is learned.
+
+Sources: Elhoushi et al., "LayerSkip", 2024 (arXiv 2404.16710), for early exits as drafts, with models trained
+for it; Entezari Zarch et al., "DEL", 2025 (arXiv 2504.05598), for choosing exit and depth by the expected
+tokens per layer. DEL reads every layer out after every pass; here the head costs as much as several layers,
+so only the exit in use is judged, and the others are tried now and then.
+"""
+
+from __future__ import annotations
+
+from paceline.core import Shortcut, Sketch, TargetInfo
+from paceline.drafters._options import check_probability, parse_drawn, parse_widths
+from paceline.drafters._sketch import Choice, Fixed, SelfDrafter
+from paceline.errors import ConfigError
+
+PRIOR, PRIOR_WEIGHT = 0.9, 4.0
+"""What is believed of an exit that was not tried, and how many tokens that belief weighs: hopeful, so that
+each is tried."""
+KEPT = 0.98
+"""What remains of what was seen after each further step; the rest falls back to the belief."""
+
+
+class Exits:
+    """Chooses among exits by the tokens they are expected to bring per layer that is run."""
+
+    def __init__(self, layers: int, exits: list[int], depth: int) -> None:
+        self._layers = layers
+        self._depth = depth
+        self._seen = dict.fromkeys(exits, (0.0, 0.0))
+        """{exit: tokens that were compared, of those accepted}, both forgotten bit by bit."""
+        self.exit = exits[0]
+
+    def shortcut(self) -> tuple[Shortcut, int]:
+        """Without the layers behind the best exit, as deep as pays best."""
+        _, self.exit, depth = max(
+            (self._worth(exit, depth), exit, depth)
+            for exit in self._seen
+            for depth in range(1, self._depth + 1)
+        )
+        return Shortcut(frozenset(range(self.exit, self._layers))), depth
+
+    def acceptance(self, exit: int) -> float:
+        """The estimated probability that a token drafted there is accepted."""
+        tried, accepted = self._seen[exit]
+        return (accepted + PRIOR * PRIOR_WEIGHT) / (tried + PRIOR_WEIGHT)
+
+    def _worth(self, exit: int, depth: int) -> float:
+        """Expected tokens per pass of all layers."""
+        rate = self.acceptance(exit)
+        return sum(rate**level for level in range(depth + 1)) / (depth * exit / self._layers + 1)
+
+    def learn(self, tried: int, accepted: int) -> None:
+        """Note how the exit in use fared."""
+        self._seen = {exit: (KEPT * a, KEPT * b) for exit, (a, b) in self._seen.items()}
+        before = self._seen[self.exit]
+        self._seen[self.exit] = before[0] + tried, before[1] + accepted
+
+
+def build(
+    info: TargetInfo,
+    sketch: Sketch,
+    *,
+    layers: int = 0,
+    widths: str = "1x1x1x1",
+    min_probability: float = 0.3,
+    drawn: str = "iid",
+) -> SelfDrafter:
+    """Self-drafting by early exit.
+
+    layers           layers that are run; 0 chooses among a fifth to four fifths of them, and a depth
+    widths           children of a node on each level: 1x1x1 is a chain of three tokens, 2x2x1 a tree
+    min_probability  a token is drafted only where the likeliest path through it is likelier than this
+    drawn            how siblings are drawn under a rule that compares laws: "iid" (independently) or
+                     "without_replacement"
+
+    Raises ConfigError for a value out of range, or a target with too few layers.
+    """
+    levels, how = parse_widths("exit", widths), parse_drawn("exit", drawn)
+    check_probability("exit", "min_probability", min_probability)
+    if info.layers < 2:
+        raise ConfigError(f"exit needs a target of at least 2 layers, {info.name} has {info.layers}")
+    if not 0 <= layers < info.layers:
+        raise ConfigError(f"exit:layers must be from 1 to {info.layers - 1}, or 0 to choose, got {layers}")
+    choice: Choice = Fixed(Shortcut(frozenset(range(layers, info.layers))), len(levels))
+    if not layers:
+        exits = sorted({max(1, round(info.layers * fifth / 5)) for fifth in range(1, 5)})
+        choice = Exits(info.layers, exits, len(levels))
+    return SelfDrafter(sketch, choice, levels, how, min_probability)
