@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import statistics
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -19,31 +18,30 @@ from paceline.models.cache import write_atomically
 MEASURED = (1, 2, 4, 8, 16, 32)
 """Tokens in the passes that are timed."""
 CONTEXT = 64
-ROUNDS = 5
-TIME_LIMIT = 0.2
-"""Seconds after which no further round begins; the first is always run whole."""
+SECONDS_EACH = 0.03
+"""Passes of one size go on for so long. The fastest of their later half counts: another program may delay some,
+and one token just behind 32 takes longer than behind other single ones, of which answers are made."""
+LEAST_PASSES = 3
 SLOT = 0
 
 
 def profile(target: Target) -> dict[int, float]:
-    """{tokens in a pass: median of its seconds}, of a target that holds no sequence."""
+    """{tokens in a pass: seconds}, of a target that holds no sequence. Small passes come first."""
     sizes = [n for n in MEASURED if CONTEXT + n <= min(target.info.max_positions, target.info.cache_tokens)]
-    begun = perf_counter()
     draft = _draft(0, CONTEXT)
     target.forward(draft, frozenset())
     target.commit(draft, Verdict([[]], [-1]))
-    seconds: dict[int, list[float]] = {n: [] for n in sizes}
-    target.forward(_draft(CONTEXT, sizes[0]), frozenset())  # one that does not count
-    for _ in range(ROUNDS):
-        for n in sizes:
-            draft = _draft(CONTEXT, n)
+    fastest = {}
+    for n in sizes:
+        draft = _draft(CONTEXT, n)
+        seconds: list[float] = []
+        while len(seconds) < LEAST_PASSES or sum(seconds) < SECONDS_EACH:
             start = perf_counter()
             target.forward(draft, frozenset())
-            seconds[n].append(perf_counter() - start)
-        if perf_counter() - begun > TIME_LIMIT:
-            break
+            seconds.append(perf_counter() - start)
+        fastest[n] = min(seconds[len(seconds) // 2 :])
     target.release([SLOT])
-    return {n: statistics.median(times) for n, times in seconds.items()}
+    return fastest
 
 
 def kept_profile(target: Target, folder: Path, key: Sequence[str]) -> dict[int, float]:
