@@ -19,8 +19,8 @@ MEASURED = (1, 2, 4, 8, 16, 32)
 """Tokens in the passes that are timed."""
 CONTEXT = 64
 SECONDS_EACH = 0.03
-"""Passes of one size go on for so long. The fastest of their later half counts: another program may delay some,
-and one token just behind 32 takes longer than behind other single ones, of which answers are made."""
+"""Passes of one size go on for so long. The fastest of their later half counts: another program may delay
+some, and one token just behind 32 takes longer than behind other single ones, of which answers are made."""
 LEAST_PASSES = 3
 SLOT = 0
 
