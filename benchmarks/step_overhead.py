@@ -3,7 +3,7 @@
 The target here costs nothing: it looks up ready logits of a vocabulary of 49,152 tokens, whose greedy
 answer is a text that repeats itself now and then, as real text does.
 
-    python benchmarks/step_overhead.py [--steps 2000] [--drafter none,suffix,ngram]
+    python benchmarks/step_overhead.py [--steps 2000] [--drafter none,suffix,auto] [--policy throughput]
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from paceline import policies
 from paceline.core import Draft, Scores, TargetInfo, Verdict
 from paceline.drafters import load
 from paceline.engine import Engine
@@ -56,7 +57,8 @@ def text(length: int) -> list[int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--drafter", default="none,ngram,suffix")
+    parser.add_argument("--drafter", default="none,ngram,suffix,auto")
+    parser.add_argument("--policy", default="throughput")
     parser.add_argument("--prompt", type=int, default=400, help="tokens of prompt")
     arguments = parser.parse_args()
     answer = 128
@@ -64,7 +66,9 @@ def main() -> None:
     print(f"{'drafter':10}{'tau':>6}{'us/step':>9}   of which")
     for name in arguments.drafter.split(","):
         target = Ready(words)
-        engine = Engine(target, {name: load(name, target.info)}, drafter=name)
+        engine = Engine(
+            target, {name: load(name, target.info)}, drafter=name, policy=policies.load(arguments.policy)
+        )
         params = SamplingParams(temperature=0, max_tokens=answer)
         tokens = passes = 0
         while passes < arguments.steps:

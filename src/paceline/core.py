@@ -1,8 +1,9 @@
 """The records that the stages of one step hand to each other, and the Protocols of the stages.
 
-    scheduler.plan -> View, budgets -> Drafter.propose -> Tree per row -> Draft.pack -> Draft
+    scheduler.plan -> View, limits -> Policy.allot -> budgets -> Drafter.propose -> Tree per row
+      -> Policy.choose -> Tree per row -> Draft.pack -> Draft
       -> Target.forward -> Scores -> warp -> Laws -> Rule -> Verdict
-      -> Target.commit, Drafter.observe, scheduler.apply
+      -> Target.commit, Drafter.observe, Policy.observe, scheduler.apply
 
 Letters in the shapes: B rows (requests) in this step, N nodes of all rows together, S scored nodes,
 V vocabulary, H hidden size. Rows are packed one behind the other, never padded.
@@ -94,18 +95,42 @@ class Tree(NamedTuple):
     """Tokens proposed for one row. `tokens[i]` follows `tokens[parents[i]]`; a parent of -1 is the root,
     and every parent comes before its children. `origins[i]` says how token i was drawn; one that is not
     there is fixed. `paceline.drafting.grow` makes trees of drawn tokens. `confidences[i]` is the drafter's
-    own estimate, 0 to 1, of how likely token i is accepted once its parent was; empty if it makes none."""
+    own estimate, 0 to 1, of how likely token i is accepted once its parent was; empty if it makes none.
+    `sources[i]` says which parts of a mixture propose token i, bit j for part j; empty for one drafter's
+    tree."""
 
     tokens: Sequence[int]
     parents: Sequence[int]
     origins: Mapping[int, Origin] = ALL_FIXED
     confidences: Sequence[float] = ()
+    sources: Sequence[int] = ()
 
     @staticmethod
     def chain(tokens: Sequence[int]) -> Tree:
         """One path: every token follows the one before it."""
         return Tree(tokens, range(-1, len(tokens) - 1))
 
+    def some(self, kept: Sequence[int]) -> Tree:
+        """The tree with these nodes only. kept: ascending, with each node its parent."""
+        if len(kept) == len(self.tokens):
+            return self
+        places = {-1: -1}
+        for place, node in enumerate(kept):
+            places[node] = place
+        origins = self.origins
+        return Tree(
+            [self.tokens[node] for node in kept],
+            [places[self.parents[node]] for node in kept],
+            {places[node]: origin for node, origin in origins.items() if node in places}
+            if origins
+            else origins,
+            [self.confidences[node] for node in kept] if self.confidences else (),
+            [self.sources[node] for node in kept] if self.sources else (),
+        )
+
+
+UNSURE = 0.5
+"""The confidence in a token where a drafter gives none."""
 
 NOTHING = Tree((), ())
 
@@ -275,12 +300,23 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What happened in one step, for drafters. A chunk of prompt is a step with an empty path."""
+    """What happened in one step, for drafters and policies. A chunk of prompt is a step with an empty path.
+
+    seconds: how long the target's pass took
+    """
 
     view: View
     draft: Draft
     scores: Scores
     verdict: Verdict
+    seconds: float = 0.0
+
+    def emitted(self, row: int) -> list[int]:
+        """The tokens that the row's answer grew by; none where it drew nothing."""
+        if self.draft.roots[row] < 0:
+            return []
+        tokens = self.draft.tokens
+        return [*(int(tokens[node]) for node in self.verdict.paths[row]), self.verdict.next_tokens[row]]
 
     def rows(self, rows: Sequence[int]) -> Step:
         """The same step, seen by some of its rows only."""
@@ -299,6 +335,7 @@ class Step:
                 [[moved[node] for node in self.verdict.paths[row]] for row in rows],
                 [self.verdict.next_tokens[row] for row in rows],
             ),
+            self.seconds,
         )
 
 
@@ -368,6 +405,33 @@ class Drafter(Protocol):
 
     def release(self, slots: Sequence[int]) -> None:
         """These sequences ended."""
+        ...
+
+
+class Policy(Protocol):
+    """Decides how much is drafted. It decides only how fast an answer comes, never which: under a rule that
+    compares laws, tokens that were drawn may not be left out by what they are (docs/policy.md)."""
+
+    def allot(self, view: View, limits: Sequence[Budget], nodes: int) -> Sequence[Budget]:
+        """What drafters may propose for each row, before anything is drafted, within the row's limit.
+
+        limits: what the answer's end and the cache leave; (0, 0) for a row that still reads its prompt.
+        nodes: drafted tokens that may be scored in this step, all rows together. Unless `view.coupled`,
+        the budgets must keep to that together, for what is drawn is scored.
+        """
+        ...
+
+    def choose(self, view: View, trees: Sequence[Tree]) -> Sequence[Tree]:
+        """What of the proposed trees is scored, at most `nodes` tokens: each tree with some of its nodes,
+        a node never without its parent. Belongs to the last `allot`."""
+        ...
+
+    def observe(self, step: Step) -> None:
+        """Learn what was kept and how long the pass took. Belongs to the last `choose`."""
+        ...
+
+    def release(self, slots: Sequence[int]) -> None:
+        """These sequences ended. An unknown slot is no error."""
         ...
 
 

@@ -52,7 +52,7 @@ def grow(
     drawn: Drawn,
     go_on: Callable[[Prospect], bool] = always,
 ) -> list[Tree]:
-    """A tree of drawn tokens for every row, level by level.
+    """A tree of drawn tokens for every row, level by level; a token's confidence is its probability.
 
     laws     the drafter's laws after some nodes: weights [V] each, made probabilities here
     widths   children of a node on each level; levels that a row's budget cannot hold whole are narrowed or
@@ -65,6 +65,7 @@ def grow(
     tokens: list[list[int]] = [[] for _ in budgets]
     parents: list[list[int]] = [[] for _ in budgets]
     origins: list[dict[int, Origin]] = [{} for _ in budgets]
+    confidences: list[list[float]] = [[] for _ in budgets]
     plans = [_plan(widths, budget) for budget in budgets]
     level: list[tuple[int, int, tuple[int, ...], float]]
     level = [(row, -1, (), 1.0) for row in range(len(budgets)) if view.draws(row)]
@@ -93,9 +94,10 @@ def grow(
                 tokens[row].append(token)
                 parents[row].append(node)
                 origins[row][child] = Origin(how, law)
-                below.append((row, child, (*path, token), probability * float(law[token])))
+                confidences[row].append(float(law[token]))
+                below.append((row, child, (*path, token), probability * confidences[row][-1]))
         level = below
-    return [Tree(*parts) for parts in zip(tokens, parents, origins, strict=True)]
+    return [Tree(*parts) for parts in zip(tokens, parents, origins, confidences, strict=True)]
 
 
 def _law(weights: Array) -> Array:

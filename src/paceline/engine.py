@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from paceline.bad_words import spell
-from paceline.core import Draft, Drafter, Rule, Step, Target
+from paceline.core import Draft, Drafter, Policy, Rule, Step, Target
 from paceline.errors import ConfigError, IncompatibleDrafter
 from paceline.grammar import Grammars, Matcher
 from paceline.laws import Controls, Laws
 from paceline.noise import Noise, choice_seed
+from paceline.policies.fixed import Fixed
 from paceline.prompts import Prompt, as_prompts, per_prompt, prompt_tokens
 from paceline.results import Completion, Event
 from paceline.router import Router
@@ -34,8 +35,10 @@ class Engine:
     drafter       the name that is used when a request names none
     tokenizer     for text prompts, answers' text and stop strings; without it prompts are token ids
     rule          decides which drafted tokens are kept
+    policy        decides how much is drafted; by default an even share of `nodes` for each request, in every
+                  step. It belongs to this engine alone
     eos_ids       tokens that end an answer; by default the tokenizer's
-    nodes         drafted tokens per step, shared by the requests that decode
+    nodes         drafted tokens scored per step at most, all requests together
     chunk_tokens  prompt tokens read per step
     max_batch     requests that run at the same time; more wait
 
@@ -52,6 +55,7 @@ class Engine:
         drafter: str,
         tokenizer: Tokenizer | None = None,
         rule: Rule = match,
+        policy: Policy | None = None,
         eos_ids: frozenset[int] | None = None,
         nodes: int = 16,
         chunk_tokens: int = 128,
@@ -76,6 +80,8 @@ class Engine:
         self.drafter = self._known_drafter(drafter)
         self.watch = Stopwatch()
         self.rule = rule
+        self.policy = Fixed() if policy is None else policy
+        self._nodes = nodes
         self._eos_ids = eos_ids
         self._grammars = Grammars(tokenizer, target.info.vocab_size, eos_ids) if tokenizer else None
         self._router = Router(drafters, target.info.vocab_size, rule)
@@ -94,8 +100,9 @@ class Engine:
         cls,
         model: str | Path,
         *,
-        drafter: str | Sequence[str] = "suffix",
+        drafter: str | Sequence[str] = "auto",
         rule: str = "match",
+        policy: str = "throughput",
         allow_lossy: bool = False,
         threads: int | None = None,
         cache_tokens: int | None = None,
@@ -105,42 +112,49 @@ class Engine:
         """An engine on the native CPU target.
 
         model: a name that `paceline models list` shows, or the path of a GGUF file. drafter: a name with
-        options, such as "suffix:max_nodes=8"; of several the first is the default. "none" is always
-        there. rule: a name with options, such as "recursive"; a lossy one must be allowed. threads,
-        cache_tokens, context: by default what the machine and the model allow. Other options are those of
-        the constructor.
+        options, such as "suffix:max_nodes=8", or several with "+" between them, mixed in one tree; of a list
+        the first is the default. "none" is always there. rule: a name with options, such as "recursive"; a
+        lossy one must be allowed. policy: a name with options; what passes cost on this machine is measured
+        at the first start and kept in the cache on disk. threads, cache_tokens, context: by default what the
+        machine and the model allow. Other options are those of the constructor.
 
         Raises ModelFileError, ConfigError, IncompatibleDrafter.
         """
-        from paceline import rules
+        from paceline import policies, rules
         from paceline.drafters import load
-        from paceline.pretrained import load_model
+        from paceline.pretrained import load_model, pass_cost
 
         chosen = rules.load(rule, allow_lossy=allow_lossy)
         target, tokenizer = load_model(model, threads=threads, cache_tokens=cache_tokens, context=context)
         names = (drafter,) if isinstance(drafter, str) else tuple(drafter)
         drafters = {name: load(name, target.info) for name in dict.fromkeys((*names, "none"))}
-        return cls(target, drafters, drafter=names[0], tokenizer=tokenizer, rule=chosen, **options)
+        decides = policies.load(policy, pass_cost(target))
+        return cls(
+            target, drafters, drafter=names[0], tokenizer=tokenizer, rule=chosen, policy=decides, **options
+        )
 
     def step(self) -> list[Event]:
         """Advance every running request by one target pass; the events of submitted requests."""
         watch = self.watch
         watch.start()
         if plan := self._scheduler.plan():
-            view, budgets = plan
+            view, limits = plan
             watch.lap("plan")
-            trees = self._router.propose(view, budgets)
+            budgets = self.policy.allot(view, limits, self._nodes)
+            trees = self.policy.choose(view, self._router.propose(view, budgets))
             watch.lap("propose")
             draft = Draft.pack(view, trees)
             watch.lap("pack")
             scores = self.target.forward(draft, self._router.taps(view))
-            watch.lap("forward")
+            seconds = watch.lap("forward")
             laws = Laws(scores, draft, view)
             verdict = self.rule(draft, laws, Noise(view.seeds))
             watch.lap("rule")
             self.target.commit(draft, verdict)
             watch.lap("commit")
-            self._router.observe(Step(view, draft, scores, verdict))
+            happened = Step(view, draft, scores, verdict, seconds)
+            self._router.observe(happened)
+            self.policy.observe(happened)
             watch.lap("observe")
             self._release(self._scheduler.apply(draft, verdict, laws))
             watch.lap("apply")
@@ -283,3 +297,4 @@ class Engine:
         if slots:
             self.target.release(slots)
             self._router.release(slots)
+            self.policy.release(slots)

@@ -37,7 +37,8 @@ FIRST = 0xBF58476D1CE4E5B9
 SECOND = 0x94D049BB133111EB
 MASK = 2**64 - 1
 CHOICES = 0xFF
-"""Where a lane stands in a key: no lane has this number."""
+STREAMS = 0xFE
+"""Where a lane stands in a key: no lane has these numbers."""
 
 
 class Noise:
@@ -98,9 +99,17 @@ def _ranked(weights: Array, key: int, count: int) -> list[int]:
 
 def choice_seed(seed: int, index: int) -> int:
     """The seed, 0 to 2^63 - 1, of one of several answers to one prompt; the first has the seed itself."""
-    if index == 0:
-        return seed
-    key = _mix((_mix(seed + GOLDEN) ^ CHOICES) + GOLDEN)
+    return seed if index == 0 else _derived(seed, CHOICES, index)
+
+
+def stream_seed(seed: int, index: int) -> int:
+    """The seed, 0 to 2^63 - 1, with which one of several drafters draws for a request; the first has the
+    request's own."""
+    return seed if index == 0 else _derived(seed, STREAMS, index)
+
+
+def _derived(seed: int, purpose: int, index: int) -> int:
+    key = _mix((_mix(seed + GOLDEN) ^ purpose) + GOLDEN)
     return _mix((key ^ index) + GOLDEN) >> 1
 
 

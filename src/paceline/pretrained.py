@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from paceline.models.cache import cache_dir
 from paceline.models.registry import resolve
 from paceline.models.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from paceline.policies import PassCost
     from paceline.targets.native import NativeTarget
 
 
@@ -28,3 +31,13 @@ def load_model(
 
     target = NativeTarget.load(resolve(model), threads=threads, cache_tokens=cache_tokens, context=context)
     return target, Tokenizer.from_json(target.tokenizer_json)
+
+
+def pass_cost(target: NativeTarget) -> PassCost:
+    """What the target's passes cost: measured at the first start on this machine, and kept on disk."""
+    from paceline.policies import PassCost
+    from paceline.policies._profile import kept_profile
+
+    model = target.model
+    key = (platform.node(), platform.machine(), model.isa, str(model.threads), target.info.name)
+    return PassCost(kept_profile(target, cache_dir() / "passes", (*key, str(target.weight_bytes))))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from array_api_compat import array_namespace
 
-from paceline.core import NOTHING, Budget, Drafter, Drawn, Rule, Step, Tree, View
+from paceline.core import NOTHING, UNSURE, Budget, Drafter, Drawn, Rule, Step, Tree, View
 
 LAW_TOLERANCE = 1e-4
 """How far from 1 a drafter's law may sum: the rounding of a softmax in float32."""
@@ -85,11 +85,13 @@ class Router:
     def _checked(self, name: str, tree: Tree, budget: Budget, coupled: bool) -> Tree:
         """The tree cut to its budget. Raises ValueError naming the drafter if it is malformed, or not
         what the drafter declares."""
-        tokens, parents, origins, confidences = tree
+        tokens, parents, origins, confidences, sources = tree
         if len(tokens) != len(parents):
             raise ValueError(f"drafter {name}: {len(tokens)} tokens but {len(parents)} parents")
         if len(confidences) not in (0, len(tokens)):
             raise ValueError(f"drafter {name}: {len(tokens)} tokens but {len(confidences)} confidences")
+        if len(sources) not in (0, len(tokens)):
+            raise ValueError(f"drafter {name}: {len(tokens)} tokens but {len(sources)} sources")
         if min(tokens) < 0 or max(tokens) >= self._vocab_size:
             raise ValueError(f"drafter {name}: a token outside 0 to {self._vocab_size - 1} in {list(tokens)}")
         depths: list[int] = []
@@ -128,23 +130,20 @@ class Router:
 
 def _cut(tree: Tree, depths: Sequence[int], budget: Budget) -> Tree:
     """The first nodes of the tree that fit into the budget; with a node that is too deep goes all below."""
-    places: dict[int, int] = {-1: -1}
+    kept: list[int] = []
+    held = {-1}
     for node, depth in enumerate(depths):
-        if depth <= budget.depth and len(places) <= budget.nodes:
-            places[node] = len(places) - 1
-    kept = [node for node in places if node >= 0]
-    return Tree(
-        [tree.tokens[node] for node in kept],
-        [places[tree.parents[node]] for node in kept],
-        {places[node]: origin for node, origin in tree.origins.items() if node in places},
-        [tree.confidences[node] for node in kept] if tree.confidences else (),
-    )
+        if depth <= budget.depth and len(kept) < budget.nodes and tree.parents[node] in held:
+            held.add(node)
+            kept.append(node)
+    return tree.some(kept)
 
 
 def _merged(chain: Sequence[int], tree: Tree, nodes: int) -> Tree:
     """The chain, and the tree's paths where they leave it, up to so many nodes in all. The tree's tokens
     are coupled or fixed: it carries no law that would have to be kept."""
     tokens, parents = list(chain), list(range(-1, len(chain) - 1))
+    confidences, sources = [1.0] * len(chain), [0] * len(chain)
     places: dict[int, int] = {-1: -1}
     for node, (token, parent) in enumerate(zip(tree.tokens, tree.parents, strict=True)):
         above = places.get(parent)
@@ -156,7 +155,9 @@ def _merged(chain: Sequence[int], tree: Tree, nodes: int) -> Tree:
             places[node] = len(tokens)
             tokens.append(token)
             parents.append(above)
-    return Tree(tokens, parents)
+            confidences.append(tree.confidences[node] if tree.confidences else UNSURE)
+            sources.append(tree.sources[node] if tree.sources else 1)
+    return Tree(tokens, parents, confidences=confidences, sources=sources)
 
 
 def _rows_by_drafter(view: View) -> dict[str, list[int]]:

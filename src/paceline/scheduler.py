@@ -20,7 +20,7 @@ class Scheduler:
     """First come, first served. A request is admitted once a slot is free and the cache has room for its
     whole life, so that no running request is ever thrown out unless somebody asks for it.
 
-    nodes         drafted tokens per step, shared evenly by the rows that decode
+    nodes         drafted tokens per step at most
     chunk_tokens  prompt tokens per step, taken by the rows that still read, oldest first
     max_batch     requests that run at the same time
     rule          decides which drafted tokens are kept, which is not the scheduler's business, and with
@@ -103,7 +103,7 @@ class Scheduler:
         return not self._requests
 
     def plan(self) -> tuple[View, list[Budget]] | None:
-        """The rows of the next step and what may be drafted for each; None when idle."""
+        """The rows of the next step and what may be drafted for each at most; None when idle."""
         self._admit()
         if not self._running:
             return None
@@ -129,21 +129,20 @@ class Scheduler:
             [request.drafter for request in planned],
             coupled=Drawn.COUPLED in self._rule.takes,
         )
-        return view, self._budgets(ends)
+        return view, self._limits(ends)
 
-    def _budgets(self, ends: list[int]) -> list[Budget]:
-        """An even share of the nodes for each row that decodes. A row that reads its prompt gets none:
-        its pass is bound by arithmetic, where a drafted token costs as much as any other."""
-        decoding = sum(len(r.history) - r.cached == 1 for r in self._planned)
-        share = max(1, self._nodes // max(1, decoding))
-        budgets = []
+    def _limits(self, ends: list[int]) -> list[Budget]:
+        """What may be drafted for each row: as much as the answer still takes and the cache holds. A row that
+        reads its prompt gets nothing: its pass is bound by arithmetic, where a drafted token costs as much
+        as any other."""
+        limits = []
         for request, end in zip(self._planned, ends, strict=True):
-            if len(request.history) - request.cached == 1:
-                depth = request.limit - len(request.history) - 1
-                budgets.append(Budget(max(0, min(share, request.reserved - end)) if depth else 0, depth))
+            depth = request.limit - len(request.history) - 1
+            if len(request.history) - request.cached == 1 and depth > 0:
+                limits.append(Budget(max(0, min(self._nodes, request.reserved - end)), depth))
             else:
-                budgets.append(Budget(0, 0))
-        return budgets
+                limits.append(Budget(0, 0))
+        return limits
 
     def _admit(self) -> None:
         while self._waiting and self._free_slots and self._waiting[0].reserved <= self._free_tokens:

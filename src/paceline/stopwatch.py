@@ -22,11 +22,13 @@ class Stopwatch:
         """A step begins; the time since the last one is nobody's."""
         self._last = perf_counter()
 
-    def lap(self, stage: str) -> None:
-        """The time since the last call went into this stage."""
+    def lap(self, stage: str) -> float:
+        """The time since the last call went into this stage; how many seconds it was."""
         now = perf_counter()
-        self.seconds[stage] += now - self._last
+        passed = now - self._last
+        self.seconds[stage] += passed
         self._last = now
+        return passed
 
     def read(self, stage: str) -> tuple[float, float]:
         """Seconds inside the target and seconds in all, up to now; `stage` is the one running."""

@@ -118,9 +118,20 @@ def test_the_measured_drafters_know_nothing_of_the_warm_up(monkeypatch: pytest.M
     real = speed._engine
     monkeypatch.setattr(speed, "_engine", lambda *rest: engines.append(real(*rest)) or engines[-1])
     compare(drafters=("suffix",))
-    warm, measured = engines
+    _, warm, _, measured = engines
     assert warm.drafters["suffix"] is not measured.drafters["suffix"]
+    assert warm.policy is not measured.policy
     assert warm.target is measured.target
+
+
+def test_a_contender_may_have_a_policy_of_its_own() -> None:
+    params = SamplingParams(temperature=0, max_tokens=60)
+    report = compare(drafters=("markov", "markov@fixed:nodes=1"), params=params)
+    free, one = report["drafters"].values()
+    assert one["tokens"] == free["tokens"]
+    assert one["acceptance_rate"] > free["acceptance_rate"] > 0, "one token of a draft is the likeliest"
+    with pytest.raises(ConfigError, match="there is no policy 'luck'"):
+        compare(drafters=("ngram@luck",))
 
 
 class Forgetful(TableTarget):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from types import MappingProxyType
 
+from paceline import policies
 from paceline.core import Drafter, Rule, Target
 from paceline.drafters import load, names
 from paceline.engine import Engine
@@ -72,6 +73,7 @@ def run(
     *,
     answers: Answers = MappingProxyType({}),
     rule: Rule = match,
+    policy: str = "fixed",
     target: Target | None = None,
 ) -> list[Completion]:
     """Answer the jobs in an order of their own, and give the answers back in the jobs' order."""
@@ -82,6 +84,7 @@ def run(
         drafter="drafter",
         tokenizer=Letters(),
         rule=rule,
+        policy=policies.load(policy),
         max_batch=batch,
         chunk_tokens=max(5, batch * 2),
         nodes=7 * batch,
@@ -125,7 +128,11 @@ def totals(done: Sequence[Completion]) -> tuple[int, int, int]:
 EAGER = {"suffix": "suffix:min_probability=1e-6", "ngram": "ngram:shortest=1"}
 """Options with which a drafter drafts much even in a large batch of short texts."""
 
-MORE = ("markov:widths=2x2x1", "markov:widths=3x1,drawn=without_replacement")
+MORE = (
+    "markov:widths=2x2x1",
+    "markov:widths=3x1,drawn=without_replacement",
+    "suffix:min_probability=1e-6+markov:widths=2x2x1+ngram:shortest=1",
+)
 
 
 def loading(spec: str) -> Callable[[Answers, Target], Drafter]:

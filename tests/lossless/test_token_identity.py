@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from paceline import policies
 from paceline.bad_words import BadWords
 from paceline.engine import Engine
 from paceline.grammar import Matcher
@@ -53,6 +54,16 @@ def test_every_drafter_gives_the_answers_of_plain_decoding(name: str, batch: int
     assert (drafted > 0) == (name not in SILENT)
     assert (accepted > 0) == (name not in SILENT | NEVER_RIGHT)
     assert (rejected > 0) == (name not in SILENT)  # the oracle knows nothing past an answer's end
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("name", ["RandomTrees", "OverBudget", "auto", "markov:widths=2x2x1"])
+@pytest.mark.parametrize("policy", policies.names())
+def test_every_policy_gives_the_answers_of_plain_decoding(policy: str, name: str, batch: int) -> None:
+    work, expected = plain(batch)
+    done = run(work, name, batch, answers=by_seed(expected), policy=policy)
+    assert different(done, expected) == 0
+    assert totals(done)[0] > 0
 
 
 @pytest.mark.parametrize("name", sorted(DRAFTERS.keys() - SILENT))

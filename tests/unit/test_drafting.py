@@ -206,7 +206,7 @@ def test_a_decision_sees_the_path_its_probability_and_the_law_to_come_and_no_mor
 
 
 def test_nothing_is_drawn_below_a_node_that_is_not_gone_on_from() -> None:
-    assert one(1, (2, 2), Drawn.IID, go_on=lambda prospect: False) == Tree([], [], {})
+    assert one(1, (2, 2), Drawn.IID, go_on=lambda prospect: False) == Tree([], [], {}, [])
 
 
 def test_rows_that_draw_nothing_get_no_tree_and_are_not_asked_about() -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paceline import drafters as drafter_files
+from paceline import policies
 from paceline import rules as rule_files
 from paceline.audit import subject as subjects
 from paceline.audit.identity import Identity, Request, Stuck, answers, check_plain, compare, shuffled
@@ -66,6 +67,7 @@ def run(
     model: str,
     rules: Sequence[str] | None,
     drafters: Sequence[str] | None,
+    policy: str,
     prompts: Path | None,
     limit: int | None,
     settings: Sequence[SamplingParams],
@@ -76,7 +78,8 @@ def run(
 ) -> dict[str, Any]:
     """Audit a model, and return the report that `paceline audit --json` prints.
 
-    rules, drafters: names with options; None takes all exact rules, and all drafters that fit each.
+    rules, drafters: names with options; None takes all exact rules, and all drafters that fit each. policy: a
+    name with options; every pair has one of its own.
     settings: prompts take them in turn. Raises ConfigError, ModelFileError, IncompatibleDrafter.
     """
     chosen = [rule_files.load(name, allow_lossy=allow_lossy) for name in rules or rule_files.exact()]
@@ -85,7 +88,7 @@ def run(
     for params in settings:
         params.check_vocabulary(subject.target.info.vocab_size)
     with progress_bar() as progress:
-        audit = Audit(subject, settings, plan, progress)
+        audit = Audit(subject, settings, plan, progress, policy)
         report = audit.run(list(zip(rules or rule_files.exact(), chosen, strict=True)), drafters)
     native = getattr(subject.target, "model", None)
     return {
@@ -108,12 +111,18 @@ class Audit:
     """One audit under way."""
 
     def __init__(
-        self, subject: Subject, settings: Sequence[SamplingParams], plan: Plan, progress: Progress
+        self,
+        subject: Subject,
+        settings: Sequence[SamplingParams],
+        plan: Plan,
+        progress: Progress,
+        policy: str = "fixed",
     ) -> None:
         self._subject = subject
         self._settings = settings
         self._plan = plan
         self._progress = progress
+        self._policy = policy
         self._task = progress.add_task("Auditing", total=None)
         self._referee = Referee(subject.target, subject.tokenizer.eos_ids, subject.tokenizer)
         self._tokens = 0
@@ -290,6 +299,7 @@ class Audit:
             drafter=drafter,
             tokenizer=subject.tokenizer,
             rule=rule,
+            policy=policies.load(self._policy),
             max_batch=batch,
             **subject.engine,
         )

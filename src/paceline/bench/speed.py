@@ -2,8 +2,9 @@
 
 How it is measured, so that the comparison is fair:
 
-- One target serves all contenders. For every prompt each contender answers once, alone, directly after
-  one another, so that a machine that gets slower or faster does so for all; who goes first rotates.
+- One target serves all contenders, each with an engine of its own. For every prompt each contender answers
+  once, alone, directly after one another, so that a machine that gets slower or faster does so for all; who
+  goes first rotates.
 - Before that each contender answers a prompt that is not among the measured ones, with drafters that are
   then thrown away: the measured ones start knowing nothing.
 - Drafters that learn from earlier answers learn across prompts, as in real use, but each from its own
@@ -16,7 +17,7 @@ How it is measured, so that the comparison is fair:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,7 @@ from paceline.sampling import SamplingParams
 if TYPE_CHECKING:
     from paceline.core import Target
     from paceline.models.tokenizer import Tokenizer
+    from paceline.policies import PassCost
 
 PLAIN = "none"
 WARM_UP = "Name three colours of the rainbow."
@@ -59,17 +61,19 @@ def run(
     threads: int | None,
     note: Note,
     rule: str = "match",
+    policy: str = "throughput",
     allow_lossy: bool = False,
 ) -> dict[str, Any]:
     """Measure drafters on a model, and return the report that `paceline bench speed --json` prints.
 
-    drafters, rule: names, with options where wanted; prompts: a file, None for those that come along; limit:
-    how many of them; note: called with remarks on what is going on. A missing seed becomes 0.
+    drafters, rule, policy: names, with options where wanted; a drafter with a policy of its own is written
+    drafter@policy. prompts: a file, None for those that come along; limit: how many of them; note: called
+    with remarks on what is going on. A missing seed becomes 0.
 
     Raises ConfigError, ModelFileError.
     """
     from paceline import rules
-    from paceline.pretrained import load_model
+    from paceline.pretrained import load_model, pass_cost
 
     decides = rules.load(rule, allow_lossy=allow_lossy)
     chosen = prompt_files.load(prompts or prompt_files.SHIPPED)[:limit]
@@ -78,7 +82,9 @@ def run(
     return {
         "model": model,
         "title": target.info.name,
-        **compare(target, tokenizer, drafters, chosen, params, note, decides),
+        **compare(
+            target, tokenizer, drafters, chosen, params, note, decides, policy, lambda: pass_cost(target)
+        ),
         "machine": machine(target.model.isa, target.model.threads),
         "versions": versions(),
     }
@@ -92,29 +98,37 @@ def compare(
     params: SamplingParams,
     note: Note,
     rule: Rule = match,
+    policy: str = "fixed",
+    cost: Callable[[], PassCost] | None = None,
 ) -> dict[str, Any]:
-    """Measure drafters on a target; the report without what only `run` knows. Raises ConfigError."""
+    """Measure drafters on a target; the report without what only `run` knows. Raises ConfigError.
+
+    cost: makes a curve of what passes cost, for each contender its own, since policies learn.
+    """
     params = params if params.seed is not None else replace(params, seed=0)
     questions = [_tokens(prompt, tokenizer, target) for prompt in prompts]
     # The baseline is always there; naming it as a drafter as well shows how much noise there is.
     contenders = ["plain", *dict.fromkeys(drafters)]
     note(f"warming up, then {len(prompts)} prompts with {', '.join(contenders)}")
     warm_up = replace(params, max_tokens=WARM_UP_TOKENS, min_tokens=0)
-    unmeasured = _engine(target, tokenizer, drafters, rule)
-    for name in contenders:
-        answer(unmeasured, _question(WARM_UP, tokenizer), warm_up, _drafter(name))
-    answers = _measure(_engine(target, tokenizer, drafters, rule), contenders, prompts, questions, params)
-    return _report(answers, [prompt.category for prompt in prompts], params, rule)
+
+    def engines() -> dict[str, Engine]:
+        return {name: _engine(target, tokenizer, name, rule, policy, cost) for name in contenders}
+
+    for engine in engines().values():
+        answer(engine, _question(WARM_UP, tokenizer), warm_up, engine.drafter)
+    answers = _measure(engines(), prompts, questions, params)
+    return _report(answers, [prompt.category for prompt in prompts], params, rule, policy)
 
 
 def _measure(
-    engine: Engine,
-    contenders: Sequence[str],
+    engines: Mapping[str, Engine],
     prompts: Sequence[prompt_files.Prompt],
     questions: Sequence[Sequence[int]],
     params: SamplingParams,
 ) -> dict[str, list[Answer]]:
     """Every contender's answers, in the order of the prompts."""
+    contenders = list(engines)
     answers: dict[str, list[Answer]] = {name: [] for name in contenders}
     categories = list(dict.fromkeys(prompt.category for prompt in prompts))
     turns: Counter[str] = Counter()
@@ -125,20 +139,33 @@ def _measure(
             first = (turns[prompt.category] + categories.index(prompt.category)) % len(contenders)
             turns[prompt.category] += 1
             for name in (*contenders[first:], *contenders[:first]):
-                answers[name].append(answer(engine, question, params, _drafter(name)))
+                engine = engines[name]
+                answers[name].append(answer(engine, question, params, engine.drafter))
                 progress.advance(task)
     return answers
 
 
-def _engine(target: Target, tokenizer: Tokenizer, drafters: Sequence[str], rule: Rule) -> Engine:
-    from paceline.drafters import load
+def _engine(
+    target: Target,
+    tokenizer: Tokenizer,
+    contender: str,
+    rule: Rule,
+    policy: str,
+    cost: Callable[[], PassCost] | None,
+) -> Engine:
+    from paceline import drafters, policies
 
-    loaded = {name: load(name, target.info) for name in dict.fromkeys((PLAIN, *drafters))}
-    return Engine(target, loaded, drafter=PLAIN, tokenizer=tokenizer, rule=rule)
-
-
-def _drafter(contender: str) -> str:
-    return PLAIN if contender == "plain" else contender
+    drafter, _, own = contender.partition("@")
+    drafter = PLAIN if drafter == "plain" else drafter
+    decides = policies.load(own or policy, cost and cost())
+    return Engine(
+        target,
+        {drafter: drafters.load(drafter, target.info)},
+        drafter=drafter,
+        tokenizer=tokenizer,
+        rule=rule,
+        policy=decides,
+    )
 
 
 def _question(text: str, tokenizer: Tokenizer) -> list[int]:
@@ -158,7 +185,11 @@ def _tokens(prompt: prompt_files.Prompt, tokenizer: Tokenizer, target: Target) -
 
 
 def _report(
-    answers: dict[str, list[Answer]], categories: Sequence[str], params: SamplingParams, rule: Rule
+    answers: dict[str, list[Answer]],
+    categories: Sequence[str],
+    params: SamplingParams,
+    rule: Rule,
+    policy: str,
 ) -> dict[str, Any]:
     plain = answers["plain"]
     rows_of = {name: [i for i, c in enumerate(categories) if c == name] for name in dict.fromkeys(categories)}
@@ -177,6 +208,7 @@ def _report(
         "top_p": params.top_p,
         "seed": params.seed,
         "rule": rule.name,
+        "policy": policy,
         "promise": rule.promise.value,
         "same_outputs_promised": promises_tokens(rule, params),
         "plain": _figures(plain),

@@ -12,7 +12,13 @@ import click
 
 from paceline.cli.bench import note, split_drafters
 from paceline.cli.help import examples
-from paceline.cli.options import DEFAULT_MODEL, sampling_options, sampling_params
+from paceline.cli.options import (
+    DEFAULT_DRAFTER,
+    DEFAULT_MODEL,
+    DEFAULT_POLICY,
+    sampling_options,
+    sampling_params,
+)
 from paceline.errors import ConfigError
 
 LENGTH, TABLE_LENGTH = 128, 24
@@ -52,8 +58,14 @@ def _sampling(function: F) -> F:
 @click.option(
     "--drafter",
     metavar="A,B",
-    help="Drafters to audit; options as in NAME:opt=val, then separated by ';'. [default: suffix; with"
+    help="Drafters to audit; options as in NAME:opt=val, then separated by ';'. [default: auto; with"
     " --model table all that fit]",
+)
+@click.option(
+    "--policy",
+    metavar="NAME[:OPT=VAL,...]",
+    help=f"What decides how much is drafted. [default: {DEFAULT_POLICY}; with --model table fixed,"
+    " which drafts most]",
 )
 @click.option(
     "--rule",
@@ -110,6 +122,7 @@ def _sampling(function: F) -> F:
 def command(
     model: str | None,
     drafter: str | None,
+    policy: str | None,
     rule: str | None,
     allow_lossy: bool,
     prompts: Path | None,
@@ -137,11 +150,12 @@ def command(
     if not 0 < alpha < 1:
         raise ConfigError(f"--alpha must be above 0 and below 1, got {alpha:g}")
     if url is not None:
-        report = _server(url, model, drafter, rule, prompts, limit, options, tokens, alpha)
+        report = _server(url, model, drafter, policy, rule, prompts, limit, options, tokens, alpha)
     else:
         report = _engine(
             model or DEFAULT_MODEL,
             drafter,
+            policy,
             rule,
             allow_lossy,
             prompts,
@@ -164,6 +178,7 @@ def command(
 def _engine(
     model: str,
     drafter: str | None,
+    policy: str | None,
     rule: str | None,
     allow_lossy: bool,
     prompts: Path | None,
@@ -183,7 +198,8 @@ def _engine(
     return local.run(
         model=model,
         rules=split_drafters(rule) if rule else None if table else ["match"],
-        drafters=split_drafters(drafter) if drafter else None if table else ["suffix"],
+        drafters=split_drafters(drafter) if drafter else None if table else [DEFAULT_DRAFTER],
+        policy=policy or ("fixed" if table else DEFAULT_POLICY),
         prompts=prompts,
         limit=limit,
         settings=self_check_settings(params.max_tokens) if table and not given else [params],
@@ -198,6 +214,7 @@ def _server(
     url: str,
     model: str | None,
     drafter: str | None,
+    policy: str | None,
     rule: str | None,
     prompts: Path | None,
     limit: int | None,
@@ -210,8 +227,7 @@ def _server(
     set_here = [
         name for name, value in options.items() if value not in (None, (), False) and name not in FREE
     ]
-    if rule or drafter:
-        set_here.append("rule" if rule else "drafter")
+    set_here += [name for name, spec in (("rule", rule), ("drafter", drafter), ("policy", policy)) if spec]
     if set_here:
         raise ConfigError(
             f"--{set_here[0].replace('_', '-')} does not go with --url: a server is audited at temperature 1 "

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from paceline.cli.help import examples
-from paceline.cli.options import model_option
+from paceline.cli.options import DEFAULT_DRAFTER, model_option, policy_option
 from paceline.errors import ConfigError
 
 threads_option = click.option("--threads", type=int, help="Threads of a pass. [default: one per core]")
@@ -18,7 +18,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print the JS
 
 @click.group(
     epilog=examples(
-        "paceline bench speed --drafter suffix,ngram --limit 24 --max-tokens 128",
+        "paceline bench speed --drafter auto,ngram --limit 24 --max-tokens 128",
         "paceline bench step --rows 1,2,4,8,16,32 --context 256",
     )
 )
@@ -29,6 +29,7 @@ def command() -> None:
 @command.command(
     epilog=examples(
         "paceline bench speed --limit 12",
+        "paceline bench speed --drafter auto,suffix+ngram,suffix@heuristic",
         "paceline bench speed --prompts spec_bench.jsonl --drafter suffix,ngram --json",
         "paceline bench speed --temperature 0.7 --top-p 0.9 --seed 1",
     )
@@ -41,11 +42,13 @@ def command() -> None:
 )
 @click.option(
     "--drafter",
-    default="suffix",
+    default=DEFAULT_DRAFTER,
     show_default=True,
     metavar="A,B",
-    help="Drafters to compare with plain decoding; options as in NAME:opt=val, then separated by ';'.",
+    help="Drafters to compare with plain decoding; options as in NAME:opt=val, then separated by ';'. One"
+    " with a policy of its own: DRAFTER@POLICY.",
 )
+@policy_option
 @click.option(
     "--rule",
     default="match",
@@ -72,6 +75,7 @@ def command() -> None:
 def speed(
     prompts: Path | None,
     drafter: str,
+    policy: str,
     rule: str,
     allow_lossy: bool,
     limit: int | None,
@@ -101,6 +105,7 @@ def speed(
         threads=threads,
         note=note,
         rule=rule,
+        policy=policy,
         allow_lossy=allow_lossy,
     )
     _print(report, bench.table(report), as_json)

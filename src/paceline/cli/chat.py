@@ -47,6 +47,7 @@ def command(
     system: str | None,
     model: str,
     drafter: str,
+    policy: str,
     rule: str,
     allow_lossy: bool,
     threads: int | None,
@@ -60,7 +61,7 @@ def command(
     context, the oldest turns are dropped.
     """
     params = sampling_params(options)
-    engine = make_engine(model, drafter, threads, context, rule, allow_lossy)
+    engine = make_engine(model, drafter, threads, context, rule, allow_lossy, policy)
     if not tokenizer_of(engine).has_chat_template:
         raise ConfigError(f"{model} has no chat format; use `paceline generate --raw`")
     conversation = Conversation(engine, params, None if system is None else typed(system))

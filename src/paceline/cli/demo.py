@@ -23,7 +23,7 @@ PROMPT = (
     "hall on Tuesdays and Fridays. Fines for late returns are not charged while the building is closed."
 )
 # Without the store of earlier answers, which would know this answer from the second round on.
-DRAFTER = "suffix:store_tokens=0"
+DRAFTER = "auto:store_tokens=0"
 PLAIN = "none"
 MAX_TOKENS = 128
 ROUNDS = 5

@@ -82,6 +82,7 @@ def command(
     system: str | None,
     model: str,
     drafter: str,
+    policy: str,
     rule: str,
     allow_lossy: bool,
     threads: int | None,
@@ -102,7 +103,7 @@ def command(
     params = sampling_params(options)
     text = _prompt(prompt, prompt_file)
     system = None if system is None else typed(system)
-    engine = make_engine(model, drafter, threads, context, rule, allow_lossy)
+    engine = make_engine(model, drafter, threads, context, rule, allow_lossy, policy)
     question = _question(engine, text, chat, system)
     if stream or (stream is None and count == 1 and not as_json and sys.stdout.isatty()):
         completions = []

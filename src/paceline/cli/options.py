@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
-from paceline import drafters, rules
+from paceline import drafters, policies, rules
 from paceline.errors import ConfigError
 from paceline.grammar import Grammar
 from paceline.sampling import SamplingParams
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 DEFAULT_MODEL = "smollm2-135m"
+DEFAULT_DRAFTER = "auto"
+DEFAULT_POLICY = "throughput"
 
 _CONTROL_CHARACTERS = dict.fromkeys({*range(0x20), *range(0x7F, 0xA0)} - {ord("\n"), ord("\t")}, "\ufffd")
 
@@ -127,15 +129,28 @@ def model_option(function: F) -> F:
     )(function)
 
 
+def policy_option(function: F) -> F:
+    """--policy."""
+    return click.option(
+        "--policy",
+        default=DEFAULT_POLICY,
+        metavar="NAME[:OPT=VAL,...]",
+        show_default=True,
+        help=f"What decides how much is drafted: {', '.join(policies.names())}."
+        " throughput drafts what pays on this machine, down to nothing.",
+    )(function)
+
+
 def engine_options(function: F) -> F:
     """Options for `make_engine`."""
     for decorate in (
         click.option("--context", type=int, help="Tokens that prompt and answer may have together."
                      " [default: what the model was made for]"),
         click.option("--threads", type=int, help="Threads of a pass. [default: one per core]"),
-        click.option("--drafter", default="suffix", metavar="NAME[:OPT=VAL,...]", show_default=True,
-                     help=f"What proposes tokens: {', '.join(drafters.names())}."
-                          " It changes the speed, never the answer."),
+        policy_option,
+        click.option("--drafter", default=DEFAULT_DRAFTER, metavar="NAME[:OPT=VAL,...]", show_default=True,
+                     help=f"What proposes tokens: {', '.join(drafters.names())}, or several, as in"
+                          " suffix+ngram. It changes the speed, never the answer."),
         click.option("--allow-lossy", is_flag=True, help="Allow a rule that gives other answers than the"
                      " target's own."),
         click.option("--rule", default="match", metavar="NAME[:OPT=VAL,...]", show_default=True,
@@ -154,13 +169,20 @@ def make_engine(
     context: int | None,
     rule: str = "match",
     allow_lossy: bool = False,
+    policy: str = DEFAULT_POLICY,
 ) -> Engine:
     """The engine that the options ask for; a known model is fetched first if it is not here."""
     from paceline.core import Promise
     from paceline.engine import Engine
 
     engine = Engine.from_pretrained(
-        model, drafter=drafter, rule=rule, allow_lossy=allow_lossy, threads=threads, context=context
+        model,
+        drafter=drafter,
+        rule=rule,
+        policy=policy,
+        allow_lossy=allow_lossy,
+        threads=threads,
+        context=context,
     )
     if engine.rule.promise is Promise.LOSSY:
         click.echo(f"Rule {rule} is lossy: these are not the target's own answers.", err=True)

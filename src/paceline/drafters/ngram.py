@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from paceline.core import NOTHING, Budget, Drawn, Step, TargetInfo, Tree, View
+from paceline.drafters._best_first import certainty
 from paceline.errors import ConfigError
 
 
@@ -30,12 +31,13 @@ class Index:
                 self._followers[tuple(history[place - length : place])] = place
         self._read = max(self._read, len(history))
 
-    def follower(self, history: Sequence[int], shortest: int) -> int | None:
-        """The place behind the latest earlier occurrence of the history's end, of the longest run known."""
+    def follower(self, history: Sequence[int], shortest: int) -> tuple[int, int] | None:
+        """(place behind it, its length) of the latest earlier occurrence of the history's end, of the longest
+        run known."""
         for length in range(min(self._longest, len(history) - 1), shortest - 1, -1):
             place = self._followers.get(tuple(history[-length:]))
             if place is not None:
-                return place
+                return place, length
         return None
 
 
@@ -64,8 +66,12 @@ class Ngram:
         if index is None:
             index = self._indexes[slot] = Index(self._longest)
         index.read(history)
-        place = index.follower(history, self._shortest) if tokens > 0 else None
-        return NOTHING if place is None else Tree.chain(history[place : place + tokens])
+        found = index.follower(history, self._shortest) if tokens > 0 else None
+        if found is None:
+            return NOTHING
+        place, matched = found
+        chain = Tree.chain(history[place : place + tokens])
+        return chain._replace(confidences=[certainty(matched + i) for i in range(len(chain.tokens))])
 
     def observe(self, step: Step) -> None:
         """The histories say all there is to know."""

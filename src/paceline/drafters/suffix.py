@@ -12,15 +12,14 @@ one for earlier outputs, scored by frequency; the confidence and the stopping ru
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from heapq import heappop, heappush
 
 from paceline.core import NOTHING, Budget, Drawn, Step, TargetInfo, Tree, View
+from paceline.drafters._best_first import MIN_PROBABILITY, best_first, continuations, price
 from paceline.errors import ConfigError
 
 LOOKED_AT = 32  # the latest occurrences that are compared, per text: bounds the time of a step
 DECAY = 2.0  # a place where one more token matches weighs so many times as much
 STORE_WEIGHT = 0.1  # weight of a place in earlier answers; one in the request itself weighs 1
-UNSEEN_WEIGHT = 0.1  # weight of "none of them", next to the heaviest place, which weighs 1
 
 
 class Suffixes:
@@ -98,9 +97,7 @@ class Suffix:
 
     def propose(self, view: View, budgets: Sequence[Budget]) -> Sequence[Tree]:
         """A tree for each row that decodes and ends like an earlier text."""
-        # A token for each of R rows makes a pass R tokens wider, and a slower pass delays R answers.
-        rows = sum(budget.nodes > 0 for budget in budgets)
-        price = self._min_probability * rows * rows
+        cost = price(self._min_probability, budgets)
         trees = []
         for row, budget in enumerate(budgets):
             slot, history = view.slots[row], view.histories[row]
@@ -110,23 +107,22 @@ class Suffix:
                 self._prompts[slot] = view.prompts[row]
             text.tokens = history
             text.read()
-            trees.append(self._propose(text, budget, price) if min(budget) > 0 else NOTHING)
+            trees.append(self._propose(text, budget, cost) if min(budget) > 0 else NOTHING)
         return trees
 
-    def _propose(self, text: Suffixes, budget: Budget, price: float) -> Tree:
+    def _propose(self, text: Suffixes, budget: Budget, cost: float) -> Tree:
         ending = text.tokens[: -self._max_match - 1 : -1]
-        found = [(matched, DECAY**matched, text.tokens, place) for matched, place in text.matches(ending)]
-        for earlier in self._store.texts:
-            found += [
-                (matched, STORE_WEIGHT * DECAY**matched, earlier.tokens, place)
-                for matched, place in earlier.matches(ending)
-            ]
+        longest, heaviest, found = 0, 0.0, []
+        for own, searched in ((1.0, text), *((STORE_WEIGHT, earlier) for earlier in self._store.texts)):
+            for matched, place in searched.matches(ending):
+                weight = own * DECAY**matched
+                longest, heaviest = max(longest, matched), max(heaviest, weight)
+                found.append((weight, searched.tokens, place))
         if not found:
             return NOTHING
-        longest = max(matched for matched, *_ in found)
-        heaviest = max(weight for _, weight, *_ in found)
-        places = [(weight / heaviest, tokens, place) for _, weight, tokens, place in found]
-        return _grow(places, longest, min(self._max_nodes, budget.nodes), budget.depth, price)
+        places = [(weight / heaviest, tokens, place) for weight, tokens, place in found]
+        nodes = min(self._max_nodes, budget.nodes)
+        return best_first((longest, places), continuations, nodes, budget.depth, cost)
 
     def observe(self, step: Step) -> None:
         """The histories say all there is to know."""
@@ -139,59 +135,11 @@ class Suffix:
                 self._store.add(text.tokens[self._prompts.pop(slot) :])
 
 
-Place = tuple[float, Sequence[int], int]
-"""Its weight, the text it is in, and the place there: text[place] is proposed next."""
-
-
-def _grow(places: list[Place], longest: int, nodes: int, depth: int, price: float) -> Tree:
-    """The tree of continuations, best first.
-
-    A token's probability is its share of the weight at its node, times the confidence in a match of that
-    length, times its parent's. The i-th token must reach i times the price: every further token costs a
-    pass more than the one before, while it is less likely to be reached.
-    """
-    tokens: list[int] = []
-    parents: list[int] = []
-    heap: list[tuple[float, int, int, int, int, list[Place]]] = []
-    order = 0
-    parent, probability, matched = -1, 1.0, longest
-    while True:
-        if matched - longest < depth:
-            followers: dict[int, list[Place]] = {}
-            weights: dict[int, float] = {}
-            total = UNSEEN_WEIGHT
-            for weight, text, place in places:
-                if place < len(text) and (token := text[place]) >= 0:
-                    total += weight
-                    if token in weights:
-                        weights[token] += weight
-                        followers[token].append((weight, text, place + 1))
-                    else:
-                        weights[token] = weight
-                        followers[token] = [(weight, text, place + 1)]
-            # Measured on greedy answers of a small model: half of all matches of one token go on alike,
-            # three in four of four tokens, nine in ten of thirteen.
-            reached = probability * (1 - 1.5 / (matched + 2)) / total
-            for token, weight in weights.items():
-                order += 1
-                heappush(heap, (-reached * weight, order, token, parent, matched + 1, followers[token]))
-        if not heap or len(tokens) == nodes:
-            break
-        negative, _, token, above, matched, places = heappop(heap)
-        probability = -negative
-        if probability < price * (len(tokens) + 1):
-            break
-        parent = len(tokens)
-        tokens.append(token)
-        parents.append(above)
-    return Tree(tokens, parents)
-
-
 def build(
     info: TargetInfo,
     *,
     max_nodes: int = 7,
-    min_probability: float = 0.07,
+    min_probability: float = MIN_PROBABILITY,
     max_match: int = 12,
     store_tokens: int = 100_000,
 ) -> Suffix:

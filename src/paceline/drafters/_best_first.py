@@ -1,0 +1,100 @@
+"""How drafters that look things up make their trees: the likeliest token next, as long as it pays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from heapq import heappop, heappush
+from typing import TypeVar
+
+from paceline.core import Budget, Tree
+
+State = TypeVar("State")
+"""What a drafter knows at a node."""
+
+MIN_PROBABILITY = 0.07
+"""Where a further drafted token stops to pay, on two cores: see `price`."""
+
+
+def price(min_probability: float, budgets: Sequence[Budget]) -> float:
+    """What the first drafted token's estimated probability must be; the i-th needs i times as much, for every
+    further token costs a pass more than the one before. A token for each of R rows makes a pass R tokens
+    wider, and a slower pass delays R answers: hence R^2 times the probability that one row alone needs."""
+    rows = sum(budget.nodes > 0 for budget in budgets)
+    return min_probability * rows * rows
+
+
+def best_first(
+    root: State,
+    followers: Callable[[State], Iterable[tuple[int, float, State]]],
+    nodes: int,
+    depth: int,
+    price: float,
+) -> Tree:
+    """A tree of fixed tokens, grown at the node that is likeliest to be reached.
+
+    followers: what may follow a node: (token, confidence that it is accepted once the node was, its own
+    state), each token once; nodes, depth: limits of the tree.
+    """
+    tokens: list[int] = []
+    parents: list[int] = []
+    confidences: list[float] = []
+    heap: list[tuple[float, int, int, float, int, int, State]] = []
+    order = 0  # of equally likely tokens the one found first; states are never compared
+    parent, level, probability, state = -1, 0, 1.0, root
+    while True:
+        if level < depth:
+            for token, confidence, below in followers(state):
+                order += 1
+                reached = probability * confidence
+                heappush(heap, (-reached, order, token, confidence, parent, level + 1, below))
+        if not heap or len(tokens) == nodes:
+            break
+        reached, _, token, confidence, above, level, state = heappop(heap)
+        probability = -reached
+        if probability < price * (len(tokens) + 1):
+            break
+        parent = len(tokens)
+        tokens.append(token)
+        parents.append(above)
+        confidences.append(confidence)
+    return Tree(tokens, parents, confidences=confidences)
+
+
+Place = tuple[float, Sequence[int], int]
+"""Its weight, next to 1 for the heaviest; a text; and where in it: text[place] is proposed next."""
+
+Matches = tuple[int, list[Place]]
+"""How many tokens agree at the best place, and all places."""
+
+UNSEEN_WEIGHT = 0.1
+"""Weight of "none of these places", next to the heaviest, which weighs 1."""
+
+
+def certainty(matched: int) -> float:
+    """How often a text goes on as it did at an earlier place where so many last tokens stood.
+
+    Measured on greedy answers of a small model: half of all matches of one token go on alike, three in
+    four of four tokens, nine in ten of thirteen.
+    """
+    return 1 - 1.5 / (matched + 2)
+
+
+def continuations(matches: Matches) -> Iterable[tuple[int, float, Matches]]:
+    """The tokens at these places, as `best_first` wants them: a token's confidence is its share of the
+    weight times the certainty of a match of that length. A negative token ends its text."""
+    matched, places = matches
+    followers: dict[int, list[Place]] = {}
+    weights: dict[int, float] = {}
+    total = UNSEEN_WEIGHT
+    for weight, text, at in places:
+        if at < len(text) and (token := text[at]) >= 0:
+            total += weight
+            if token in weights:
+                weights[token] += weight
+                followers[token].append((weight, text, at + 1))
+            else:
+                weights[token] = weight
+                followers[token] = [(weight, text, at + 1)]
+    share = certainty(matched) / total
+    for token, weight in weights.items():
+        yield token, share * weight, (matched + 1, followers[token])

@@ -1,0 +1,160 @@
+"""Token Recycling: what the target thought likely after a token when it last came by is proposed again.
+
+A table holds the likeliest successors of every token seen, from the target's own logits, which a pass
+computes anyway and plain decoding throws away. It is shared by all requests and lasts. The tree below the
+last token grows best first. How likely a successor is accepted is learned: by its rank, and by how much of
+the probability it had among the successors kept.
+
+Helps everywhere a little, also where nothing repeats: it knows the language, not the text.
+Source: Luo et al., "Turning Trash into Treasure", 2024 (arXiv 2408.08696) for the table and its update; there
+the tree has one shape, chosen beforehand, and acceptance is not learned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paceline.core import NOTHING, Array, Budget, Drawn, Step, TargetInfo, Tree, View
+from paceline.drafters._best_first import MIN_PROBABILITY, best_first, price
+from paceline.errors import ConfigError
+
+SHARES = 8  # a successor's share of the probability is kept in so many classes
+PRIOR_WEIGHT = 4.0  # what the first guess of an acceptance counts for, in observations
+SWEEP = 32  # stretches of a row of logits
+REMEMBERED = 2000  # observations of a class; then both counts are halved, so that it follows the text
+
+Successors = tuple[tuple[int, int], ...]
+"""(token, class of its share), likeliest first."""
+
+
+class Acceptance:
+    """How often a successor of this rank and class of share was the next token."""
+
+    def __init__(self, ranks: int) -> None:
+        # First guess: as often as its share says, less what the context changes.
+        self.estimates = [[0.6 * (share + 0.5) / SHARES for share in range(SHARES)] for _ in range(ranks)]
+        self._hits = [[PRIOR_WEIGHT * guess for guess in row] for row in self.estimates]
+        self._trials = [[PRIOR_WEIGHT] * SHARES for _ in range(ranks)]
+
+    def learn(self, successors: Successors, token: int) -> None:
+        """Note which of the successors kept for a token was the next one."""
+        for rank, (successor, share) in enumerate(successors):
+            hits, trials = self._hits[rank], self._trials[rank]
+            hits[share] += successor == token
+            trials[share] += 1
+            self.estimates[rank][share] = hits[share] / trials[share]
+            if trials[share] > REMEMBERED:
+                hits[share] /= 2
+                trials[share] /= 2
+
+
+class Recycling:
+    """Proposes a tree for every row whose last token is in the table."""
+
+    needs: frozenset[str] = frozenset()
+    drawn = frozenset({Drawn.FIXED})
+    branches = True
+
+    def __init__(self, successors: int, max_nodes: int, min_probability: float) -> None:
+        self._count = successors
+        self._max_nodes = max_nodes
+        self._min_probability = min_probability
+        self._table: dict[int, Successors] = {}
+        self._acceptance = Acceptance(successors)
+
+    def propose(self, view: View, budgets: Sequence[Budget]) -> Sequence[Tree]:
+        """A tree for each row that decodes."""
+        cost = price(self._min_probability, budgets)
+        return [
+            best_first(history[-1], self._followers, min(self._max_nodes, budget.nodes), budget.depth, cost)
+            if min(budget) > 0
+            else NOTHING
+            for history, budget in zip(view.histories, budgets, strict=True)
+        ]
+
+    def _followers(self, token: int) -> Iterator[tuple[int, float, int]]:
+        estimates = self._acceptance.estimates
+        for rank, (successor, share) in enumerate(self._table.get(token, ())):
+            yield successor, estimates[rank][share], successor
+
+    def observe(self, step: Step) -> None:
+        """Note the successors of every token that was kept, and which of those noted before came true."""
+        nodes: list[int] = []
+        for row, root in enumerate(step.draft.roots):
+            if root >= 0:
+                path = [root, *step.verdict.paths[row]]
+                tokens = [*step.draft.tokens[path].tolist(), step.verdict.next_tokens[row]]
+                for token, follower in zip(tokens, tokens[1:], strict=False):
+                    self._acceptance.learn(self._table.get(token, ()), follower)
+                nodes += path
+        if nodes:
+            scored = np.searchsorted(step.draft.scored, nodes)
+            found = likeliest(step.scores.logits[scored], self._count)
+            self._table.update(zip(step.draft.tokens[nodes].tolist(), found, strict=True))
+
+    def release(self, slots: Sequence[int]) -> None:
+        """Nothing is kept for one sequence alone."""
+
+
+def likeliest(logits: Array, count: int) -> list[Successors]:
+    """The `count` likeliest tokens of each row of logits [S, V]; all if there are no more.
+
+    To sort or partition whole rows would cost a tenth of a pass. So a row is cut into SWEEP stretches, of
+    which one sweep finds the largest value at each place; the likeliest tokens all are at those `count`
+    places where it is largest, in one of the stretches.
+    """
+    logits = np.asarray(logits)
+    rows, size = logits.shape
+    width = size // SWEEP
+    if width <= count:
+        places = np.broadcast_to(np.arange(size), (rows, size))
+    else:
+        starts = np.arange(0, SWEEP * width, width)
+        largest = logits[:, : SWEEP * width].reshape(rows, SWEEP, width).max(axis=1)
+        within = (_largest(largest, count)[:, :, None] + starts).reshape(rows, -1)
+        rest = np.broadcast_to(np.arange(SWEEP * width, size), (rows, size % SWEEP))
+        places = np.concatenate((within, rest), axis=1)
+    values = np.take_along_axis(logits, places, axis=1)
+    top = _largest(values, min(count, size))
+    values, places = np.take_along_axis(values, top, axis=1), np.take_along_axis(places, top, axis=1)
+    order = np.argsort(-values, axis=1)
+    values, places = np.take_along_axis(values, order, axis=1), np.take_along_axis(places, order, axis=1)
+    weights = np.exp(values - values[:, :1])
+    shares = weights / weights.sum(axis=1, keepdims=True)
+    classes = np.minimum((shares * SHARES).astype(int), SHARES - 1)
+    return [tuple(zip(*row, strict=True)) for row in zip(places.tolist(), classes.tolist(), strict=True)]
+
+
+def _largest(values: NDArray[np.floating], count: int) -> NDArray[np.intp]:
+    """Where the `count` largest values of each row are, in no order: [rows, count]."""
+    return np.argpartition(values, values.shape[1] - count, axis=1)[:, values.shape[1] - count :]
+
+
+def build(
+    info: TargetInfo,
+    *,
+    successors: int = 8,
+    max_nodes: int = 7,
+    min_probability: float = MIN_PROBABILITY,
+) -> Recycling:
+    """Token Recycling.
+
+    successors       successors kept per token, 1 to 64; the table grows to this many for every token of
+                     the vocabulary
+    max_nodes        drafted tokens per request and step at most
+    min_probability  what the first drafted token's estimated probability must be; the i-th token needs
+                     i times as much. In a batch of R requests it is R^2 times this. Lower it where a
+                     target's passes hardly grow with the tokens in them
+
+    Raises ConfigError for a value out of range.
+    """
+    if not 1 <= successors <= 64:
+        raise ConfigError(f"recycling:successors must be from 1 to 64, got {successors}")
+    if max_nodes < 1:
+        raise ConfigError(f"recycling:max_nodes must be at least 1, got {max_nodes}")
+    if not 0 < min_probability <= 1:
+        raise ConfigError(f"recycling:min_probability must be above 0, up to 1, got {min_probability}")
+    return Recycling(successors, max_nodes, min_probability)

@@ -1,0 +1,44 @@
+"""Pausing what costs more time than it saves, and trying it again, more and more rarely."""
+
+from __future__ import annotations
+
+MEMORY = 0.97
+"""What a balance keeps of its weight with each further step."""
+FIRST_STEPS = 32
+"""Steps before the first judgement."""
+TRIAL_STEPS = 4
+SHORTEST, LONGEST = 8, 256
+"""Steps of a pause: the first one, and after many trials in vain; then 4 steps of 260 are trials."""
+
+
+class Rest:
+    """Whether something that costs time works or rests."""
+
+    __slots__ = ("_balance", "_left", "_pause", "resting")
+
+    def __init__(self) -> None:
+        self._balance = 0.0
+        self._left = FIRST_STEPS
+        self._pause = SHORTEST
+        self.resting = False
+
+    def begin(self) -> bool:
+        """A step begins; whether it is to be worked in."""
+        if self.resting:
+            self._left -= 1
+            if self._left < 0:
+                self.resting, self._left = False, TRIAL_STEPS
+                self._balance = 0.0
+        return not self.resting
+
+    def worked(self, gained: float) -> None:
+        """A step that was worked in gained so many seconds: what was saved less what was spent."""
+        self._balance = MEMORY * self._balance + gained
+        self._left -= 1
+        if self._left > 0:
+            return
+        if self._balance < 0:
+            self.resting, self._left = True, self._pause
+            self._pause = min(2 * self._pause, LONGEST)
+        else:
+            self._pause = SHORTEST
