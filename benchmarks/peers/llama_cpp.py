@@ -1,6 +1,6 @@
 """Plain greedy decoding: Paceline against llama.cpp, on the same file, in the same run.
 
-    python benchmarks/peers/llama_cpp.py [--prompts FILE] [--limit 24] [--tokens 128] [--threads 2]
+    python benchmarks/peers/llama_cpp.py [--prompts FILE] [--limit 28] [--tokens 128] [--threads 2]
 
 The first run builds llama-cpp-python from source in an environment of its own below build/, with the
 compiler set to this processor (some minutes). --python takes an environment that has it already; given
@@ -32,9 +32,9 @@ from typing import Any
 import numpy as np
 
 from paceline import kernels
+from paceline.bench.figures import bootstrap_interval
 from paceline.bench.machine import machine, usable_cores, versions
-from paceline.bench.prompts import SHIPPED, load
-from paceline.bench.speed import bootstrap_interval
+from paceline.bench.prompts import choose
 from paceline.models.registry import resolve
 from paceline.pretrained import load_model
 
@@ -95,7 +95,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--prompts", type=Path, default=SHIPPED)
+    parser.add_argument("--prompts", type=Path)
     parser.add_argument("--limit", type=int)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--threads", type=int, default=usable_cores())
@@ -109,7 +109,7 @@ def main() -> None:
     _, tokenizer = load_model(arguments.model, threads=1)
     prompts = [
         tokenizer.apply_chat_template([{"role": "user", "content": prompt.text}])
-        for prompt in load(arguments.prompts)[: arguments.limit]
+        for prompt in choose(arguments.prompts, arguments.limit)
     ]
     # A multiple of 256, as llama.cpp rounds it.
     context = -(-(max(map(len, prompts)) + arguments.tokens) // 256) * 256
