@@ -133,6 +133,7 @@ UNSURE = 0.5
 """The confidence in a token where a drafter gives none."""
 
 NOTHING = Tree((), ())
+NONE_PREDICTED: Mapping[int, Sequence[int]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +149,7 @@ class View:
     seeds      the request's noise seed, uint64
     prompts    prompt length of each row: histories[row][:prompts[row]] is the prompt
     drafters   name of the drafter each request asked for
+    predictions  {slot: token ids} of the answers that their callers predicted
     coupled    whether drafters draw with the target's own noise (under a rule that compares tokens) or
                with noise of their own (under a rule that compares laws)
     """
@@ -160,6 +162,7 @@ class View:
     seeds: Sequence[int]
     prompts: Sequence[int]
     drafters: Sequence[str]
+    predictions: Mapping[int, Sequence[int]] = field(default_factory=lambda: NONE_PREDICTED)
     coupled: bool = True
 
     def draws(self, row: int) -> bool:
@@ -171,7 +174,7 @@ class View:
         columns: dict[str, Any] = {
             column.name: [getattr(self, column.name)[row] for row in rows]
             for column in fields(self)
-            if column.name != "coupled"
+            if column.name not in ("predictions", "coupled")
         }
         return replace(self, **columns)
 
@@ -349,6 +352,8 @@ class TargetInfo:
     cache_tokens   tokens that all sequences together may hold
     page_tokens    the cache is handed out in pages of this many tokens
     taps           names of the features it can return, such as "hidden.18"
+    vocabulary     fingerprint of the tokenizer: where it is the same, token ids mean the same; empty if
+                   there is no tokenizer
     """
 
     name: str
@@ -357,6 +362,7 @@ class TargetInfo:
     cache_tokens: int
     page_tokens: int
     taps: frozenset[str]
+    vocabulary: str = ""
 
 
 class Target(Protocol):

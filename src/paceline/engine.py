@@ -14,7 +14,15 @@ from paceline.grammar import Grammars, Matcher
 from paceline.laws import Controls, Laws
 from paceline.noise import Noise, choice_seed
 from paceline.policies.fixed import Fixed
-from paceline.prompts import Prompt, as_prompts, per_prompt, prompt_tokens
+from paceline.prompts import (
+    Prediction,
+    Prompt,
+    as_prompts,
+    per_prompt,
+    prediction_tokens,
+    predictions_per_prompt,
+    prompt_tokens,
+)
 from paceline.results import Completion, Event
 from paceline.router import Router
 from paceline.rules.match import match
@@ -25,6 +33,8 @@ from paceline.transcript import Tokenizer, Transcript
 from paceline.verify import refusal
 
 MAX_CHOICES = 128
+PREDICTION = "prediction"
+"""The drafter of requests that come with a prediction and name no drafter."""
 
 
 class Engine:
@@ -161,13 +171,25 @@ class Engine:
         events, self._outbox[:] = self._outbox[:], []
         return events
 
-    def submit(self, prompt: Prompt, params: SamplingParams | None = None, drafter: str | None = None) -> int:
+    def submit(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        drafter: str | None = None,
+        *,
+        prediction: Prediction | None = None,
+    ) -> int:
         """Queue a request and return its id; `step` advances it and returns its events.
+
+        prediction: what the caller expects the answer to be, as text or token ids. It is drafted from, which
+        makes the answer come faster where it is right, and never changes it. Unless the request names a
+        drafter it is drafted for by the one named "prediction", which must be loaded; others that do not
+        use predictions take no notice of it.
 
         Raises ConfigError for a prompt or parameter that this model cannot take, CapacityError for a
         request that the cache could never hold.
         """
-        return self._submit(prompt, params, drafter, self._outbox)[0]
+        return self._submit(prompt, params, drafter, prediction, self._outbox)[0]
 
     def cancel(self, request: int) -> None:
         """End a request with what it has; its last event says so. One that has ended is no error."""
@@ -191,13 +213,14 @@ class Engine:
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         drafter: str | Sequence[str] | None = None,
         *,
+        prediction: Prediction | Sequence[Prediction | None] | None = None,
         n: int = 1,
     ) -> list[Completion]:
         """Answer one prompt or a list of prompts; completions in the order of the prompts.
 
-        params and drafter: one for all, or one per prompt. n: answers per prompt, 1 to 128, one behind the
-        other; the first has the request's own seed, the others seeds derived from it
-        (`paceline.noise.choice_seed`). Raises like `submit`.
+        params, drafter, prediction (see `submit`): one for all, or one per prompt. n: answers per prompt, 1
+        to 128, one behind the other; the first has the request's own seed, the others seeds derived from
+        it (`paceline.noise.choice_seed`). Raises like `submit`.
         """
         if type(n) is not int or not 1 <= n <= MAX_CHOICES:
             raise ConfigError(f"n must be a whole number, 1 to {MAX_CHOICES}; got {n!r}")
@@ -206,13 +229,14 @@ class Engine:
         requests: list[int] = []
         done: dict[int, Completion] = {}
         try:
-            for prompt, param, name in zip(
+            for prompt, param, name, predicted in zip(
                 wanted,
                 per_prompt("params", params, SamplingParams, len(wanted)),
                 per_prompt("drafter", drafter, str, len(wanted)),
+                predictions_per_prompt(prediction, len(wanted)),
                 strict=True,
             ):
-                requests += self._submit(prompt, param, name, outbox, n)
+                requests += self._submit(prompt, param, name, predicted, outbox, n)
             while len(done) < len(requests):
                 self._advance()
                 done.update((event.request, event.finish) for event in outbox if event.finish)
@@ -224,14 +248,19 @@ class Engine:
         return [done[request] for request in requests]
 
     def stream(
-        self, prompt: Prompt, params: SamplingParams | None = None, drafter: str | None = None
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        drafter: str | None = None,
+        *,
+        prediction: Prediction | None = None,
     ) -> Generator[Event, None, None]:
         """Answer one prompt, event by event; the last one has `finish`. Closing the iterator cancels.
 
         The request is queued at once, and other requests advance along with it. Raises like `submit`.
         """
         outbox: list[Event] = []
-        return self._events(self._submit(prompt, params, drafter, outbox)[0], outbox)
+        return self._events(self._submit(prompt, params, drafter, prediction, outbox)[0], outbox)
 
     def _events(self, request: int, outbox: list[Event]) -> Generator[Event, None, None]:
         finished = False
@@ -255,6 +284,7 @@ class Engine:
         prompt: Prompt,
         params: SamplingParams | None,
         drafter: str | None,
+        prediction: Prediction | None,
         outbox: list[Event],
         n: int = 1,
     ) -> list[int]:
@@ -265,7 +295,8 @@ class Engine:
             raise ConfigError("stop strings need a tokenizer, this engine has none; use stop_token_ids")
         bad_words = spell(params.bad_words, tokenizer)
         tokens = prompt_tokens(prompt, self.target.info.vocab_size, tokenizer)
-        drafter = self._known_drafter(drafter or self.drafter)
+        predicted = prediction_tokens(prediction, self.target.info.vocab_size, tokenizer)
+        drafter = self._known_drafter(drafter or (self.drafter if prediction is None else PREDICTION))
         seed = secrets.randbelow(MAX_SEED + 1) if params.seed is None else params.seed
         return [
             self._scheduler.add(
@@ -276,6 +307,7 @@ class Engine:
                 seed=choice_seed(seed, index),
                 index=index,
                 drafter=drafter,
+                prediction=predicted,
                 outbox=outbox,
             )
             for index in range(n)

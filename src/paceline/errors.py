@@ -4,6 +4,7 @@
     ├── ConfigError               an option, parameter or prompt outside what is allowed
     │   └── IncompatibleDrafter   a drafter that this target cannot serve
     ├── ModelFileError            a model file that is missing, damaged or not supported
+    ├── TokenFileError            a datastore or file of answers: missing, damaged, of another tokenizer
     └── CapacityError             more tokens than the cache holds
 
 Programmers' mistakes stay `ValueError` or `TypeError`; `assert` guards our own invariants only.
@@ -28,6 +29,10 @@ class IncompatibleDrafter(ConfigError):
 
 class ModelFileError(PacelineError):
     """A model file that is missing, damaged, or holds something Paceline does not support."""
+
+
+class TokenFileError(PacelineError):
+    """A datastore or a file of earlier answers that is missing, damaged, or of another tokenizer."""
 
 
 class CapacityError(PacelineError):

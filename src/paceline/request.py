@@ -44,6 +44,7 @@ class Request:
         "logprobs",
         "outbox",
         "passes",
+        "prediction",
         "preempted_at",
         "prompt",
         "reserved",
@@ -62,6 +63,7 @@ class Request:
         *,
         seed: int,
         drafter: str,
+        prediction: Sequence[int],
         limit: int,
         reserved: int,
         outbox: list[Event],
@@ -75,6 +77,7 @@ class Request:
         self.logprobs: list[TokenLogprobs] | None = None if controls.params.logprobs is None else []
         self.seed = seed
         self.drafter = drafter
+        self.prediction = prediction  # the answer that the caller expects, for drafters; may be empty
         self.limit = limit  # length of prompt and answer together at which the answer is cut
         self.reserved = reserved  # tokens of the cache held for its whole life
         self.outbox = outbox  # where its events go

@@ -61,6 +61,7 @@ class Scheduler:
         seed: int,
         index: int,
         drafter: str,
+        prediction: Sequence[int],
         outbox: list[Event],
     ) -> int:
         """Queue a request and return its id; its events will be appended to `outbox`.
@@ -89,6 +90,7 @@ class Scheduler:
             transcript,
             seed=seed,
             drafter=drafter,
+            prediction=prediction,
             limit=limit,
             reserved=min(pages * info.page_tokens, whole),
             outbox=outbox,
@@ -127,6 +129,7 @@ class Scheduler:
             [request.seed for request in planned],
             [request.prompt for request in planned],
             [request.drafter for request in planned],
+            {request.slot: request.prediction for request in planned if request.prediction},
             coupled=Drawn.COUPLED in self._rule.takes,
         )
         return view, self._limits(ends)

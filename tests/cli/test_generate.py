@@ -87,7 +87,9 @@ def test_every_sampling_option_reaches_the_engine(
     monkeypatch.setattr(
         Engine,
         "generate",
-        lambda self, prompts, params, n: seen.append(params) or original(self, prompts, params, n=n),
+        lambda self, prompts, params, *more, **named: (
+            seen.append(params) or original(self, prompts, params, *more, **named)
+        ),
     )
     paceline(
         "generate", "--drafter", "none", "--temperature", "0.5", "--top-k", "7", "--top-p", "0.9",

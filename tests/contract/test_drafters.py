@@ -7,12 +7,13 @@ import random
 import pytest
 
 from paceline.core import Budget, Drafter, Tree, View
-from paceline.drafters import load, names, options
+from paceline.drafters import names, options
 from paceline.engine import Engine
 from paceline.errors import ConfigError
 from paceline.laws import Controls
 from paceline.sampling import SamplingParams
 from paceline.targets.table import TableTarget
+from tests.discovery import drafter as load
 
 INFO = TableTarget().info
 
@@ -44,6 +45,7 @@ def view(texts: dict[int, list[int]], name: str, prompt: int = 4) -> View:
         list(texts),
         [min(prompt, len(text)) for text in rows],
         [name] * len(rows),
+        {slot: repetitive(slot, 40) for slot in texts},
     )
 
 
@@ -58,7 +60,8 @@ def generate(drafter: Drafter, seeds: range, **engine_options: int) -> list[tupl
     engine = Engine(TableTarget(), {"d": drafter}, drafter="d", **engine_options)
     prompts = [repetitive(seed, 3 + seed % 20) for seed in seeds]
     params = [SamplingParams(seed=seed, temperature=0.4, max_tokens=20) for seed in seeds]
-    return [completion.token_ids for completion in engine.generate(prompts, params)]
+    done = engine.generate(prompts, params, "d", prediction=[repetitive(seed, 40) for seed in seeds])
+    return [completion.token_ids for completion in done]
 
 
 def test_every_option_has_a_default_of_a_kind_that_can_be_typed(name: str) -> None:
@@ -84,6 +87,8 @@ def test_it_stays_within_its_budget_and_proposes_trees_of_real_tokens(name: str,
         assert depth(tree) <= budget.depth
         assert all(-1 <= parent < node for node, parent in enumerate(tree.parents))
         assert all(0 <= token < INFO.vocab_size for token in tree.tokens)
+        assert len(tree.confidences) in (0, len(tree.tokens))
+        assert all(0 <= confidence <= 1 for confidence in tree.confidences)
 
 
 def test_it_leaves_the_history_alone(name: str) -> None:

@@ -9,13 +9,14 @@ from types import MappingProxyType
 
 from paceline import policies
 from paceline.core import Drafter, Rule, Target
-from paceline.drafters import load, names
+from paceline.drafters import names
 from paceline.engine import Engine
 from paceline.grammar import Grammar
 from paceline.results import Completion
 from paceline.rules.match import match
 from paceline.sampling import SamplingParams
 from paceline.targets.table import TableTarget
+from tests import discovery
 from tests.toys import ADVERSARIES, VOCABULARY, Empty, Letters
 
 SETTINGS = (
@@ -90,7 +91,12 @@ def run(
         nodes=7 * batch,
     )
     order = random.Random(batch).sample(range(len(work)), len(work))
-    done = engine.generate([work[i][0] for i in order], [work[i][1] for i in order])
+    done = engine.generate(
+        [work[i][0] for i in order],
+        [work[i][1] for i in order],
+        "drafter",
+        prediction=[predicted(answers, work[i][1]) for i in order],
+    )
     assert engine.idle
     if isinstance(target, TableTarget):
         assert not target._cache, "every sequence was released"
@@ -125,7 +131,21 @@ def totals(done: Sequence[Completion]) -> tuple[int, int, int]:
     return drafted, accepted, drafted - accepted
 
 
-EAGER = {"suffix": "suffix:min_probability=1e-6", "ngram": "ngram:shortest=1"}
+def predicted(answers: Answers, params: SamplingParams) -> list[int]:
+    """What a caller might predict: the plain answer with tokens changed, left out and put in."""
+    rng = random.Random(params.seed)
+    prediction: list[int] = []
+    for token in answers.get(params.seed or 0, ()):
+        prediction += rng.choices(
+            ([token], [rng.randrange(VOCABULARY)], [], [token, rng.randrange(VOCABULARY)]), (7, 1, 1, 1)
+        )[0]
+    return prediction
+
+
+EAGER = {
+    "ngram": "ngram:shortest=1",
+    **{name: f"{name}:min_probability=1e-6" for name in ("suffix", "recycling", "datastore", "prediction")},
+}
 """Options with which a drafter drafts much even in a large batch of short texts."""
 
 MORE = (
@@ -136,7 +156,7 @@ MORE = (
 
 
 def loading(spec: str) -> Callable[[Answers, Target], Drafter]:
-    return lambda answers, target: load(spec, target.info)
+    return lambda answers, target: discovery.drafter(spec, target.info)
 
 
 DRAFTERS: dict[str, Callable[[Answers, Target], Drafter]] = {

@@ -28,6 +28,7 @@ from tests.lossless.identity import (
     different,
     jobs,
     plain,
+    predicted,
     run,
     totals,
 )
@@ -87,7 +88,12 @@ def test_requests_with_different_drafters_share_a_batch_without_a_trace() -> Non
     engine = Engine(target, drafters, drafter="none", tokenizer=Letters(), max_batch=4, chunk_tokens=3)
     order = random.Random(1).sample(range(len(work)), len(work))
     chosen = [list(drafters)[i % len(drafters)] for i in order]
-    done = engine.generate([work[i][0] for i in order], [work[i][1] for i in order], chosen)
+    done = engine.generate(
+        [work[i][0] for i in order],
+        [work[i][1] for i in order],
+        chosen,
+        prediction=[predicted(by_seed(expected), work[i][1]) for i in order],
+    )
     assert different(done, [expected[i] for i in order]) == 0
     assert min(totals(done)) > 0
     free = without_grammar([work[i] for i in order], done)
@@ -129,7 +135,8 @@ def test_arrivals_cancellations_and_preemptions_at_any_time_leave_no_trace_in_an
     rng = random.Random(2)
     preempted: set[int] = set()
     target = TableTarget(VOCABULARY, cache_tokens=400)
-    drafters = {name: make(by_seed(expected), target) for name, make in DRAFTERS.items()}
+    answers = by_seed(expected)
+    drafters = {name: make(answers, target) for name, make in DRAFTERS.items()}
     engine = Engine(target, drafters, drafter="none", tokenizer=Letters(), max_batch=6, chunk_tokens=4)
     coming = rng.sample(range(len(work)), len(work))
     places: dict[int, int] = {}
@@ -138,7 +145,9 @@ def test_arrivals_cancellations_and_preemptions_at_any_time_leave_no_trace_in_an
         for _ in range(rng.choice((0, 0, 0, 1, 2, 5))):
             if coming:
                 place = coming.pop()
-                places[engine.submit(*work[place], rng.choice(list(drafters)))] = place
+                prediction = predicted(answers, work[place][1])
+                drafter = rng.choice(list(drafters))
+                places[engine.submit(*work[place], drafter, prediction=prediction)] = place
         if rng.random() < 0.05 and places:
             engine.cancel(rng.choice(list(places)[-8:]))
         if rng.random() < 0.3 and places:
@@ -163,7 +172,7 @@ def test_arrivals_cancellations_and_preemptions_at_any_time_leave_no_trace_in_an
 
 
 @pytest.mark.parametrize("batch", [1, 7])
-@pytest.mark.parametrize("name", ["Oracle", "RandomTrees", "suffix", "markov"])
+@pytest.mark.parametrize("name", ["Oracle", "RandomTrees", "suffix", "markov", "lookahead", "prediction"])
 def test_preempting_every_request_again_and_again_changes_no_answer(name: str, batch: int) -> None:
     work = jobs(8, first_seed=7 * 10**6)
     expected = run(work)
@@ -177,7 +186,7 @@ def preempting(work: list[Job], name: str, batch: int, answers: Answers) -> list
     rng, target = random.Random(batch), TableTarget(VOCABULARY)
     drafters = {"drafter": DRAFTERS[name](answers, target)}
     engine = Engine(target, drafters, drafter="drafter", tokenizer=Letters(), max_batch=batch, chunk_tokens=5)
-    ids = [engine.submit(*job) for job in work]
+    ids = [engine.submit(*job, "drafter", prediction=predicted(answers, job[1])) for job in work]
     done: dict[int, Completion] = {}
     while not engine.idle:
         running = [request.id for request in engine._scheduler._running]

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from paceline.cli.help import examples
 from paceline.cli.options import (
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
         "paceline generate --n 3 --seed 1 'A name for a cat?'",
         "paceline generate --regex '(yes|no)' 'Is the sea salty?'",
         "paceline generate --json-schema person.json --bad-word Smith 'Invent a person.'",
+        "paceline generate --prediction main.py --temperature 0 'Rename x to y in ...'",
         "paceline generate --logprobs 5 --json --max-tokens 1 'The capital of France is'",
     )
 )
@@ -51,6 +53,11 @@ if TYPE_CHECKING:
     " [default: --chat where the model has such a format]",
 )
 @click.option("--system", metavar="TEXT", help="A system message before the prompt (with --chat).")
+@click.option(
+    "--prediction",
+    metavar="FILE",
+    help="What the answer will nearly be, as for edits: a text to draft from. Implies --drafter prediction.",
+)
 @engine_options
 @sampling_options
 @click.option(
@@ -80,6 +87,7 @@ def command(
     prompt_file: str | None,
     chat: bool | None,
     system: str | None,
+    prediction: str | None,
     model: str,
     drafter: str,
     policy: str,
@@ -100,19 +108,22 @@ def command(
         raise click.UsageError("--stream and --n exclude each other")
     if options["logprobs"] is not None and not as_json:
         raise click.UsageError("--logprobs needs --json")
+    if prediction is not None:
+        drafter = _predicting(drafter)
     params = sampling_params(options)
+    predicted = None if prediction is None else read_text(prediction, "prediction")
     text = _prompt(prompt, prompt_file)
     system = None if system is None else typed(system)
     engine = make_engine(model, drafter, threads, context, rule, allow_lossy, policy)
     question = _question(engine, text, chat, system)
     if stream or (stream is None and count == 1 and not as_json and sys.stdout.isatty()):
         completions = []
-        for event in engine.stream(question, params):
+        for event in engine.stream(question, params, drafter, prediction=predicted):
             click.echo(terminal_safe(event.text), nl=False)
             completions = [event.finish] if event.finish else []
         click.echo()
     else:
-        completions = engine.generate([question], params, n=count)
+        completions = engine.generate([question], params, drafter, prediction=predicted, n=count)
         for completion in completions:
             if as_json:
                 click.echo(json.dumps(to_json(completion, model), ensure_ascii=False))
@@ -125,6 +136,18 @@ def command(
             click.echo(f"The answer is incomplete: {completion.stop_reason}", err=True)
         if stats:
             click.echo(figures(completion), err=True)
+
+
+def _predicting(drafter: str) -> str:
+    """The drafter for a prediction: the one that was named, if it takes one."""
+    source = click.get_current_context().get_parameter_source("drafter")
+    if source is ParameterSource.DEFAULT:
+        return "prediction"
+    if drafter.partition(":")[0] != "prediction":
+        raise click.UsageError(
+            f"--prediction is for --drafter prediction, got {drafter}; leave --drafter out"
+        )
+    return drafter
 
 
 def _prompt(argument: str | None, file: str | None) -> str:

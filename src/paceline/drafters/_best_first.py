@@ -6,21 +6,13 @@ from collections.abc import Callable, Iterable, Sequence
 from heapq import heappop, heappush
 from typing import TypeVar
 
-from paceline.core import Budget, Tree
+from paceline.core import Tree
 
 State = TypeVar("State")
 """What a drafter knows at a node."""
 
 MIN_PROBABILITY = 0.07
-"""Where a further drafted token stops to pay, on two cores: see `price`."""
-
-
-def price(min_probability: float, budgets: Sequence[Budget]) -> float:
-    """What the first drafted token's estimated probability must be; the i-th needs i times as much, for every
-    further token costs a pass more than the one before. A token for each of R rows makes a pass R tokens
-    wider, and a slower pass delays R answers: hence R^2 times the probability that one row alone needs."""
-    rows = sum(budget.nodes > 0 for budget in budgets)
-    return min_probability * rows * rows
+"""Where a further drafted token stops to pay on two cores, for one request; a policy may know better."""
 
 
 def best_first(
@@ -28,12 +20,14 @@ def best_first(
     followers: Callable[[State], Iterable[tuple[int, float, State]]],
     nodes: int,
     depth: int,
-    price: float,
+    min_probability: float,
 ) -> Tree:
     """A tree of fixed tokens, grown at the node that is likeliest to be reached.
 
     followers: what may follow a node: (token, confidence that it is accepted once the node was, its own
-    state), each token once; nodes, depth: limits of the tree.
+    state), each token once; nodes, depth: limits of the tree; min_probability: what the first token's
+    probability must be. The i-th needs i times as much, for every further token costs a pass more than the
+    one before.
     """
     tokens: list[int] = []
     parents: list[int] = []
@@ -51,7 +45,7 @@ def best_first(
             break
         reached, _, token, confidence, above, level, state = heappop(heap)
         probability = -reached
-        if probability < price * (len(tokens) + 1):
+        if probability < min_probability * (len(tokens) + 1):
             break
         parent = len(tokens)
         tokens.append(token)

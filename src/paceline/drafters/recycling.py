@@ -13,12 +13,13 @@ the tree has one shape, chosen beforehand, and acceptance is not learned.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from paceline.core import NOTHING, Array, Budget, Drawn, Step, TargetInfo, Tree, View
-from paceline.drafters._best_first import MIN_PROBABILITY, best_first, price
+from paceline.drafters._best_first import MIN_PROBABILITY, best_first
 from paceline.errors import ConfigError
 
 SHARES = 8  # a successor's share of the probability is kept in so many classes
@@ -67,13 +68,14 @@ class Recycling:
 
     def propose(self, view: View, budgets: Sequence[Budget]) -> Sequence[Tree]:
         """A tree for each row that decodes."""
-        cost = price(self._min_probability, budgets)
         return [
-            best_first(history[-1], self._followers, min(self._max_nodes, budget.nodes), budget.depth, cost)
-            if min(budget) > 0
-            else NOTHING
+            self._propose(history[-1], budget) if min(budget) > 0 else NOTHING
             for history, budget in zip(view.histories, budgets, strict=True)
         ]
+
+    def _propose(self, token: int, budget: Budget) -> Tree:
+        nodes = min(self._max_nodes, budget.nodes)
+        return best_first(token, self._followers, nodes, budget.depth, self._min_probability)
 
     def _followers(self, token: int) -> Iterator[tuple[int, float, int]]:
         estimates = self._acceptance.estimates
@@ -87,7 +89,7 @@ class Recycling:
             if root >= 0:
                 path = [root, *step.verdict.paths[row]]
                 tokens = [*step.draft.tokens[path].tolist(), step.verdict.next_tokens[row]]
-                for token, follower in zip(tokens, tokens[1:], strict=False):
+                for token, follower in pairwise(tokens):
                     self._acceptance.learn(self._table.get(token, ()), follower)
                 nodes += path
         if nodes:
@@ -146,8 +148,8 @@ def build(
                      the vocabulary
     max_nodes        drafted tokens per request and step at most
     min_probability  what the first drafted token's estimated probability must be; the i-th token needs
-                     i times as much. In a batch of R requests it is R^2 times this. Lower it where a
-                     target's passes hardly grow with the tokens in them
+                     i times as much. A policy that knows what a token costs makes a better choice of
+                     many: lower it then
 
     Raises ConfigError for a value out of range.
     """

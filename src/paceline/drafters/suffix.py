@@ -4,6 +4,8 @@ Every earlier place where the last token stands is compared backwards with the e
 tokens match, the more weight its continuation gets. Continuations are merged into a tree that grows best
 first, likeliest token next, and stops where the expected gain no longer pays for the wider pass.
 
+With the option `store` the earlier answers outlast the program in a file.
+
 Helps where answers repeat prompts, themselves or each other: summaries, edits, agents, code.
 Sources: Oliaro et al., "SuffixDecoding", 2024 (arXiv 2411.04975) for the idea of one tree per request and
 one for earlier outputs, scored by frequency; the confidence and the stopping rule are our own.
@@ -11,11 +13,14 @@ one for earlier outputs, scored by frequency; the confidence and the stopping ru
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from paceline.core import NOTHING, Budget, Drawn, Step, TargetInfo, Tree, View
-from paceline.drafters._best_first import MIN_PROBABILITY, best_first, continuations, price
+from paceline.drafters._best_first import MIN_PROBABILITY, best_first, continuations
 from paceline.errors import ConfigError
+from paceline.stores.answers import AnswersFile
 
 LOOKED_AT = 32  # the latest occurrences that are compared, per text: bounds the time of a step
 DECAY = 2.0  # a place where one more token matches weighs so many times as much
@@ -79,6 +84,15 @@ class Store:
         self._young.append(-1)
         self.texts[0].read()
 
+    def answers(self) -> Iterator[list[int]]:
+        """All answers in it, oldest first."""
+        for text in reversed(self.texts):
+            start = 0
+            for place, token in enumerate(text.tokens):
+                if token < 0:
+                    yield list(text.tokens[start:place])
+                    start = place + 1
+
 
 class Suffix:
     """Proposes a tree for every row, from the row's own text and the store of earlier answers."""
@@ -87,17 +101,29 @@ class Suffix:
     drawn = frozenset({Drawn.FIXED})
     branches = True
 
-    def __init__(self, max_nodes: int, min_probability: float, max_match: int, store_tokens: int) -> None:
+    def __init__(
+        self,
+        max_nodes: int,
+        min_probability: float,
+        max_match: int,
+        store: Store,
+        file: AnswersFile | None = None,
+    ) -> None:
         self._max_nodes = max_nodes
         self._min_probability = min_probability
         self._max_match = max_match
-        self._store = Store(store_tokens)
+        self._store = store
+        self._file = file
+        if file is not None:
+            for answer in file.read():
+                store.add(answer)
+            # There is no last call to a drafter: this is when it is forgotten, or the program ends.
+            weakref.finalize(self, file.close)
         self._texts: dict[int, Suffixes] = {}
         self._prompts: dict[int, int] = {}
 
     def propose(self, view: View, budgets: Sequence[Budget]) -> Sequence[Tree]:
         """A tree for each row that decodes and ends like an earlier text."""
-        cost = price(self._min_probability, budgets)
         trees = []
         for row, budget in enumerate(budgets):
             slot, history = view.slots[row], view.histories[row]
@@ -107,10 +133,10 @@ class Suffix:
                 self._prompts[slot] = view.prompts[row]
             text.tokens = history
             text.read()
-            trees.append(self._propose(text, budget, cost) if min(budget) > 0 else NOTHING)
+            trees.append(self._propose(text, budget) if min(budget) > 0 else NOTHING)
         return trees
 
-    def _propose(self, text: Suffixes, budget: Budget, cost: float) -> Tree:
+    def _propose(self, text: Suffixes, budget: Budget) -> Tree:
         ending = text.tokens[: -self._max_match - 1 : -1]
         longest, heaviest, found = 0, 0.0, []
         for own, searched in ((1.0, text), *((STORE_WEIGHT, earlier) for earlier in self._store.texts)):
@@ -122,7 +148,7 @@ class Suffix:
             return NOTHING
         places = [(weight / heaviest, tokens, place) for weight, tokens, place in found]
         nodes = min(self._max_nodes, budget.nodes)
-        return best_first((longest, places), continuations, nodes, budget.depth, cost)
+        return best_first((longest, places), continuations, nodes, budget.depth, self._min_probability)
 
     def observe(self, step: Step) -> None:
         """The histories say all there is to know."""
@@ -133,6 +159,8 @@ class Suffix:
             text = self._texts.pop(slot, None)
             if text is not None:
                 self._store.add(text.tokens[self._prompts.pop(slot) :])
+                if self._file is not None:
+                    self._file.changed()
 
 
 def build(
@@ -142,17 +170,20 @@ def build(
     min_probability: float = MIN_PROBABILITY,
     max_match: int = 12,
     store_tokens: int = 100_000,
+    store: str = "",
 ) -> Suffix:
     """Suffix matching in the request and in earlier answers.
 
     max_nodes        drafted tokens per request and step at most
     min_probability  what the first drafted token's estimated probability must be; the i-th token needs
-                     i times as much. In a batch of R requests it is R^2 times this. Lower it where a
-                     target's passes hardly grow with the tokens in them
+                     i times as much. A policy that knows what a token costs makes a better choice of
+                     many: lower it then
     max_match        tokens compared at each earlier occurrence; longer matches count as this long
     store_tokens     tokens of earlier answers kept and shared by all requests of the engine; 0 for none
+    store            a file to keep earlier answers in from one run to the next; made if it is not there
 
-    Raises ConfigError for a value out of range.
+    Raises ConfigError for a value out of range, TokenFileError for a file that is something else or was made
+    with another tokenizer. A damaged file is a warning, and made anew.
     """
     if max_nodes < 1:
         raise ConfigError(f"suffix:max_nodes must be at least 1, got {max_nodes}")
@@ -162,4 +193,8 @@ def build(
         raise ConfigError(f"suffix:max_match must be at least 1, got {max_match}")
     if store_tokens < 0:
         raise ConfigError(f"suffix:store_tokens must be 0 or more, got {store_tokens}")
-    return Suffix(max_nodes, min_probability, max_match, store_tokens)
+    if store and not store_tokens:
+        raise ConfigError("suffix:store keeps nothing with store_tokens=0; leave one of them out")
+    earlier = Store(store_tokens)
+    file = AnswersFile(Path(store), info, earlier.answers) if store else None
+    return Suffix(max_nodes, min_probability, max_match, earlier, file)

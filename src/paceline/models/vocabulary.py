@@ -6,6 +6,7 @@ and of `tokenizer.ggml.pre`.
 
 from __future__ import annotations
 
+import hashlib
 from enum import IntEnum
 from typing import Any
 
@@ -107,6 +108,11 @@ def read_tokenizer(metadata: Metadata) -> Spec:
         "add_space_prefix": model == "llama" and metadata.flag("tokenizer.ggml.add_space_prefix", True),
         "chat_template": metadata.text("tokenizer.chat_template", "") or None,
     }
+
+
+def fingerprint(tokenizer_json: str) -> str:
+    """A short name for all that a tokenizer's specification, as JSON, says."""
+    return hashlib.sha256(tokenizer_json.encode()).hexdigest()[:32]
 
 
 def _types(metadata: Metadata, count: int) -> list[int]:

@@ -22,6 +22,7 @@ from paceline import kernels
 from paceline.core import Draft, Scores, TargetInfo, Verdict
 from paceline.errors import ConfigError
 from paceline.kernels.packing import LANES
+from paceline.models.vocabulary import fingerprint
 from paceline.targets.weights import PackedWeights, load_weights
 
 CACHE_SEQUENCES = 4
@@ -61,6 +62,7 @@ class NativeTarget:
             cache_tokens=pages * LANES,
             page_tokens=LANES,
             taps=frozenset(f"hidden.{layer}" for layer in range(config.layers + 1)),
+            vocabulary=fingerprint(weights.tokenizer_json),
         )
         common: dict[str, Any] = {
             "windows": config.windows,

@@ -1,0 +1,78 @@
+"""Propose what followed the last tokens in the user's own files.
+
+A datastore is made once, with `paceline datastore build`, and asked at every step: of all its places behind
+the longest ends of the text so far, a sample is merged into a tree that grows best first.
+
+Helps where answers repeat what stands in the files: code of a project, manuals, letters, earlier answers.
+Source: He et al., "REST: Retrieval-Based Speculative Decoding", 2023 (arXiv 2311.08252).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from paceline.core import NOTHING, Budget, Drawn, Step, TargetInfo, Tree, View
+from paceline.drafters._best_first import MIN_PROBABILITY, Place, best_first, continuations
+from paceline.errors import ConfigError
+from paceline.stores.datastore import LONGEST, Datastore
+
+LOOKED_AT = 48  # places that are merged: bounds the time of a step
+DECAY = 2.0  # a place where one more token matches weighs so many times as much
+
+
+class Retrieval:
+    """Proposes a tree for every row whose last token is in the datastore."""
+
+    needs: frozenset[str] = frozenset()
+    drawn = frozenset({Drawn.FIXED})
+    branches = True
+
+    def __init__(self, store: Datastore, max_nodes: int, min_probability: float) -> None:
+        self._store = store
+        self._max_nodes = max_nodes
+        self._min_probability = min_probability
+
+    def propose(self, view: View, budgets: Sequence[Budget]) -> Sequence[Tree]:
+        """A tree for each row that decodes."""
+        return [
+            self._propose(history, budget) if min(budget) > 0 else NOTHING
+            for history, budget in zip(view.histories, budgets, strict=True)
+        ]
+
+    def _propose(self, history: Sequence[int], budget: Budget) -> Tree:
+        tokens, longest = self._store.tokens, 0
+        places: list[Place] = []
+        for matched, place in self._store.matches(history[: -LONGEST - 1 : -1], LOOKED_AT):
+            longest = longest or matched
+            places.append((DECAY ** (matched - longest), tokens, place))
+        nodes = min(self._max_nodes, budget.nodes)
+        return best_first((longest, places), continuations, nodes, budget.depth, self._min_probability)
+
+    def observe(self, step: Step) -> None:
+        """The histories say all there is to know."""
+
+    def release(self, slots: Sequence[int]) -> None:
+        """Nothing is kept for one sequence alone."""
+
+
+def build(
+    info: TargetInfo, *, path: str = "", max_nodes: int = 7, min_probability: float = MIN_PROBABILITY
+) -> Retrieval:
+    """Retrieval from a datastore.
+
+    path             a file that `paceline datastore build` wrote, with this model's tokenizer; must be given
+    max_nodes        drafted tokens per request and step at most
+    min_probability  what the first drafted token's estimated probability must be; the i-th token needs
+                     i times as much. A policy that knows what a token costs makes a better choice of
+                     many: lower it then
+
+    Raises ConfigError for a value out of range, TokenFileError for the file.
+    """
+    if not path:
+        raise ConfigError("datastore:path must name a file that `paceline datastore build` wrote")
+    if max_nodes < 1:
+        raise ConfigError(f"datastore:max_nodes must be at least 1, got {max_nodes}")
+    if not 0 < min_probability <= 1:
+        raise ConfigError(f"datastore:min_probability must be above 0, up to 1, got {min_probability}")
+    return Retrieval(Datastore.load(Path(path), info), max_nodes, min_probability)
