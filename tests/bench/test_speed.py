@@ -200,7 +200,7 @@ def test_later_turns_stand_behind_plain_decodings_answers_to_the_earlier_ones(
 
 
 def test_turns_that_might_not_fit_with_their_answers_are_refused() -> None:
-    with pytest.raises(ConfigError, match="prompt 7 has 5.. tokens with the answers in between, 12 each"):
+    with pytest.raises(ConfigError, match=r"prompt 7 has 5\d\d tokens with the answers in between, 12 each"):
         compare(prompts=[Prompt("7", "a", ("b" * 400, "c" * 100))])
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from paceline.models.registry import resolve
 
 PACKAGES = ("paceline", "numpy", "tokenizers")
 
@@ -32,6 +36,17 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "not installed"
     return found
+
+
+def provenance(model: str, prompts: Path | None) -> dict[str, Any]:
+    """The very model file, by its checksum, where the prompts came from, and when."""
+    with resolve(model).open("rb") as file:
+        checksum = hashlib.file_digest(file, "sha256").hexdigest()
+    return {
+        "model_sha256": checksum,
+        "prompts_from": "those that come along" if prompts is None else str(prompts),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
 
 
 def usable_cores() -> int:

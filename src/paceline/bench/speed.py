@@ -10,7 +10,7 @@ How it is measured, so that the comparison is fair:
 - Drafters that learn from earlier answers learn across prompts, as in real use, but each from its own
   requests only: what plain decoding or another drafter answered does not reach it, and no prompt comes
   twice. So nobody is ever drafted for from an earlier run of the same prompt.
-- A prompt of several turns is played out: each turn stands behind plain decoding's answers to the earlier ones.
+- A prompt of several turns is played out: a turn stands behind plain decoding's answers to the earlier ones.
 - Times are of the whole answer, from the request to the last token, by a clock outside the engine. The
   figures named "decode" leave out the time up to the first token.
 """
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from paceline.bench import conversation
 from paceline.bench import prompts as prompt_files
 from paceline.bench.figures import FEW, Turns, compared, figures
-from paceline.bench.machine import machine, versions
+from paceline.bench.machine import machine, provenance, versions
 from paceline.bench.measure import Answer, answer
 from paceline.bench.progress import progress_bar
 from paceline.core import Promise, Rule
@@ -80,6 +80,7 @@ def run(
         **compare(
             target, tokenizer, drafters, chosen, params, note, decides, policy, lambda: pass_cost(target)
         ),
+        **provenance(model, prompts),
         "machine": machine(target.model.isa, target.model.threads),
         "versions": versions(),
     }

@@ -104,7 +104,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     colour = False if os.environ.get("NO_COLOR") else None
     try:
-        with cli.make_context("paceline", words, color=colour) as context:
+        with cli.make_context("paceline", list(words), color=colour, obj=words) as context:
             cli.invoke(context)
         return 0
     except click.exceptions.Exit as end:

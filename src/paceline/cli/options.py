@@ -129,16 +129,16 @@ def model_option(function: F) -> F:
     )(function)
 
 
-def policy_option(function: F) -> F:
+def policy_option(default: str = DEFAULT_POLICY) -> Callable[[F], F]:
     """--policy."""
     return click.option(
         "--policy",
-        default=DEFAULT_POLICY,
+        default=default,
         metavar="NAME[:OPT=VAL,...]",
         show_default=True,
         help=f"What decides how much is drafted: {', '.join(policies.names())}."
         " throughput drafts what pays on this machine, down to nothing.",
-    )(function)
+    )
 
 
 def engine_options(function: F) -> F:
@@ -147,7 +147,7 @@ def engine_options(function: F) -> F:
         click.option("--context", type=int, help="Tokens that prompt and answer may have together."
                      " [default: what the model was made for]"),
         click.option("--threads", type=int, help="Threads of a pass. [default: one per core]"),
-        policy_option,
+        policy_option(),
         click.option("--drafter", default=DEFAULT_DRAFTER, metavar="NAME[:OPT=VAL,...]", show_default=True,
                      help=f"What proposes tokens: {', '.join(drafters.names())}, or several, as in"
                           " suffix+ngram. It changes the speed, never the answer."),
