@@ -23,6 +23,7 @@ COMMANDS = {
     "datastore": "Make and inspect texts of your own to draft from.",
     "models": "List, fetch and inspect models.",
     "bench": "Measure speed on this machine.",
+    "advise": "Estimate what speculation could bring here, before running any.",
     "audit": "Re-check exactness on your model, drafter and settings.",
     "doctor": "Check that everything works here.",
 }
