@@ -115,8 +115,8 @@ def test_no_drafter_is_drafted_for_from_an_earlier_run_of_the_same_prompt(
 
 def test_the_measured_drafters_know_nothing_of_the_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
     engines: list[Any] = []
-    real = speed._engine
-    monkeypatch.setattr(speed, "_engine", lambda *rest: engines.append(real(*rest)) or engines[-1])
+    real = speed.make_engine
+    monkeypatch.setattr(speed, "make_engine", lambda *rest: engines.append(real(*rest)) or engines[-1])
     compare(drafters=("suffix",))
     _, warm, _, measured = engines
     assert warm.drafters["suffix"] is not measured.drafters["suffix"]

@@ -15,6 +15,7 @@ from typing import Any
 import click
 import pytest
 
+from paceline.bench import tuned
 from paceline.cli.main import COMMANDS, cli
 
 Paceline = Callable[..., Any]
@@ -229,6 +230,49 @@ def test_bench_oracle_and_advise_take_lists(paceline: Paceline, monkeypatch: pyt
     assert paceline("advise", "--acceptance", "0.5,1", "--draft-cost", "0.1").code == 0
     assert (calls[0]["acceptance"], calls[0]["draft_cost"]) == ([0.5, 1.0], 0.1)
     assert "from 0 to 1" in paceline("advise", "--acceptance", "1.5").err
+
+
+def tuning(**more: Any) -> dict[str, Any]:
+    return {
+        "candidates": {"ngram@fixed": {"different_outputs": 0}},
+        "machine": {"threads": 3},
+        "drafter": "ngram",
+        "policy": "fixed:nodes=2",
+        "why": "it is faster",
+        "date": "today",
+        "enough": True,
+        **more,
+    }
+
+
+def test_what_tune_chose_is_used_unless_something_else_is_asked_for(
+    paceline: Paceline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_bench(monkeypatch, "tune", tuning())
+    sys.modules["paceline.bench"].tuned = tuned  # type: ignore[attr-defined]
+    assert paceline("tune", "--dry-run").code == 0
+    assert tuned.read("smollm2-135m", 3) is None
+    outcome = paceline("tune", "--json")
+    assert outcome.code == 0
+    assert Path(json.loads(outcome.out)["profile"]).is_file()
+    calls = fake_bench(monkeypatch, "speed", {"drafters": {}, "same_outputs_promised": True})
+    outcome = paceline("bench", "speed", "--threads", "3")
+    assert "tuned: drafter ngram, policy fixed:nodes=2 (it is faster)" in outcome.err
+    for options in ((), ("--threads", "3", "--drafter", "auto"), ("--threads", "3", "--rule", "recursive")):
+        assert "tuned" not in paceline("bench", "speed", *options).err
+    assert [call["drafters"] for call in calls] == [["ngram"], ["auto"], ["auto"], ["auto"]]
+    assert [call["policy"] for call in calls] == ["fixed:nodes=2"] + ["throughput"] * 3
+
+
+@pytest.mark.parametrize(
+    "fault", [{"enough": False}, {"candidates": {"ngram@fixed": {"different_outputs": 1}}}]
+)
+def test_tune_keeps_nothing_of_a_run_that_shows_nothing(
+    paceline: Paceline, monkeypatch: pytest.MonkeyPatch, fault: dict[str, Any]
+) -> None:
+    fake_bench(monkeypatch, "tune", tuning(**fault))
+    assert paceline("tune").code == 1
+    assert tuned.read("smollm2-135m", 3) is None
 
 
 def test_an_unknown_option_is_refused_with_the_ones_there_are(paceline: Paceline) -> None:

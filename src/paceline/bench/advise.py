@@ -112,7 +112,7 @@ def table(report: dict[str, Any]) -> str:
         lines.append(f"{float(rate):8.0%}{entry['nodes']:14}{entry['ratio']:15.2f}{entry['tau']:7.2f}")
     lines += [
         "",
-        "pass costs: in plain passes. pays from: how often a drafted token must be accepted, where all before",
+        "pass costs: in plain passes. pays from: how often a drafted token must be accepted, if all before",
         "it were, for so many to pay. at most: times as fast if all are. Best drafted 0: do not draft.",
         "Worked out from timed passes for drafts of one path, without a drafter; bench sweep measures.",
     ]

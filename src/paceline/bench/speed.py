@@ -110,7 +110,7 @@ def compare(
     warm_up = replace(params, max_tokens=WARM_UP_TOKENS, min_tokens=0)
 
     def engines() -> dict[str, Engine]:
-        return {name: _engine(target, tokenizer, name, rule, policy, cost) for name in contenders}
+        return {name: make_engine(target, tokenizer, name, rule, policy, cost) for name in contenders}
 
     for engine in engines().values():
         answer(engine, conversation.question([WARM_UP], [], tokenizer), warm_up, engine.drafter)
@@ -148,7 +148,7 @@ def _measure(
     return answers
 
 
-def _engine(
+def make_engine(
     target: Target,
     tokenizer: Tokenizer,
     contender: str,
@@ -156,6 +156,7 @@ def _engine(
     policy: str,
     cost: Callable[[], PassCost] | None,
 ) -> Engine:
+    """An engine for a contender: "plain", a drafter or drafter@policy; `policy` is for one that names none."""
     from paceline import drafters, policies
 
     drafter, _, own = contender.partition("@")

@@ -30,20 +30,32 @@ plots_option = click.option(
 )
 
 
+prompts_option = click.option(
+    "--prompts",
+    type=FILE,
+    metavar="FILE",
+    help="JSON lines as in Spec-Bench, MT-bench, HumanEval or GSM8K. [default: the prompts that come along]",
+)
+max_tokens_option = click.option(
+    "--max-tokens",
+    type=click.IntRange(min=1),
+    default=128,
+    show_default=True,
+    metavar="M",
+    help="Tokens of an answer.",
+)
+limit_option = click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Use N prompts, spread over the categories. [default: all of FILE; two of each category of those"
+    " that come along]",
+)
+
+
 def prompt_options(function: F) -> F:
     """--prompts, --limit, --max-tokens."""
-    for decorate in (
-        click.option("--max-tokens", type=click.IntRange(min=1), default=128, show_default=True, metavar="M",
-                     help="Tokens of an answer."),
-        click.option("--limit", type=click.IntRange(min=1), metavar="N",
-                     help="Use N prompts, spread over the categories. [default: all of FILE; two of each"
-                          " category of those that come along]"),
-        click.option("--prompts", type=FILE, metavar="FILE",
-                     help="JSON lines as in Spec-Bench, MT-bench, HumanEval or GSM8K. [default: the prompts"
-                          " that come along]"),
-    ):  # fmt: skip
-        function = decorate(function)
-    return function
+    return prompts_option(limit_option(max_tokens_option(function)))
 
 
 def run_options(default_policy: str) -> Callable[[F], F]:

@@ -8,7 +8,7 @@ import click
 
 from paceline.cli import bench_options as shared
 from paceline.cli.help import examples
-from paceline.cli.options import DEFAULT_DRAFTER, DEFAULT_POLICY
+from paceline.cli.options import DEFAULT_DRAFTER, DEFAULT_POLICY, tuned
 
 
 @click.command(
@@ -59,6 +59,7 @@ def command(
     from paceline.sampling import SamplingParams
 
     export.check(csv_file, None, html)
+    drafter, policy = tuned(model, threads, rule, drafter, policy)
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
     report = bench.run(
         model=model,

@@ -24,6 +24,7 @@ COMMANDS = {
     "models": "List, fetch and inspect models.",
     "bench": "Measure speed on this machine.",
     "advise": "Estimate what speculation could bring here, before running any.",
+    "tune": "Find the fastest drafter for your prompts, and keep the choice.",
     "audit": "Re-check exactness on your model, drafter and settings.",
     "doctor": "Check that everything works here.",
 }

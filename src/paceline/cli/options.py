@@ -175,6 +175,7 @@ def make_engine(
     from paceline.core import Promise
     from paceline.engine import Engine
 
+    drafter, policy = tuned(model, threads, rule, drafter, policy)
     engine = Engine.from_pretrained(
         model,
         drafter=drafter,
@@ -187,6 +188,27 @@ def make_engine(
     if engine.rule.promise is Promise.LOSSY:
         click.echo(f"Rule {rule} is lossy: these are not the target's own answers.", err=True)
     return engine
+
+
+def tuned(model: str, threads: int | None, rule: str, drafter: str, policy: str) -> tuple[str, str]:
+    """Drafter and policy: as the user typed them; where neither was typed, what `paceline tune` chose."""
+    from click.core import ParameterSource
+
+    from paceline.bench.tuned import read
+
+    context = click.get_current_context()
+    typed = [
+        context.get_parameter_source(name) is not ParameterSource.DEFAULT for name in ("drafter", "policy")
+    ]
+    if rule != "match" or any(typed):
+        return drafter, policy
+    profile = read(model, threads)
+    if profile is None:
+        return drafter, policy
+    click.secho(
+        f"tuned: drafter {profile.drafter}, policy {profile.policy} ({profile.why})", dim=True, err=True
+    )
+    return profile.drafter, profile.policy
 
 
 def tokenizer_of(engine: Engine) -> Tokenizer:
