@@ -126,6 +126,12 @@ def _sources(tree: Tree, path: Sequence[int]) -> list[int]:
 def merged(trees: Sequence[Tree], nodes: int, coupled: bool = True) -> Tree:
     """One tree of the trees that several parts propose, of at most so many nodes: of those that may be left
     out, the likeliest."""
+    proposing = [place for place, tree in enumerate(trees) if tree.tokens]
+    if not proposing:
+        return NOTHING
+    if len(proposing) == 1 and len(trees[proposing[0]].tokens) <= nodes:
+        alone = trees[proposing[0]]
+        return alone._replace(sources=[1 << proposing[0]] * len(alone.tokens))
     tokens: list[int] = []
     parents: list[int] = []
     confidences: list[float] = []
@@ -133,11 +139,9 @@ def merged(trees: Sequence[Tree], nodes: int, coupled: bool = True) -> Tree:
     origins: dict[int, Origin] = {}
     nodes_of: dict[tuple[int, int], int] = {}
     # What is fixed comes first: it is there before anything is drawn.
-    order = sorted(range(len(trees)), key=lambda place: not coupled and bool(trees[place].origins))
+    order = sorted(proposing, key=lambda place: not coupled and bool(trees[place].origins))
     for place in order:
         tree = trees[place]
-        if not tree.tokens:
-            continue
         bit = 1 << place
         apart = not coupled and bool(tree.origins)
         own: list[int] = []

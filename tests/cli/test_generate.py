@@ -243,3 +243,27 @@ def test_a_bad_model_file_is_one_line_and_leaves_the_cache_empty(
     assert words in message
     assert str(tmp_path / name) in message
     assert not own_cache.exists() or not [path for path in own_cache.rglob("*") if path.is_file()]
+
+
+def test_a_prediction_is_drafted_from_and_changes_nothing(
+    paceline: Paceline, engines: list[Engine], tmp_path: Path
+) -> None:
+    plain = paceline("generate", "--drafter", "none", "--seed", "1", "--max-tokens", "60", "hello").out
+    file = tmp_path / "answer.txt"
+    file.write_text(plain[:-1])
+    ask = ("generate", "--prediction", str(file), "--json", "--seed", "1", "--max-tokens", "60", "hello")
+    record = json.loads(paceline(*ask).out)
+    assert record["text"] == plain[:-1]
+    assert record["drafter"] == "prediction"
+    assert record["stats"]["tau"] > 2
+    named = json.loads(paceline(*ask, "--drafter", "prediction:max_nodes=2").out)
+    assert (named["text"], named["drafter"]) == (record["text"], "prediction:max_nodes=2")
+
+
+def test_a_prediction_that_cannot_be_used_is_refused(
+    paceline: Paceline, engines: list[Engine], tmp_path: Path
+) -> None:
+    missing = ("generate", "--prediction", str(tmp_path / "no"), "hello")
+    assert "prediction" in one_line_error(paceline(*missing))
+    other = one_line_error(paceline(*missing, "--drafter", "suffix"))
+    assert "--prediction is for --drafter prediction, got suffix" in other

@@ -35,7 +35,7 @@ def view(rows: int, coupled: bool = True) -> View:
         list(range(rows)),
         [1] * rows,
         ["d"] * rows,
-        coupled,
+        coupled=coupled,
     )
 
 

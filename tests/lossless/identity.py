@@ -144,7 +144,10 @@ def predicted(answers: Answers, params: SamplingParams) -> list[int]:
 
 EAGER = {
     "ngram": "ngram:shortest=1",
-    **{name: f"{name}:min_probability=1e-6" for name in ("suffix", "recycling", "datastore", "prediction")},
+    "suffix": "suffix:min_probability=1e-6",
+    "recycling": "recycling:min_probability=1e-6",
+    "prediction": "prediction:min_probability=1e-6",
+    "datastore": "datastore:min_probability=1e-6,max_nodes=2",
 }
 """Options with which a drafter drafts much even in a large batch of short texts."""
 

@@ -12,6 +12,7 @@ from paceline.drafters import load, names
 from paceline.engine import Engine
 from paceline.results import Completion
 from paceline.sampling import SamplingParams
+from tests.discovery import drafter
 from tests.real_model import prompts, target, tokenizer
 from tests.toys import ADVERSARIES, trusting
 
@@ -29,15 +30,32 @@ SETTINGS: dict[str, dict[str, float]] = {
 }
 DRAFTERS = [name for name in names() if name != "none"]
 BY_NAME = {adversary.__name__: adversary for adversary in ADVERSARIES}
-HELPFUL = {"ngram", "suffix", "Oracle", "HalfRight", "RandomTrees", "OverBudget"}
+HELPFUL = {"ngram", "suffix", "prediction", "Oracle", "HalfRight", "RandomTrees", "OverBudget"}
 
 
 def make(name: str, answers: dict[int, Sequence[int]]) -> Drafter:
-    return BY_NAME[name](answers) if name in BY_NAME else load(name, target().info)
+    if name in BY_NAME:
+        return BY_NAME[name](answers)
+    return drafter(name, target().info, text())
+
+
+@cache
+def text() -> tuple[int, ...]:
+    """The prompts, one behind the other, for drafters that draw on a text."""
+    return tuple(tokenizer().encode("\n".join(chat[0]["content"] for chat in prompts(72))))
+
+
+def predicted(answers: Sequence[Completion]) -> list[list[int]]:
+    """Plain answers with every seventh token left out."""
+    return [[token for i, token in enumerate(c.token_ids) if i % 7 != 3] for c in answers]
 
 
 def answer(
-    drafter: Drafter, params: Sequence[SamplingParams], batch: int, **options: object
+    drafter: Drafter,
+    params: Sequence[SamplingParams],
+    batch: int,
+    predictions: Sequence[Sequence[int]] | None = None,
+    **options: object,
 ) -> list[Completion]:
     engine = Engine(
         target(),
@@ -48,7 +66,8 @@ def answer(
         nodes=8 * batch,
         **options,
     )
-    return engine.generate(prompts(72) * (len(params) // 72) + prompts(len(params) % 72), params)
+    asked = prompts(72) * (len(params) // 72) + prompts(len(params) % 72)
+    return engine.generate(asked, params, "d", prediction=predictions)
 
 
 @cache
@@ -63,7 +82,7 @@ def work(setting: str, count: int) -> tuple[list[SamplingParams], list[Completio
 
 def compare(name: str, setting: str, batch: int, count: int) -> None:
     params, plain = work(setting, count)
-    done = answer(make(name, {c.seed: c.token_ids for c in plain}), params, batch)
+    done = answer(make(name, {c.seed: c.token_ids for c in plain}), params, batch, predicted(plain))
     different = [c.seed for c, p in zip(done, plain, strict=True) if c.token_ids != p.token_ids]
     assert not different, f"seeds {different} differ"
     drafted = sum(c.stats.drafted for c in done)
@@ -104,10 +123,10 @@ def test_a_rule_that_trusts_drafts_is_found_out() -> None:
 
 def test_a_mixed_batch_of_drafters_and_settings_gives_the_plain_answers() -> None:
     params, plain = zip(*[pair for s in SETTINGS for pair in zip(*work(s, 12), strict=True)], strict=True)
-    drafters = {name: load(name, target().info) for name in names()}
+    drafters = {name: make(name, {}) for name in names()}
     engine = Engine(target(), drafters, drafter="none", tokenizer=tokenizer(), max_batch=4, chunk_tokens=40)
     choice = [sorted(drafters)[i % len(drafters)] for i in range(len(params))]
-    done = engine.generate(prompts(12) * len(SETTINGS), params, choice)
+    done = engine.generate(prompts(12) * len(SETTINGS), params, choice, prediction=predicted(plain))
     assert [c.token_ids for c in done] == [c.token_ids for c in plain]
     assert [c.text for c in done] == [c.text for c in plain]
     assert {c.drafter for c in done} == set(drafters)

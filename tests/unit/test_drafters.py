@@ -46,7 +46,13 @@ def paths(tree: Tree) -> set[tuple[int, ...]]:
 def test_drafters_are_found_by_their_files() -> None:
     assert {"none", "ngram", "suffix"} <= set(names())
     assert options("ngram") == {"tokens": 7, "longest": 3, "shortest": 2}
-    assert {"max_nodes", "min_probability", "store_tokens", "store"} <= set(options("suffix"))
+    assert set(options("suffix")) == {
+        "max_nodes",
+        "min_probability",
+        "max_match",
+        "store_tokens",
+        "store",
+    }
 
 
 @pytest.mark.parametrize(

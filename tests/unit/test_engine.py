@@ -410,3 +410,35 @@ def test_the_package_imports_fast_and_names_what_it_offers() -> None:
     assert set(paceline.__all__) == set(paceline._HOMES)
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = paceline.nonsense
+
+
+def test_a_prediction_goes_to_the_drafter_of_that_name_and_changes_nothing() -> None:
+    target = TableTarget(VOCABULARY)
+    own = load("prediction", target.info)
+    two = Engine(
+        target, {"none": load("none", target.info), "prediction": own}, drafter="none", tokenizer=Letters()
+    )
+    for prediction in (FULL.token_ids, np.array(FULL.token_ids), FULL.text):
+        done = two.generate([1, 2], params(), prediction=prediction)[0]
+        assert done.token_ids == FULL.token_ids
+        assert done.drafter == "prediction"
+        assert done.stats.accepted > 0
+    assert two.generate([1, 2], params())[0].drafter == "none"
+    several = two.generate([[1, 2], [1, 2]], params(), prediction=[FULL.token_ids, None])
+    assert [done.drafter for done in several] == ["prediction", "none"]
+    assert [done.token_ids for done in several] == [FULL.token_ids] * 2
+    *_, last = two.stream([1, 2], params(), prediction=FULL.token_ids)
+    assert last.finish.drafter == "prediction"
+
+
+def test_a_prediction_that_cannot_be_taken_is_refused() -> None:
+    with pytest.raises(ConfigError, match="drafter 'prediction' is not loaded; loaded are"):
+        engine().generate([1, 2], prediction=[1])
+    target = TableTarget(VOCABULARY)
+    two = Engine(target, {"prediction": load("prediction", target.info)}, drafter="prediction")
+    with pytest.raises(ConfigError, match="a prediction's token ids are whole numbers from 0 to 11, got 12"):
+        two.generate([1, 2], prediction=[12])
+    with pytest.raises(ConfigError, match="no tokenizer; give the prediction as token ids"):
+        two.generate([1, 2], prediction="ab")
+    with pytest.raises(ConfigError, match="prediction: give one or one per prompt; got 3, prompts are 2"):
+        two.generate([[1], [2]], prediction=["a", "b", "c"])

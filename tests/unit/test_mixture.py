@@ -32,9 +32,16 @@ def test_paths_that_begin_alike_share_their_nodes_and_say_who_proposed_them() ->
 
 
 def test_equal_siblings_of_one_part_are_one_token() -> None:
-    tree = merged([Tree([1, 1, 2], [-1, -1, 1]), NOTHING], 9)
-    assert (tree.tokens, tree.parents, tree.sources) == ([1, 2], [-1, 0], [1, 1])
-    assert tree.confidences == [0.5, 0.5]
+    tree = merged([Tree([1, 1, 2], [-1, -1, 1]), Tree([3], [-1])], 9)
+    assert (tree.tokens, tree.parents, tree.sources) == ([1, 2, 3], [-1, 0, -1], [1, 1, 2])
+    assert tree.confidences == [0.5, 0.5, 0.5]
+
+
+def test_a_tree_that_stands_alone_is_as_its_part_made_it() -> None:
+    alone = Tree([1, 2], [-1, 0], confidences=[0.3, 0.2])
+    assert merged([NOTHING, alone, NOTHING], 2) == alone._replace(sources=[2, 2])
+    assert merged([NOTHING, alone], 1).tokens == [1]
+    assert merged([NOTHING, NOTHING], 9) == NOTHING
 
 
 def test_of_what_exceeds_the_budget_the_likeliest_is_left_with_all_above_it() -> None:

@@ -36,7 +36,7 @@ def view(rows: int = 1, *, coupled: bool = True, drafter: str = "d") -> View:
         list(range(rows)),
         [1] * rows,
         [drafter] * rows,
-        coupled,
+        coupled=coupled,
     )
 
 

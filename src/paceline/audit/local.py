@@ -67,7 +67,6 @@ def run(
     model: str,
     rules: Sequence[str] | None,
     drafters: Sequence[str] | None,
-    policy: str,
     prompts: Path | None,
     limit: int | None,
     settings: Sequence[SamplingParams],
@@ -75,6 +74,7 @@ def run(
     allow_lossy: bool,
     threads: int | None,
     note: Note,
+    policy: str = "fixed",
 ) -> dict[str, Any]:
     """Audit a model, and return the report that `paceline audit --json` prints.
 

@@ -10,9 +10,10 @@ if TYPE_CHECKING:
 
 
 def progress_bar() -> AbstractContextManager[Progress]:
-    """A bar that is gone when the work is done."""
+    """A bar that is gone when the work is done; none where stderr is no terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True), transient=True)
+    console = Console(stderr=True)
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

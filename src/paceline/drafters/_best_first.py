@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from heapq import heappop, heappush
 from typing import TypeVar
 
@@ -60,6 +60,8 @@ Place = tuple[float, Sequence[int], int]
 Matches = tuple[int, list[Place]]
 """How many tokens agree at the best place, and all places."""
 
+LENGTHS = 17  # lengths of matches that are told apart; longer ones count as the last
+FORGETTING = 0.995
 UNSEEN_WEIGHT = 0.1
 """Weight of "none of these places", next to the heaviest, which weighs 1."""
 
@@ -73,7 +75,7 @@ def certainty(matched: int) -> float:
     return 1 - 1.5 / (matched + 2)
 
 
-def continuations(matches: Matches) -> Iterable[tuple[int, float, Matches]]:
+def continuations(matches: Matches) -> Iterator[tuple[int, float, Matches]]:
     """The tokens at these places, as `best_first` wants them: a token's confidence is its share of the
     weight times the certainty of a match of that length. A negative token ends its text."""
     matched, places = matches
@@ -92,3 +94,38 @@ def continuations(matches: Matches) -> Iterable[tuple[int, float, Matches]]:
     share = certainty(matched) / total
     for token, weight in weights.items():
         yield token, share * weight, (matched + 1, followers[token])
+
+
+class Calibration:
+    """`continuations` scaled by how much of what they promised came true, by the length of the match.
+
+    What `certainty` says holds for a text that goes on in its own way; how much another text is worth must
+    be found out.
+    """
+
+    def __init__(self, weight: float) -> None:
+        """weight: observations that the first guess, no scaling, counts for."""
+        self._promised = [weight] * LENGTHS
+        self._kept = [weight] * LENGTHS
+        self._waiting: dict[int, tuple[int, Matches]] = {}
+
+    def followers(self, matches: Matches) -> Iterator[tuple[int, float, Matches]]:
+        """As `continuations`, with scaled confidences."""
+        length = min(matches[0], LENGTHS - 1)
+        scale = min(1.0, self._kept[length] / self._promised[length])
+        for token, confidence, below in continuations(matches):
+            yield token, scale * confidence, below
+
+    def expect(self, slot: int, history: Sequence[int], matches: Matches) -> None:
+        """This is where the sequence may go on; what was expected of it before has been decided."""
+        end, earlier = self._waiting.get(slot, (len(history), matches))
+        if end < len(history):
+            length = min(earlier[0], LENGTHS - 1)
+            confidences = {token: confidence for token, confidence, _ in continuations(earlier)}
+            self._promised[length] = FORGETTING * self._promised[length] + sum(confidences.values())
+            self._kept[length] = FORGETTING * self._kept[length] + (history[end] in confidences)
+        self._waiting[slot] = len(history), matches
+
+    def release(self, slot: int) -> None:
+        """The sequence ended."""
+        self._waiting.pop(slot, None)

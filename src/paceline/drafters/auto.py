@@ -10,12 +10,11 @@ from typing import Any
 
 from paceline.core import TargetInfo
 from paceline.drafters.prediction import build as prediction
-from paceline.drafters.recycling import build as recycling
 from paceline.drafters.suffix import build as suffix
 from paceline.mixture import Mixture
 
 NODES = 16
-LEAST = 0.01
+LEAST = 0.03
 """Parts propose what is likelier than this: the policy, which knows what a token costs, does the rest."""
 
 
@@ -32,6 +31,5 @@ def build(info: TargetInfo, *, store_tokens: int = 100_000, store: str = "") -> 
         {
             "prediction": prediction(info, **common),
             "suffix": suffix(info, **common, store_tokens=store_tokens, store=store),
-            "recycling": recycling(info, **common),
         }
     )

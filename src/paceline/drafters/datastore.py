@@ -1,7 +1,8 @@
 """Propose what followed the last tokens in the user's own files.
 
 A datastore is made once, with `paceline datastore build`, and asked at every step: of all its places behind
-the longest ends of the text so far, a sample is merged into a tree that grows best first.
+the longest ends of the text so far, a sample is merged into a tree that grows best first. How far the files
+can be trusted is learned.
 
 Helps where answers repeat what stands in the files: code of a project, manuals, letters, earlier answers.
 Source: He et al., "REST: Retrieval-Based Speculative Decoding", 2023 (arXiv 2311.08252).
@@ -13,11 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from paceline.core import NOTHING, Budget, Drawn, Step, TargetInfo, Tree, View
-from paceline.drafters._best_first import MIN_PROBABILITY, Place, best_first, continuations
+from paceline.drafters._best_first import MIN_PROBABILITY, Calibration, Place, best_first
 from paceline.errors import ConfigError
 from paceline.stores.datastore import LONGEST, Datastore
 
-LOOKED_AT = 48  # places that are merged: bounds the time of a step
+LOOKED_AT = 24  # places that are merged: bounds the time of a step
 DECAY = 2.0  # a place where one more token matches weighs so many times as much
 
 
@@ -30,30 +31,36 @@ class Retrieval:
 
     def __init__(self, store: Datastore, max_nodes: int, min_probability: float) -> None:
         self._store = store
+        self._calibration = Calibration(weight=10)
         self._max_nodes = max_nodes
         self._min_probability = min_probability
 
     def propose(self, view: View, budgets: Sequence[Budget]) -> Sequence[Tree]:
         """A tree for each row that decodes."""
         return [
-            self._propose(history, budget) if min(budget) > 0 else NOTHING
-            for history, budget in zip(view.histories, budgets, strict=True)
+            self._propose(slot, history, budget) if min(budget) > 0 else NOTHING
+            for slot, history, budget in zip(view.slots, view.histories, budgets, strict=True)
         ]
 
-    def _propose(self, history: Sequence[int], budget: Budget) -> Tree:
+    def _propose(self, slot: int, history: Sequence[int], budget: Budget) -> Tree:
         tokens, longest = self._store.tokens, 0
         places: list[Place] = []
         for matched, place in self._store.matches(history[: -LONGEST - 1 : -1], LOOKED_AT):
             longest = longest or matched
             places.append((DECAY ** (matched - longest), tokens, place))
+        self._calibration.expect(slot, history, (longest, places))
         nodes = min(self._max_nodes, budget.nodes)
-        return best_first((longest, places), continuations, nodes, budget.depth, self._min_probability)
+        return best_first(
+            (longest, places), self._calibration.followers, nodes, budget.depth, self._min_probability
+        )
 
     def observe(self, step: Step) -> None:
         """The histories say all there is to know."""
 
     def release(self, slots: Sequence[int]) -> None:
-        """Nothing is kept for one sequence alone."""
+        """Forget what was expected of these sequences."""
+        for slot in slots:
+            self._calibration.release(slot)
 
 
 def build(

@@ -14,7 +14,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 
 from paceline.core import NOTHING, Budget, Drawn, Step, TargetInfo, Tree, View
-from paceline.drafters._best_first import Place, best_first, continuations
+from paceline.drafters._best_first import Calibration, Place, best_first
 from paceline.errors import ConfigError
 
 COMPARED = 12  # tokens compared at most at each place where the last token stands
@@ -88,6 +88,7 @@ class Prediction:
         self._max_nodes = max_nodes
         self._min_probability = min_probability
         self._followers: dict[int, Follower] = {}
+        self._calibrations: dict[int, Calibration] = {}
 
     def propose(self, view: View, budgets: Sequence[Budget]) -> Sequence[Tree]:
         """A tree for each row that has a prediction."""
@@ -99,11 +100,14 @@ class Prediction:
                 follower = self._followers.get(slot)
                 if follower is None:
                     follower = self._followers[slot] = Follower(view.predictions[slot])
+                    self._calibrations[slot] = Calibration(weight=1)
                 history, prompt = view.histories[row], view.prompts[row]
                 follower.read(history, prompt)
                 places = follower.places(history, prompt)
+                calibration = self._calibrations[slot]
+                calibration.expect(slot, history, places)
                 nodes = min(self._max_nodes, budget.nodes)
-                tree = best_first(places, continuations, nodes, budget.depth, self._min_probability)
+                tree = best_first(places, calibration.followers, nodes, budget.depth, self._min_probability)
             trees.append(tree)
         return trees
 
@@ -114,6 +118,7 @@ class Prediction:
         """Forget where these answers are in their predictions."""
         for slot in slots:
             self._followers.pop(slot, None)
+            self._calibrations.pop(slot, None)
 
 
 def build(info: TargetInfo, *, max_nodes: int = 15, min_probability: float = 0.03) -> Prediction:

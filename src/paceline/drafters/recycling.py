@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from math import exp
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,55 +85,51 @@ class Recycling:
 
     def observe(self, step: Step) -> None:
         """Note the successors of every token that was kept, and which of those noted before came true."""
-        nodes: list[int] = []
-        for row, root in enumerate(step.draft.roots):
-            if root >= 0:
-                path = [root, *step.verdict.paths[row]]
-                tokens = [*step.draft.tokens[path].tolist(), step.verdict.next_tokens[row]]
-                for token, follower in pairwise(tokens):
-                    self._acceptance.learn(self._table.get(token, ()), follower)
-                nodes += path
-        if nodes:
-            scored = np.searchsorted(step.draft.scored, nodes)
-            found = likeliest(step.scores.logits[scored], self._count)
-            self._table.update(zip(step.draft.tokens[nodes].tolist(), found, strict=True))
+        draft = step.draft
+        found: dict[int, Successors] = {}
+        for row, root in enumerate(draft.roots):
+            if root < 0:
+                continue
+            path = [root, *step.verdict.paths[row]]
+            tokens = draft.tokens[path].tolist()
+            for token, follower in pairwise((*tokens, step.verdict.next_tokens[row])):
+                self._acceptance.learn(self._table.get(token, ()), follower)
+            for token, place in zip(tokens, np.searchsorted(draft.scored, path).tolist(), strict=True):
+                found[token] = likeliest(step.scores.logits[place], self._count)
+        self._table |= found
 
     def release(self, slots: Sequence[int]) -> None:
         """Nothing is kept for one sequence alone."""
 
 
-def likeliest(logits: Array, count: int) -> list[Successors]:
-    """The `count` likeliest tokens of each row of logits [S, V]; all if there are no more.
+def likeliest(logits: Array, count: int) -> Successors:
+    """The `count` likeliest tokens by logits [V]; all if there are no more.
 
-    To sort or partition whole rows would cost a tenth of a pass. So a row is cut into SWEEP stretches, of
-    which one sweep finds the largest value at each place; the likeliest tokens all are at those `count`
+    To sort or partition all of them would cost a good part of a pass. So the row is cut into SWEEP stretches,
+    of which one sweep finds the largest value at each place; the likeliest tokens all are at those `count`
     places where it is largest, in one of the stretches.
     """
     logits = np.asarray(logits)
-    rows, size = logits.shape
-    width = size // SWEEP
+    width = len(logits) // SWEEP
     if width <= count:
-        places = np.broadcast_to(np.arange(size), (rows, size))
+        places = np.arange(len(logits))
     else:
-        starts = np.arange(0, SWEEP * width, width)
-        largest = logits[:, : SWEEP * width].reshape(rows, SWEEP, width).max(axis=1)
-        within = (_largest(largest, count)[:, :, None] + starts).reshape(rows, -1)
-        rest = np.broadcast_to(np.arange(SWEEP * width, size), (rows, size % SWEEP))
-        places = np.concatenate((within, rest), axis=1)
-    values = np.take_along_axis(logits, places, axis=1)
-    top = _largest(values, min(count, size))
-    values, places = np.take_along_axis(values, top, axis=1), np.take_along_axis(places, top, axis=1)
-    order = np.argsort(-values, axis=1)
-    values, places = np.take_along_axis(values, order, axis=1), np.take_along_axis(places, order, axis=1)
-    weights = np.exp(values - values[:, :1])
-    shares = weights / weights.sum(axis=1, keepdims=True)
-    classes = np.minimum((shares * SHARES).astype(int), SHARES - 1)
-    return [tuple(zip(*row, strict=True)) for row in zip(places.tolist(), classes.tolist(), strict=True)]
+        stretches = logits[: SWEEP * width].reshape(SWEEP, width)
+        within = _largest(stretches.max(axis=0), count)[:, None] + np.arange(0, SWEEP * width, width)
+        places = np.concatenate((within.ravel(), np.arange(SWEEP * width, len(logits))))
+    top = places[_largest(logits[places], min(count, len(logits)))]
+    ranked = sorted(zip(logits[top].tolist(), top.tolist(), strict=True), reverse=True)
+    weights = [exp(value - ranked[0][0]) for value, _ in ranked]
+    scale = SHARES / sum(weights)
+    return tuple(
+        (token, min(int(weight * scale), SHARES - 1))
+        for weight, (_, token) in zip(weights, ranked, strict=True)
+    )
 
 
 def _largest(values: NDArray[np.floating], count: int) -> NDArray[np.intp]:
-    """Where the `count` largest values of each row are, in no order: [rows, count]."""
-    return np.argpartition(values, values.shape[1] - count, axis=1)[:, values.shape[1] - count :]
+    """Where the `count` largest values are, in no order."""
+    return np.argpartition(values, len(values) - count)[len(values) - count :]
 
 
 def build(
