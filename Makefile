@@ -52,7 +52,7 @@ RESULTS := benchmarks/results
 results: $(VENV)/installed
 	mkdir -p $(RESULTS)
 	$(BIN)/paceline bench step --json > $(RESULTS)/step.json
-	$(BIN)/paceline bench speed --drafter suffix,ngram $(if $(PROMPTS),--prompts $(PROMPTS)) --json \
+	$(BIN)/paceline bench speed --drafter suffix,ngram $(if $(PROMPTS),--prompts $(PROMPTS),--limit 70) --json \
 		> $(RESULTS)/speed.json
 	$(BIN)/python benchmarks/peers/llama_cpp.py $(foreach python,$(LLAMA_PYTHON),--python $(python)) --json \
 		> $(RESULTS)/llama_cpp.json

@@ -60,9 +60,15 @@ def _speed(report: Report) -> str:
         "|---" * (len(categories) + 1) + "|",
     ]
     for name, entry in report["drafters"].items():
-        cells = (f"{entry['by_category'][category]['ratio']:.2f}" for category in categories)
+        cells = (_cell(entry["by_category"][category]) for category in categories)
         lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines += ["", "In brackets: too few prompts to tell, or the interval includes 1."]
     return "\n".join(lines)
+
+
+def _cell(entry: Report) -> str:
+    """The ratio; in brackets where it is neither a speed-up nor a loss for sure."""
+    return f"{entry['ratio']:.2f}" if entry["verdict"] in ("faster", "slower") else f"({entry['ratio']:.2f})"
 
 
 def _outside(entry: Report) -> str:

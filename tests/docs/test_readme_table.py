@@ -16,6 +16,7 @@ ENTRY = {
     "ratio": 1.31,
     "ratio_low": 1.2,
     "ratio_high": 1.4,
+    "verdict": "faster",
     "total_ratio": 1.28,
     "different_outputs": 0,
 }
@@ -43,7 +44,9 @@ def test_the_tables_are_well_formed_and_name_the_machine() -> None:
         "temperature": 0.0,
         "max_tokens": 128,
         "plain": ENTRY,
-        "drafters": {"suffix": {**ENTRY, "by_category": {"chat": ENTRY, "code": ENTRY}}},
+        "drafters": {
+            "suffix": {**ENTRY, "by_category": {"chat": ENTRY, "code": {**ENTRY, "verdict": "too few"}}}
+        },
     }
     peer = {
         "prompts": 24,
@@ -57,6 +60,7 @@ def test_the_tables_are_well_formed_and_name_the_machine() -> None:
     text = script.tables(step, speed, peer)
     assert text.startswith("On A Processor, 2 cores, avx2, 2 threads")
     assert "| suffix | 300 | 1.31 (1.20 to 1.40) | 1.28 | 1.50 | 40% | 5.0% |" in text
+    assert "| suffix | 1.31 | (1.31) |" in text
     assert "| milliseconds | 2.00 | 3.00 |" in text
     for block in text.split("\n\n"):
         widths = {line.count("|") for line in block.splitlines() if line.startswith("|")}

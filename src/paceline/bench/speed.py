@@ -156,7 +156,7 @@ def make_engine(
     policy: str,
     cost: Callable[[], PassCost] | None,
 ) -> Engine:
-    """An engine for a contender: "plain", a drafter or drafter@policy; `policy` is for one that names none."""
+    """An engine for a contender: "plain", a drafter or drafter@policy; `policy` is for those without one."""
     from paceline import drafters, policies
 
     drafter, _, own = contender.partition("@")
