@@ -10,6 +10,7 @@ import io
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from paceline.bench.figures import FASTER, SLOWER, TOO_FEW
 from paceline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SIZE = (8.0, 4.2)
+FAINT = 0.35
 Entry = dict[str, Any]
 
 
@@ -175,7 +177,14 @@ def _category(axes: Axes, entries: Sequence[Entry]) -> bool:
     for number, entry in enumerate(shown):
         parts = [entry["by_category"][name] for name in categories]
         places = [place + number * width for place in range(len(categories))]
-        axes.bar(places, [part["ratio"] for part in parts], width, yerr=_bars(parts), label=_label(entry))
+        bars = axes.bar(
+            places, [part["ratio"] for part in parts], width, color=f"C{number}", label=_label(entry)
+        )
+        for bar, place, part in zip(bars, places, parts, strict=True):
+            bar.set_alpha(1.0 if part["verdict"] in (FASTER, SLOWER) else FAINT)
+            if part["verdict"] != TOO_FEW:
+                axes.errorbar(place, part["ratio"], yerr=_bars([part]), color="black", capsize=2)
+    axes.set_xlabel("faint: the interval includes 1, or too few prompts to tell")
     axes.axhline(1, color="grey", linewidth=0.8)
     axes.set_xticks([place + 0.4 - width / 2 for place in range(len(categories))], categories, rotation=40)
     axes.set_ylabel("times as fast as plain")

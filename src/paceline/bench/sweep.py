@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from paceline.policies import PassCost
     from paceline.results import Completion
 
+Key = tuple[str, int]
+"""A contender: drafter and node budget."""
+
 LEAST_PASSES = 5
 """Passes of a size that must have been timed before its median counts."""
 
@@ -168,34 +171,34 @@ def compare(
             max_batch=batch,
         )
 
-    plain_report, results = [], []
+    plain_report: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
+    categories = [prompt.category for prompt in first_turns]
+    warm_up_question = conversation.question([WARM_UP], [], tokenizer)
     with progress_bar() as progress:
         task = progress.add_task("Measuring", total=answers)
         for setting in settings:
             chosen = replace(params, temperature=setting.temperature)
             questions = _questions(first_turns, setting.context, tokenizer)
-            engines = {
-                (name, nodes): make(name, nodes, setting.batch) for name, nodes in ((PLAIN, 1), *contenders)
-            }
             warm_up = replace(chosen, max_tokens=WARM_UP_TOKENS, min_tokens=0)
-            _answer(make(PLAIN, 1, 1), [conversation.question([WARM_UP], [], tokenizer)], warm_up)
-            groups: dict[tuple[str, int], list[Group]] = {name: [] for name in engines}
-            names = list(engines)
-            for turn in range(len(questions) // setting.batch):
-                group = questions[turn * setting.batch : (turn + 1) * setting.batch]
-                first = turn % len(names)
-                for name in (*names[first:], *names[:first]):
-                    groups[name].append(_answer(engines[name], group, chosen))
-                    progress.advance(task, setting.batch)
-            plain, *others = (_Contender(*name, setting, groups[name], engines[name]) for name in names)
-            plain_report.append(plain.figures())
-            categories = [prompt.category for prompt in first_turns]
+            for contender in ((PLAIN, 1), *contenders):
+                _answer(make(*contender, setting.batch), [warm_up_question], warm_up)
+            engines = {key: make(*key, setting.batch) for key in ((PLAIN, 1), *contenders)}
+            groups = _take_turns(
+                engines, questions, setting.batch, chosen, lambda count: progress.advance(task, count)
+            )
+            plain, *others = (_Contender(*key, setting, groups[key], engines[key]) for key in engines)
             pass_seconds = _pass_seconds([plain, *others])
+            plain_report.append(
+                {
+                    **plain.figures(),
+                    "pass_ms": {str(n): seconds * 1e3 for n, seconds in sorted(pass_seconds.items())},
+                }
+            )
             for drafter in dict.fromkeys(drafters):
                 own = [other for other in others if other.name == drafter]
                 rate = _acceptance(own)
                 results += [one.compared(plain, categories, rate, pass_seconds) for one in own]
-            plain_report[-1]["pass_ms"] = {str(n): s * 1e3 for n, s in sorted(pass_seconds.items())}
     return {
         "prompts": len(prompts),
         "max_tokens": params.max_tokens,
@@ -302,6 +305,28 @@ def _acceptance(contenders: Sequence[_Contender]) -> float:
     rows = [(row, one.nodes) for one in contenders for item in one.passes for row in item.rows]
     kept = sum(row.accepted for row, _ in rows)
     return divide(kept, kept + sum(row.accepted < nodes for row, nodes in rows))
+
+
+def _take_turns(
+    engines: dict[Key, Engine],
+    questions: Sequence[Sequence[int]],
+    batch: int,
+    params: SamplingParams,
+    answered: Callable[[int], None],
+) -> dict[Key, list[Group]]:
+    """Everyone's answers to the same groups of `batch` questions; a last group that is not full stays out.
+
+    answered: called with the number of answers after each group.
+    """
+    groups: dict[Key, list[Group]] = {key: [] for key in engines}
+    order = list(engines)
+    for turn in range(len(questions) // batch):
+        group = questions[turn * batch : (turn + 1) * batch]
+        first = turn % len(order)
+        for key in (*order[first:], *order[:first]):
+            groups[key].append(_answer(engines[key], group, params))
+            answered(batch)
+    return groups
 
 
 def _answer(engine: Engine, questions: Sequence[Sequence[int]], params: SamplingParams) -> Group:

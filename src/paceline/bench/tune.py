@@ -113,8 +113,9 @@ def compare(
     }
     note(f"{len(engines) - 1} candidates beside plain decoding, at most {seconds:g} s")
     warm_up = replace(params, max_tokens=WARM_UP_TOKENS, min_tokens=0)
-    plain = make_engine(target, tokenizer, PLAIN, match, "fixed", cost)
-    answer(plain, conversation.question([WARM_UP], [], tokenizer), warm_up, plain.drafter)
+    for name in engines:
+        unmeasured = make_engine(target, tokenizer, name, match, "fixed", cost)
+        answer(unmeasured, conversation.question([WARM_UP], [], tokenizer), warm_up, unmeasured.drafter)
 
     answers: dict[str, list[Answer]] = {name: [] for name in engines}
     left = list(engines)
