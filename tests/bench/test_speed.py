@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from paceline.bench import speed
+from paceline.bench import export, speed
 from paceline.bench.prompts import Prompt
 from paceline.core import Draft, Scores, Verdict
 from paceline.drafters.suffix import Suffix
@@ -54,7 +54,10 @@ def test_the_report_has_every_figure_that_it_promises() -> None:
         assert sum(part["tokens"] for part in entry["by_category"].values()) == entry["tokens"] == 60
     assert json.loads(json.dumps(report)) == report
     report |= {"title": "t", "model": "m", "machine": {"cpu": "c", "isa": "i", "threads": 1}}
-    assert "suffix by category" in speed.table(report)
+    text = speed.table(report)
+    assert "suffix by category" in text
+    assert {part["verdict"] for part in report["drafters"]["suffix"]["by_category"].values()} == {"too few"}
+    assert text.count("too few") >= 4, "two drafters, two categories each"
 
 
 @pytest.mark.parametrize(("temperature", "promised"), [(0.0, True), (1.0, False)])
@@ -202,6 +205,16 @@ def test_later_turns_stand_behind_plain_decodings_answers_to_the_earlier_ones(
 def test_turns_that_might_not_fit_with_their_answers_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"prompt 7 has 5\d\d tokens with the answers in between, 12 each"):
         compare(prompts=[Prompt("7", "a", ("b" * 400, "c" * 100))])
+
+
+def test_a_report_becomes_a_csv_and_a_page(tmp_path: Path) -> None:
+    report = compare() | {"title": "t", "model": "m", "machine": {"cpu": "c", "isa": "i", "threads": 1}}
+    lines = export.table(report).splitlines()
+    assert len(lines) == 1 + 2 * (1 + 2)
+    assert [line.split(",")[0] for line in lines[1:]] == ["suffix"] * 3 + ["ngram"] * 3
+    pytest.importorskip("matplotlib")
+    export.write(report, speed.table(report), None, None, tmp_path / "page.html")
+    assert (tmp_path / "page.html").read_text().count("<svg") == 1
 
 
 @pytest.mark.model

@@ -264,6 +264,15 @@ def test_what_tune_chose_is_used_unless_something_else_is_asked_for(
     assert [call["policy"] for call in calls] == ["fixed:nodes=2"] + ["throughput"] * 3
 
 
+def test_generate_and_chat_use_what_tune_chose(paceline: Paceline, engines: list[Any]) -> None:
+    tuned.write(tuned.Profile("smollm2-135m", tuned.usable_cores(), "ngram", "fixed", "why", "today"))
+    assert "tuned: drafter ngram" in paceline("generate", "hello", "--max-tokens", "2").err
+    assert "tuned: drafter ngram" in paceline("chat", stdin="hello\n").err
+    assert "tuned" not in paceline("generate", "hello", "--max-tokens", "2", "--drafter", "suffix").err
+    assert "tuned" not in paceline("generate", "hello", "--max-tokens", "2", "--policy", "fixed").err
+    assert [engine.drafter for engine in engines] == ["ngram", "ngram", "suffix", "auto"]
+
+
 @pytest.mark.parametrize(
     "fault", [{"enough": False}, {"candidates": {"ngram@fixed": {"different_outputs": 1}}}]
 )

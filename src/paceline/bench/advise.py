@@ -57,7 +57,7 @@ def run(
         "title": target.info.name,
         "context": context,
         **advise(seconds, acceptance, draft_cost, batch),
-        **provenance(model, None),
+        **provenance(model),
         "machine": machine(target.model.isa, target.model.threads),
         "versions": versions(),
     }

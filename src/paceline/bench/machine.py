@@ -38,15 +38,11 @@ def versions() -> dict[str, str]:
     return found
 
 
-def provenance(model: str, prompts: Path | None) -> dict[str, Any]:
-    """The very model file, by its checksum, where the prompts came from, and when."""
+def provenance(model: str) -> dict[str, Any]:
+    """The very model file, by its checksum, and when it was measured."""
     with resolve(model).open("rb") as file:
         checksum = hashlib.file_digest(file, "sha256").hexdigest()
-    return {
-        "model_sha256": checksum,
-        "prompts_from": "those that come along" if prompts is None else str(prompts),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
+    return {"model_sha256": checksum, "date": datetime.now(UTC).isoformat(timespec="seconds")}
 
 
 def usable_cores() -> int:

@@ -119,7 +119,8 @@ def run(
         "model": model,
         "title": target.info.name,
         **compare(target, tokenizer, drafters, chosen, params, note, lambda: pass_cost(target), policy),
-        **provenance(model, prompts),
+        "prompts_from": str(prompts or "those that come along"),
+        **provenance(model),
         "machine": machine(target.model.isa, target.model.threads),
         "versions": versions(),
     }
@@ -289,7 +290,7 @@ def table(report: dict[str, Any]) -> str:
         "a pass over n tokens, in plain passes: "
         + ", ".join(f"{n}: {value:.2f}" for n, value in report["pass_cost"].items()),
         "",
-        f"{'':38}{'nodes':>6}{'times as fast':>15}{'τ':>7}",
+        f"{'':42}{'nodes':>6}{'times as fast':>15}{'τ':>7}",
     ]
     for name, entry in report["drafters"].items():
         lines.append(_line(f"{name}, best budget throughout", entry["best_nodes"], entry))
@@ -307,4 +308,4 @@ def table(report: dict[str, Any]) -> str:
 
 
 def _line(name: str, nodes: object, entry: Mapping[str, float]) -> str:
-    return f"{name[:37]:38}{nodes!s:>6}{entry['ratio']:15.2f}{entry['tau']:7.2f}"
+    return f"{name[:41]:42}{nodes!s:>6}{entry['ratio']:15.2f}{entry['tau']:7.2f}"

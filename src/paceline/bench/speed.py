@@ -80,7 +80,8 @@ def run(
         **compare(
             target, tokenizer, drafters, chosen, params, note, decides, policy, lambda: pass_cost(target)
         ),
-        **provenance(model, prompts),
+        "prompts_from": str(prompts or "those that come along"),
+        **provenance(model),
         "machine": machine(target.model.isa, target.model.threads),
         "versions": versions(),
     }

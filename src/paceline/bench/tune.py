@@ -84,7 +84,8 @@ def run(
             note,
             lambda: pass_cost(target),
         ),
-        **provenance(model, prompts),
+        "prompts_from": str(prompts or "those that come along"),
+        **provenance(model),
         "machine": machine(target.model.isa, target.model.threads),
         "versions": versions(),
     }
