@@ -210,7 +210,7 @@ def table(report: dict[str, Any]) -> str:
         f"{report['max_tokens']} tokens, temperature {report['temperature']:g}",
         f"{where['cpu']}, {where['isa']}, threads: {where['threads']}",
         "",
-        f"{'':34}{'prompts':>7}{'ratio':>7}{'95 % interval':>15}  {'verdict':10}",
+        f"{'':34}{'prompts':>7}{'ratio':>7}{'95 % interval':>15}  verdict",
     ]
     entries = report["candidates"]
     for name in sorted(entries, key=lambda name: (entries[name]["dropped"], -entries[name]["ratio"])):
