@@ -197,10 +197,10 @@ def tuned(model: str, threads: int | None, rule: str, drafter: str, policy: str)
     from paceline.bench.tuned import read
 
     context = click.get_current_context()
-    typed = [
+    given = [
         context.get_parameter_source(name) is not ParameterSource.DEFAULT for name in ("drafter", "policy")
     ]
-    if rule != "match" or any(typed):
+    if rule != "match" or any(given):
         return drafter, policy
     profile = read(model, threads)
     if profile is None:
