@@ -59,7 +59,7 @@ RESULTS := benchmarks/results
 results: $(VENV)/installed
 	mkdir -p $(RESULTS)
 	$(BIN)/paceline bench step --json > $(RESULTS)/step.json
-	$(BIN)/paceline bench speed --drafter suffix,ngram $(if $(PROMPTS),--prompts $(PROMPTS)) --json \
+	$(BIN)/paceline bench speed --drafter suffix,ngram $(if $(PROMPTS),--prompts $(PROMPTS),--limit 70) --json \
 		> $(RESULTS)/speed.json
 	@$(MAKE) --no-print-directory peers
 	@$(MAKE) --no-print-directory scale

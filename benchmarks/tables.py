@@ -12,6 +12,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from paceline.bench.figures import FASTER, SLOWER, verdict
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -95,9 +97,16 @@ def _speed(report: Report) -> str:
         "|---" * (len(categories) + 1) + "|",
     ]
     for name, entry in report["drafters"].items():
-        cells = (f"{entry['by_category'][category]['ratio']:.2f}" for category in categories)
+        cells = (_cell(entry["by_category"][category]) for category in categories)
         lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines += ["", "In brackets: too few prompts to tell, or the interval includes 1."]
     return "\n".join(lines)
+
+
+def _cell(entry: Report) -> str:
+    """The ratio; in brackets where it is neither a speed-up nor a loss for sure."""
+    sure = verdict(entry["ratio_low"], entry["ratio_high"], entry["prompts"]) in (FASTER, SLOWER)
+    return f"{entry['ratio']:.2f}" if sure else f"({entry['ratio']:.2f})"
 
 
 def _outside(entry: Report) -> str:

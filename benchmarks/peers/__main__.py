@@ -25,7 +25,7 @@ from benchmarks.peers.adapters.paceline import reference
 from benchmarks.peers.contender import Contender, PeerError, Plan
 from paceline import kernels
 from paceline.bench.machine import machine, usable_cores, versions
-from paceline.bench.prompts import SHIPPED, load
+from paceline.bench.prompts import choose
 from paceline.errors import PacelineError
 from paceline.models.cache import write_atomically
 from paceline.models.registry import resolve
@@ -60,8 +60,8 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--only", help=f"rivals, with commas between them: {', '.join(rivals())}")
     parser.add_argument("--model", default="smollm2-135m", help="name or path of a GGUF file")
-    parser.add_argument("--prompts", type=Path, default=SHIPPED, help="a file in the form of Spec-Bench")
-    parser.add_argument("--limit", type=_count, help="so many prompts")
+    parser.add_argument("--prompts", type=Path, help="a file that `paceline bench speed` takes")
+    parser.add_argument("--limit", type=_count, help="so many prompts, of all categories")
     parser.add_argument("--tokens", type=_count, default=128, help="of every answer")
     parser.add_argument("--threads", type=_count, default=usable_cores(), help="of every engine")
     parser.add_argument(
@@ -104,7 +104,7 @@ def _run(options: argparse.Namespace) -> int:
     tokenizer = Tokenizer.from_json(weights.tokenizer_json)
     prompts = [
         tokenizer.apply_chat_template([{"role": "user", "content": prompt.text}])
-        for prompt in load(options.prompts)[: options.limit]
+        for prompt in choose(options.prompts, options.limit)
     ]
     # A multiple of 256, as llama.cpp rounds it.
     longest = max(*map(len, prompts), PREFILL_TOKENS) + options.tokens

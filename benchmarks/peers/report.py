@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.peers.contest import Entry, plain_of
-from paceline.bench.speed import bootstrap_interval
+from paceline.bench.figures import bootstrap_interval
 
 ENGINE = "Paceline"
 AS_GOOD = 2.0

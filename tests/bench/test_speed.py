@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from paceline.bench import speed
+from paceline.bench import export, speed
 from paceline.bench.prompts import Prompt
 from paceline.core import Draft, Scores, Verdict
 from paceline.drafters.suffix import Suffix
@@ -20,7 +20,7 @@ from paceline.targets.table import TableTarget
 from tests.toys import VOCABULARY, Letters
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
-PROMPTS = [Prompt(str(n), "ab"[n % 2], text) for n, text in enumerate(("bcd", "dcb", "ccb", "bbd", "ddd"))]
+PROMPTS = [Prompt(str(n), "ab"[n % 2], (text,)) for n, text in enumerate(("bcd", "dcb", "ccb", "bbd", "ddd"))]
 
 
 class Words(Letters):
@@ -54,7 +54,10 @@ def test_the_report_has_every_figure_that_it_promises() -> None:
         assert sum(part["tokens"] for part in entry["by_category"].values()) == entry["tokens"] == 60
     assert json.loads(json.dumps(report)) == report
     report |= {"title": "t", "model": "m", "machine": {"cpu": "c", "isa": "i", "threads": 1}}
-    assert "suffix by category" in speed.table(report)
+    text = speed.table(report)
+    assert "suffix by category" in text
+    assert {part["verdict"] for part in report["drafters"]["suffix"]["by_category"].values()} == {"too few"}
+    assert text.count("too few") >= 4, "two drafters, two categories each"
 
 
 @pytest.mark.parametrize(("temperature", "promised"), [(0.0, True), (1.0, False)])
@@ -83,7 +86,7 @@ def test_everyone_goes_first_equally_often(monkeypatch: pytest.MonkeyPatch) -> N
         return real(engine, prompt, params, drafter, *rest)
 
     monkeypatch.setattr(speed, "answer", answer)
-    prompts = [Prompt(str(n), "ab"[n % 2], "b" * (n + 1)) for n in range(12)]
+    prompts = [Prompt(str(n), "ab"[n % 2], ("b" * (n + 1),)) for n in range(12)]
     compare(prompts=prompts, drafters=("suffix", "ngram"))
     measured = order[3:]
     rounds = [measured[place : place + 3] for place in range(0, 36, 3)]
@@ -115,8 +118,8 @@ def test_no_drafter_is_drafted_for_from_an_earlier_run_of_the_same_prompt(
 
 def test_the_measured_drafters_know_nothing_of_the_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
     engines: list[Any] = []
-    real = speed._engine
-    monkeypatch.setattr(speed, "_engine", lambda *rest: engines.append(real(*rest)) or engines[-1])
+    real = speed.make_engine
+    monkeypatch.setattr(speed, "make_engine", lambda *rest: engines.append(real(*rest)) or engines[-1])
     compare(drafters=("suffix",))
     _, warm, _, measured = engines
     assert warm.drafters["suffix"] is not measured.drafters["suffix"]
@@ -169,15 +172,49 @@ def test_answers_of_one_token_divide_by_nothing() -> None:
 
 def test_a_prompt_that_is_too_long_is_refused_before_anything_is_measured() -> None:
     with pytest.raises(ConfigError, match="prompt 7 has 600 tokens; table takes up to 511"):
-        compare(prompts=[*PROMPTS, Prompt("7", "a", "b" * 600)])
+        compare(prompts=[*PROMPTS, Prompt("7", "a", ("b" * 600,))])
 
 
-def test_the_bootstrap_interval_holds_the_median_and_repeats() -> None:
-    values = np.random.default_rng(1).normal(1.5, 0.2, 200)
-    low, high = speed.bootstrap_interval(values)
-    assert low < np.median(values) < high
-    assert high - low < 0.12
-    assert (low, high) == speed.bootstrap_interval(values)
+def test_later_turns_stand_behind_plain_decodings_answers_to_the_earlier_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[str, list[int]]] = []
+    real = speed.answer
+
+    def answer(engine: Any, prompt: Any, params: Any, drafter: str) -> Any:
+        answers.append(real(engine, prompt, params, drafter))
+        asked.append((drafter, prompt))
+        return answers[-1]
+
+    answers: list[Any] = []
+    monkeypatch.setattr(speed, "answer", answer)
+    prompts = [Prompt("1", "a", ("bcd", "ddc")), *PROMPTS]
+    report = compare(prompts=prompts, drafters=("suffix",))
+    warm_up = 2
+    assert [name for name, _ in asked[warm_up : warm_up + 4]] == ["none", "suffix"] * 2
+    first = answers[warm_up].completion.text
+    assert first
+    assert asked[warm_up + 2][1] == asked[warm_up + 3][1] != asked[warm_up][1]
+    said = [{"role": "user", "content": "bcd"}, {"role": "assistant", "content": first}]
+    expected = Words().apply_chat_template([*said, {"role": "user", "content": "ddc"}])
+    assert asked[warm_up + 2][1] == expected
+    assert (report["prompts"], report["answers"]) == (6, 7)
+    assert report["drafters"]["suffix"]["by_category"]["a"]["prompts"] == 4
+
+
+def test_turns_that_might_not_fit_with_their_answers_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"prompt 7 has 5\d\d tokens with the answers in between, 12 each"):
+        compare(prompts=[Prompt("7", "a", ("b" * 400, "c" * 100))])
+
+
+def test_a_report_becomes_a_csv_and_a_page(tmp_path: Path) -> None:
+    report = compare() | {"title": "t", "model": "m", "machine": {"cpu": "c", "isa": "i", "threads": 1}}
+    lines = export.table(report).splitlines()
+    assert len(lines) == 1 + 2 * (1 + 2)
+    assert [line.split(",")[0] for line in lines[1:]] == ["suffix"] * 3 + ["ngram"] * 3
+    pytest.importorskip("matplotlib")
+    export.write(report, speed.table(report), None, None, tmp_path / "page.html")
+    assert (tmp_path / "page.html").read_text().count("<svg") == 1
 
 
 @pytest.mark.model

@@ -15,6 +15,7 @@ from typing import Any
 import click
 import pytest
 
+from paceline.bench import tuned
 from paceline.cli.main import COMMANDS, cli
 
 Paceline = Callable[..., Any]
@@ -143,7 +144,10 @@ def fake_bench(monkeypatch: pytest.MonkeyPatch, name: str, report: dict[str, Any
     module = types.ModuleType(f"paceline.bench.{name}")
     module.run = lambda **options: calls.append(options) or report  # type: ignore[attr-defined]
     module.table = lambda report: "a table"  # type: ignore[attr-defined]
+    from paceline.bench import export  # the real one, before the package is hidden
+
     package = types.ModuleType("paceline.bench")
+    package.export = export  # type: ignore[attr-defined]
     setattr(package, name, module)
     monkeypatch.setitem(sys.modules, "paceline.bench", package)
     monkeypatch.setitem(sys.modules, f"paceline.bench.{name}", module)
@@ -159,7 +163,9 @@ def test_bench_speed_ends_with_json_and_fails_if_outputs_differ(
     outcome = paceline("bench", "speed", "--prompts", "p.jsonl", "--drafter", "ngram,suffix", "--limit", "3")
     assert outcome.code == code
     assert outcome.out.splitlines()[0] == "a table"
-    assert json.loads(outcome.out.splitlines()[-1]) == report
+    printed = json.loads(outcome.out.splitlines()[-1])
+    assert printed == report
+    assert printed["command"] == "paceline bench speed --prompts p.jsonl --drafter ngram,suffix --limit 3"
     assert calls[0]["drafters"] == ["ngram", "suffix"]
     assert calls[0]["prompts"] == Path("p.jsonl")
     assert calls[0]["limit"] == 3
@@ -192,6 +198,90 @@ def test_bench_step_takes_row_counts(paceline: Paceline, monkeypatch: pytest.Mon
     for rows in ("0", "1,x", "", "9999"):
         outcome = paceline("bench", "step", "--rows", rows)
         assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+
+
+def test_bench_sweep_takes_lists_and_writes_files(
+    paceline: Paceline, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    report = {"results": [], "same_outputs_promised": True}
+    calls = fake_bench(monkeypatch, "sweep", report)
+    sys.modules["paceline.bench.sweep"].Lists = lambda *lists: lists  # type: ignore[attr-defined]
+    file = tmp_path / "sweep.csv"
+    options = ("--nodes", "2,8", "--temperature", "0,0.5", "--batch", "4", "--context", "0,512")
+    outcome = paceline("bench", "sweep", *options, "--csv", str(file), "--json")
+    assert outcome.code == 0
+    assert calls[0]["lists"] == ([2, 8], [0.0, 0.5], [4], [0, 512])
+    assert calls[0]["policy"] == "fixed"
+    assert file.read_text().startswith("drafter,nodes,")
+    for option, value in (("--nodes", "0"), ("--temperature", "nan"), ("--batch", "1,x"), ("--context", "")):
+        outcome = paceline("bench", "sweep", option, value)
+        assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+        assert f"{option}: found {value!r}" in outcome.err
+    report["results"] = [{"different_outputs": 1, "by_category": {}}]  # type: ignore[list-item]
+    assert paceline("bench", "sweep").code == 1
+    assert len(calls) == 2, "bad lists are refused before anything runs"
+
+
+def test_bench_oracle_and_advise_take_lists(paceline: Paceline, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = fake_bench(monkeypatch, "oracle", {"drafters": {}})
+    assert paceline("bench", "oracle", "--drafter", "suffix,ngram").out.startswith("a table\n{")
+    assert calls[0]["drafters"] == ["suffix", "ngram"]
+    calls = fake_bench(monkeypatch, "advise", {"best": {}})
+    assert paceline("advise", "--acceptance", "0.5,1", "--draft-cost", "0.1").code == 0
+    assert (calls[0]["acceptance"], calls[0]["draft_cost"]) == ([0.5, 1.0], 0.1)
+    assert "from 0 to 1" in paceline("advise", "--acceptance", "1.5").err
+
+
+def tuning(**more: Any) -> dict[str, Any]:
+    return {
+        "candidates": {"ngram@fixed": {"different_outputs": 0}},
+        "machine": {"threads": 3},
+        "drafter": "ngram",
+        "policy": "fixed:nodes=2",
+        "why": "it is faster",
+        "date": "today",
+        "enough": True,
+        **more,
+    }
+
+
+def test_what_tune_chose_is_used_unless_something_else_is_asked_for(
+    paceline: Paceline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_bench(monkeypatch, "tune", tuning())
+    sys.modules["paceline.bench"].tuned = tuned  # type: ignore[attr-defined]
+    assert paceline("tune", "--dry-run").code == 0
+    assert tuned.read("smollm2-135m", 3) is None
+    outcome = paceline("tune", "--json")
+    assert outcome.code == 0
+    assert Path(json.loads(outcome.out)["profile"]).is_file()
+    calls = fake_bench(monkeypatch, "speed", {"drafters": {}, "same_outputs_promised": True})
+    outcome = paceline("bench", "speed", "--threads", "3")
+    assert "tuned: drafter ngram, policy fixed:nodes=2 (it is faster)" in outcome.err
+    for options in ((), ("--threads", "3", "--drafter", "auto"), ("--threads", "3", "--rule", "recursive")):
+        assert "tuned" not in paceline("bench", "speed", *options).err
+    assert [call["drafters"] for call in calls] == [["ngram"], ["auto"], ["auto"], ["auto"]]
+    assert [call["policy"] for call in calls] == ["fixed:nodes=2"] + ["throughput"] * 3
+
+
+def test_generate_and_chat_use_what_tune_chose(paceline: Paceline, engines: list[Any]) -> None:
+    tuned.write(tuned.Profile("smollm2-135m", tuned.usable_cores(), "ngram", "fixed", "why", "today"))
+    assert "tuned: drafter ngram" in paceline("generate", "hello", "--max-tokens", "2").err
+    assert "tuned: drafter ngram" in paceline("chat", stdin="hello\n").err
+    assert "tuned" not in paceline("generate", "hello", "--max-tokens", "2", "--drafter", "suffix").err
+    assert "tuned" not in paceline("generate", "hello", "--max-tokens", "2", "--policy", "fixed").err
+    assert [engine.drafter for engine in engines] == ["ngram", "ngram", "suffix", "auto"]
+
+
+@pytest.mark.parametrize(
+    "fault", [{"enough": False}, {"candidates": {"ngram@fixed": {"different_outputs": 1}}}]
+)
+def test_tune_keeps_nothing_of_a_run_that_shows_nothing(
+    paceline: Paceline, monkeypatch: pytest.MonkeyPatch, fault: dict[str, Any]
+) -> None:
+    fake_bench(monkeypatch, "tune", tuning(**fault))
+    assert paceline("tune").code == 1
+    assert tuned.read("smollm2-135m", 3) is None
 
 
 def test_an_unknown_option_is_refused_with_the_ones_there_are(paceline: Paceline) -> None:

@@ -73,7 +73,7 @@ def run(
     """
     client = Client(url)
     name = model or client.first_model()
-    texts = prompt_files.load(prompts or prompt_files.SHIPPED)[:limit]
+    texts = prompt_files.choose(prompts, limit)
     note(f"asking {name} at {url}")
     test = SequentialTest(orders.NAMES, alpha, params.seed or 0)
     answers = empty = skipped = 0

@@ -72,7 +72,7 @@ def resolve(model: str, prompts: Path | None, limit: int | None, threads: int | 
         return _table(model, limit)
     from paceline.pretrained import load_model
 
-    texts = prompt_files.load(prompts or prompt_files.SHIPPED)[:limit]
+    texts = prompt_files.choose(prompts, limit)
     target, tokenizer = load_model(model, threads=threads)
     questions = []
     for prompt in texts:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from paceline.models.registry import resolve
 
 PACKAGES = ("paceline", "numpy", "tokenizers")
 
@@ -32,6 +36,13 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "not installed"
     return found
+
+
+def provenance(model: str) -> dict[str, Any]:
+    """The very model file, by its checksum, and when it was measured."""
+    with resolve(model).open("rb") as file:
+        checksum = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"model_sha256": checksum, "date": datetime.now(UTC).isoformat(timespec="seconds")}
 
 
 def usable_cores() -> int:

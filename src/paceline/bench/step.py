@@ -59,7 +59,7 @@ def run(*, model: str, rows: list[int], context: int, threads: int | None, note:
             f"context {context} and {rows[-1]} rows are {context + rows[-1]} tokens; {target.info.name} "
             f"takes {target.info.max_positions}"
         )
-    bench = _Passes(target, context)
+    bench = Passes(target, context)
     weight_bytes = bytes_per_pass(weights)
     note(f"timing passes over {', '.join(map(str, rows))} tokens after {context}")
     steady: list[float] = []
@@ -89,7 +89,7 @@ def run(*, model: str, rows: list[int], context: int, threads: int | None, note:
     }
 
 
-class _Passes:
+class Passes:
     """A target with `context` tokens of one sequence in its cache."""
 
     def __init__(self, target: NativeTarget, context: int) -> None:
@@ -100,6 +100,10 @@ class _Passes:
             draft = self._draft(start, min(CHUNK, context - start), scored=False)
             target.forward(draft, frozenset())
             target.commit(draft, Verdict([[]], [-1]))
+
+    def medians(self, rows: list[int], repeats: int) -> dict[int, float]:
+        """{tokens in a pass: median of its seconds}."""
+        return {n: statistics.median(times) for n, times in self.time(rows, repeats).items()}
 
     def time(self, rows: list[int], repeats: int) -> dict[int, list[float]]:
         """Seconds of `repeats` passes per row count, after one that does not count."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from paceline.cli.bench import note, split_drafters
+from paceline.cli.bench_options import note, split_drafters
 from paceline.cli.help import examples
 from paceline.cli.options import (
     DEFAULT_DRAFTER,
@@ -82,7 +82,9 @@ def _sampling(function: F) -> F:
     metavar="FILE",
     help='JSON lines with "turns" and "category". [default: the prompts that come along]',
 )
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Use the first N prompts only.")
+@click.option(
+    "--limit", type=click.IntRange(min=1), metavar="N", help="Use N prompts, spread over the categories."
+)
 @_sampling
 @click.option(
     "--tokens",

@@ -6,7 +6,7 @@ EXIT_CODES = """
 \b
 Exit codes:
   0    done
-  1    a check failed (doctor, audit), or outputs differ (demo, bench speed)
+  1    a check failed (doctor, audit), or outputs differ (demo, bench, tune)
   2    bad input: an option, a prompt or a model file; or an audit that could not run
   130  stopped by Ctrl-C
   141  whoever read the output went away

@@ -23,6 +23,8 @@ COMMANDS = {
     "datastore": "Make and inspect texts of your own to draft from.",
     "models": "List, fetch and inspect models.",
     "bench": "Measure speed on this machine.",
+    "advise": "Estimate what speculation could bring here, before running any.",
+    "tune": "Find the fastest drafter for your prompts, and keep the choice.",
     "audit": "Re-check exactness on your model, drafter and settings.",
     "doctor": "Check that everything works here.",
 }
@@ -104,7 +106,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     colour = False if os.environ.get("NO_COLOR") else None
     try:
-        with cli.make_context("paceline", words, color=colour) as context:
+        with cli.make_context("paceline", list(words), color=colour, obj=words) as context:
             cli.invoke(context)
         return 0
     except click.exceptions.Exit as end:

@@ -129,16 +129,16 @@ def model_option(function: F) -> F:
     )(function)
 
 
-def policy_option(function: F) -> F:
+def policy_option(default: str = DEFAULT_POLICY) -> Callable[[F], F]:
     """--policy."""
     return click.option(
         "--policy",
-        default=DEFAULT_POLICY,
+        default=default,
         metavar="NAME[:OPT=VAL,...]",
         show_default=True,
         help=f"What decides how much is drafted: {', '.join(policies.names())}."
         " throughput drafts what pays on this machine, down to nothing.",
-    )(function)
+    )
 
 
 def engine_options(function: F) -> F:
@@ -147,7 +147,7 @@ def engine_options(function: F) -> F:
         click.option("--context", type=int, help="Tokens that prompt and answer may have together."
                      " [default: what the model was made for]"),
         click.option("--threads", type=int, help="Threads of a pass. [default: one per core]"),
-        policy_option,
+        policy_option(),
         click.option("--drafter", default=DEFAULT_DRAFTER, metavar="NAME[:OPT=VAL,...]", show_default=True,
                      help=f"What proposes tokens: {', '.join(drafters.names())}, or several, as in"
                           " suffix+ngram. It changes the speed, never the answer."),
@@ -175,6 +175,7 @@ def make_engine(
     from paceline.core import Promise
     from paceline.engine import Engine
 
+    drafter, policy = tuned(model, threads, rule, drafter, policy)
     engine = Engine.from_pretrained(
         model,
         drafter=drafter,
@@ -187,6 +188,27 @@ def make_engine(
     if engine.rule.promise is Promise.LOSSY:
         click.echo(f"Rule {rule} is lossy: these are not the target's own answers.", err=True)
     return engine
+
+
+def tuned(model: str, threads: int | None, rule: str, drafter: str, policy: str) -> tuple[str, str]:
+    """Drafter and policy: as the user typed them; where neither was typed, what `paceline tune` chose."""
+    from click.core import ParameterSource
+
+    from paceline.bench.tuned import read
+
+    context = click.get_current_context()
+    given = [
+        context.get_parameter_source(name) is not ParameterSource.DEFAULT for name in ("drafter", "policy")
+    ]
+    if rule != "match" or any(given):
+        return drafter, policy
+    profile = read(model, threads)
+    if profile is None:
+        return drafter, policy
+    click.secho(
+        f"tuned: drafter {profile.drafter}, policy {profile.policy} ({profile.why})", dim=True, err=True
+    )
+    return profile.drafter, profile.policy
 
 
 def tokenizer_of(engine: Engine) -> Tokenizer:
