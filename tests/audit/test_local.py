@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from paceline.errors import ConfigError, IncompatibleDrafter
 from paceline.grammar import Grammar
 from paceline.laws import Controls, Laws
 from paceline.noise import Noise
+from paceline.results import TokenLogprobs
 from paceline.rules import exact
 from paceline.sampling import SamplingParams
 from paceline.scheduler import Scheduler
@@ -207,6 +209,25 @@ def test_the_first_difference_is_told_with_the_referees_reckoning(monkeypatch: p
     assert first["referee"] == first["plain"]
     assert first["gap"] >= first["top_two"] > 0
     assert f"position {first['position']}, token {first['plain']} (" in text(report)
+
+
+def test_other_log_probabilities_are_a_difference_that_can_be_written_down(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = Laws.logprobs
+
+    def logprobs(self: Laws, node: int, token: int) -> TokenLogprobs:
+        right = real(self, node, token)
+        return replace(right, logprob=right.logprob - 1) if len(self._draft.tokens) > 1 else right
+
+    monkeypatch.setattr(Laws, "logprobs", logprobs)
+    report = audit(settings=[SamplingParams(max_tokens=16, logprobs=2)])
+    assert report["verdict"] == "failed"
+    first = report["audits"][0]["identity"]["differences"][0]
+    assert first["kind"].startswith("log-probabilities at position ")
+    assert abs(first["plain"]["logprob"] - first["speculative"]["logprob"]) > 0.5
+    assert json.loads(json.dumps(first))["plain"]["logprob"] == first["plain"]["logprob"]
+    assert first["kind"] in text(report)
 
 
 def test_lossy_rules_say_so() -> None:

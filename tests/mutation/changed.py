@@ -13,6 +13,7 @@ import os
 import resource
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -91,6 +92,8 @@ def _start(job: Job, output: Path) -> int:
         code = job.work()
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
+    except Exception:
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

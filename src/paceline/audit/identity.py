@@ -145,11 +145,16 @@ def _difference(plain: Completion, other: Completion) -> dict[str, Any] | None:
         ("finish reason", plain.finish_reason, other.finish_reason),
         ("stop reason", plain.stop_reason, other.stop_reason),
         ("text", plain.text, other.text),
-        ("log-probabilities", plain.logprobs, other.logprobs),
+        ("log-probabilities", len(plain.logprobs or ()), len(other.logprobs or ())),
     )
     for kind, ours, theirs in differences:
         if ours != theirs:
             return {"kind": kind, "plain": ours, "speculative": theirs}
+    pairs = zip(plain.logprobs or (), other.logprobs or (), strict=True)
+    for position, (one, another) in enumerate(pairs):
+        if one != another:
+            kind = f"log-probabilities at position {position}"
+            return {"kind": kind, "plain": asdict(one), "speculative": asdict(another)}
     return None
 
 
