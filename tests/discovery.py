@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import atexit
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,6 +21,9 @@ from paceline.targets.native import NativeTarget
 from paceline.targets.weights import PackedWeights, aligned
 from tests.native.models import random_weights
 from tests.toys import Signs, SketchingTable
+
+Record = Callable[[str, object], None]
+"""pytest's `record_property`: what `make prove` adds up and prints."""
 
 RULES: dict[str, Rule] = {name: load(name, allow_lossy=True) for name in names()}
 """{name: rule}, with its own settings."""

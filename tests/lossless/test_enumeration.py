@@ -20,7 +20,7 @@ from paceline.drafting import Prospect
 from paceline.errors import ConfigError, IncompatibleDrafter
 from paceline.noise import Noise
 from paceline.rules import kseq as kseq_module
-from tests.discovery import RULES
+from tests.discovery import RULES, Record
 from tests.lossless.broken_rules import BROKEN
 from tests.lossless.enumeration import (
     DECLARATIONS,
@@ -59,7 +59,9 @@ def found(name: str, shape: Shape, declaration: str, kind: str, seed: int = 0) -
 
 @pytest.mark.parametrize("declaration", DECLARATIONS)
 @pytest.mark.parametrize("name", EXACT)
-def test_every_exact_rule_gives_the_targets_joint_law(name: str, declaration: str) -> None:
+def test_every_exact_rule_gives_the_targets_joint_law(
+    name: str, declaration: str, record_property: Record
+) -> None:
     shapes = [shape for shape in SHAPES if takes(EXACT[name], shape, declaration)]
     if not shapes:
         assert declaration not in ("iid", "fixed") or name == "kseq"
@@ -70,6 +72,8 @@ def test_every_exact_rule_gives_the_targets_joint_law(name: str, declaration: st
         for kind in LAW_KINDS
         for seed in range(seeds(shape))
     ]
+    record_property("laws compared", len(seen))
+    record_property("worst error", max(one.error for one in seen))
     assert max(one.error for one in seen) <= TOLERANCE
     assert max(abs(one.total - 1) for one in seen) <= TOLERANCE
     assert max(one.accepted for one in seen) > 0.5

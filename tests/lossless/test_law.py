@@ -14,7 +14,7 @@ import pytest
 from paceline.core import Budget, Drafter, Origin, Promise, Rule, Tree, View
 from paceline.sampling import SamplingParams
 from paceline.verify import refusal
-from tests.discovery import RULES
+from tests.discovery import RULES, Record
 from tests.discovery import drafter as drafter_for
 from tests.lossless.broken_rules import BROKEN
 from tests.lossless.law_judge import (
@@ -63,8 +63,13 @@ def test_every_rule_draws_from_the_targets_law(name: str, drafter: str, setting:
 
 @pytest.mark.prove
 @pytest.mark.parametrize(("name", "drafter", "setting"), CASES)
-def test_a_hundred_thousand_answers_follow_the_targets_law(name: str, drafter: str, setting: str) -> None:
+def test_a_hundred_thousand_answers_follow_the_targets_law(
+    name: str, drafter: str, setting: str, record_property: Record
+) -> None:
     found = p_values(EXACT[name], drafters()[drafter], SETTINGS[setting], LONG, first_seed=10**6)
+    record_property("answers", LONG)
+    record_property("tokens accepted", found.accepted)
+    record_property("tokens rejected", found.rejected)
     assert found.smallest > ALPHA
     assert min(found.drafted, found.accepted, found.rejected) > LONG / 20
 

@@ -13,7 +13,7 @@ from paceline.engine import Engine
 from paceline.pretrained import offers
 from paceline.results import Completion
 from paceline.sampling import SamplingParams
-from tests.discovery import RUN_MODELS, drafter
+from tests.discovery import RUN_MODELS, Record, drafter
 from tests.real_model import MODEL, prompts, target, tokenizer
 from tests.toys import ADVERSARIES, trusting
 
@@ -140,8 +140,11 @@ def test_adversaries_change_nothing(name: str) -> None:
 @pytest.mark.parametrize("batch", [1, 4])
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("name", [*DRAFTERS, *sorted(BY_NAME)])
-def test_two_hundred_answers_equal_the_plain_ones(name: str, setting: str, batch: int) -> None:
+def test_two_hundred_answers_equal_the_plain_ones(
+    name: str, setting: str, batch: int, record_property: Record
+) -> None:
     compare(name, setting, batch, 200)
+    record_property("answers", 200)
 
 
 def test_a_rule_that_trusts_drafts_is_found_out() -> None:

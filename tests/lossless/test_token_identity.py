@@ -15,7 +15,7 @@ from paceline.laws import Laws
 from paceline.results import Completion
 from paceline.scheduler import Scheduler
 from paceline.targets.native import NativeTarget
-from tests.discovery import RUN_MODELS
+from tests.discovery import RUN_MODELS, Record
 from tests.lossless.identity import (
     DRAFTERS,
     NEVER_RIGHT,
@@ -58,11 +58,16 @@ CASES = [
 
 
 @pytest.mark.parametrize(("name", "batch"), CASES)
-def test_every_drafter_gives_the_answers_of_plain_decoding(name: str, batch: int) -> None:
+def test_every_drafter_gives_the_answers_of_plain_decoding(
+    name: str, batch: int, record_property: Record
+) -> None:
     work, expected = plain(batch)
     done = run(work, name, batch, answers=by_seed(expected))
     assert different(done, expected) == 0
     drafted, accepted, rejected = totals(without_grammar(work, done))
+    record_property("answers", len(done))
+    record_property("tokens accepted", accepted)
+    record_property("tokens rejected", rejected)
     assert (drafted > 0) == (name not in SILENT)
     assert (accepted > 0) == (name not in SILENT | NEVER_RIGHT)
     assert (rejected > 0) == (name not in SILENT)  # the oracle knows nothing past an answer's end
