@@ -140,6 +140,7 @@ def compare(
     first is taken. make_cost: what passes cost, each time a curve of its own. Raises ConfigError."""
     from paceline import policies
     from paceline.drafters import load
+    from paceline.pretrained import offers
 
     names = list(dict.fromkeys(drafters))
     if any("@" in name for name in names):
@@ -147,14 +148,15 @@ def compare(
     params = params if params.seed is not None else replace(params, seed=0)
     first_turns = [prompt._replace(turns=prompt.turns[:1]) for prompt in prompts]
     conversation.check(first_turns, params.max_tokens, tokenizer, target.info)
-    listener = Listener({name: load(name, target.info) for name in names})
+    offered = offers(target, tokenizer)
+    listener = Listener({name: load(name, target.info, **offered) for name in names})
     plain = Engine(
         target, {LISTENER: listener}, drafter=LISTENER, tokenizer=tokenizer, nodes=BUDGETS[-1], max_batch=1
     )
     mixed, recorder = "+".join(names), Recorder(policies.load(policy, make_cost()))
     real = Engine(
         target,
-        {mixed: load(mixed, target.info)},
+        {mixed: load(mixed, target.info, **offered)},
         drafter=mixed,
         tokenizer=tokenizer,
         policy=recorder,

@@ -159,11 +159,12 @@ def compare(
 
     def make(name: str, nodes: int, batch: int) -> Engine:
         from paceline import drafters, policies
+        from paceline.pretrained import offers
 
         drafter, _, own = name.partition("@")
         return Engine(
             target,
-            {drafter: drafters.load(drafter, target.info)},
+            {drafter: drafters.load(drafter, target.info, **offers(target, tokenizer))},
             drafter=drafter,
             tokenizer=tokenizer,
             rule=rule,
