@@ -8,9 +8,9 @@ import pytest
 
 from paceline.bench import oracle
 from paceline.bench.oracle import Proposal, judge
+from paceline.bench.setup import Setup
 from paceline.core import Tree
 from paceline.errors import ConfigError
-from paceline.policies import PassCost
 from paceline.sampling import SamplingParams
 from paceline.targets.table import TableTarget
 from tests.bench.test_speed import GREEDY, PROMPTS, Words
@@ -18,8 +18,8 @@ from tests.toys import VOCABULARY
 
 
 def compare(drafters: list[str], params: SamplingParams = GREEDY) -> dict[str, Any]:
-    target: Any = TableTarget(VOCABULARY)
-    return oracle.compare(target, Words(), drafters, PROMPTS, params, str, PassCost, "fixed:nodes=2")  # type: ignore[arg-type]
+    setup = Setup(TableTarget(VOCABULARY), Words())  # type: ignore[arg-type]
+    return oracle.compare(setup, drafters, PROMPTS, params, str, "fixed:nodes=2")
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

@@ -11,6 +11,7 @@ import pytest
 
 from paceline.bench import export, speed
 from paceline.bench.prompts import Prompt
+from paceline.bench.setup import Setup
 from paceline.core import Draft, Scores, Verdict
 from paceline.drafters.suffix import Suffix
 from paceline.errors import ConfigError
@@ -36,7 +37,7 @@ def compare(
     target: Any = None, drafters: tuple[str, ...] = ("suffix", "ngram"), **more: Any
 ) -> dict[str, Any]:
     options: dict[str, Any] = {"prompts": PROMPTS, "params": GREEDY, "note": lambda text: None, **more}
-    return speed.compare(target or TableTarget(VOCABULARY), Words(), drafters, **options)  # type: ignore[arg-type]
+    return speed.compare(Setup(target or TableTarget(VOCABULARY), Words()), drafters, **options)  # type: ignore[arg-type]
 
 
 def test_the_report_has_every_figure_that_it_promises() -> None:
@@ -118,8 +119,8 @@ def test_no_drafter_is_drafted_for_from_an_earlier_run_of_the_same_prompt(
 
 def test_the_measured_drafters_know_nothing_of_the_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
     engines: list[Any] = []
-    real = speed.make_engine
-    monkeypatch.setattr(speed, "make_engine", lambda *rest: engines.append(real(*rest)) or engines[-1])
+    real = Setup.engine
+    monkeypatch.setattr(Setup, "engine", lambda *rest: engines.append(real(*rest)) or engines[-1])
     compare(drafters=("suffix",))
     _, warm, _, measured = engines
     assert warm.drafters["suffix"] is not measured.drafters["suffix"]

@@ -12,6 +12,7 @@ import pytest
 from paceline.bench import export, sweep
 from paceline.bench.prompts import Prompt
 from paceline.bench.recorder import Pass, Recorder, Row, by_position
+from paceline.bench.setup import Setup
 from paceline.engine import Engine
 from paceline.errors import ConfigError
 from paceline.policies.fixed import Fixed
@@ -25,7 +26,8 @@ LISTS = sweep.Lists(nodes=(1, 4), temperature=(0.0, 1.0), batch=(1, 2))
 
 def compare(target: Any = None, lists: sweep.Lists = LISTS, **more: Any) -> dict[str, Any]:
     options: dict[str, Any] = {"prompts": PROMPTS, "params": GREEDY, "note": lambda text: None, **more}
-    report = sweep.compare(target or TableTarget(VOCABULARY), Words(), ["suffix"], lists, **options)  # type: ignore[arg-type]
+    setup = Setup(target or TableTarget(VOCABULARY), Words())  # type: ignore[arg-type]
+    report = sweep.compare(setup, ["suffix"], lists, **options)
     return report | {"title": "t", "model": "m", "machine": {"cpu": "c<", "isa": "i", "threads": 1}}
 
 

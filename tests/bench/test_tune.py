@@ -11,6 +11,7 @@ import pytest
 
 from paceline.bench import tune, tuned
 from paceline.bench.prompts import Prompt
+from paceline.bench.setup import Setup
 from paceline.bench.tuned import Profile
 from paceline.errors import ConfigError
 from paceline.targets.table import TableTarget
@@ -25,8 +26,7 @@ def compare(
 ) -> dict[str, Any]:
     ticks = clock or count(0.0, 0.0)
     return tune.compare(
-        target or TableTarget(VOCABULARY),
-        Words(),  # type: ignore[arg-type]
+        Setup(target or TableTarget(VOCABULARY), Words()),  # type: ignore[arg-type]
         ["suffix@fixed:nodes=2", "markov@fixed:nodes=4"],
         PROMPTS,
         GREEDY,

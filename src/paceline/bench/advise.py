@@ -13,7 +13,7 @@ from typing import Any
 
 from paceline.bench import theory
 from paceline.bench.machine import machine, provenance, versions
-from paceline.bench.speed import Note
+from paceline.bench.setup import Note
 from paceline.errors import ConfigError
 
 BUDGETS = (1, 2, 4, 8, 16, 32)

@@ -25,23 +25,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from paceline.bench import conversation
 from paceline.bench import prompts as prompt_files
-from paceline.bench.machine import machine, provenance, versions
 from paceline.bench.progress import progress_bar
 from paceline.bench.recorder import Pass, Recorder
-from paceline.bench.speed import Note
+from paceline.bench.setup import Note, Setup, measured
 from paceline.core import NOTHING, UNSURE, Budget, Drafter, Step, Tree, View
 from paceline.engine import Engine
 from paceline.errors import ConfigError
 from paceline.sampling import SamplingParams
-
-if TYPE_CHECKING:
-    from paceline.core import Target
-    from paceline.models.tokenizer import Tokenizer
-    from paceline.policies import PassCost
 
 BUDGETS = (1, 2, 4, 8, 16)
 LISTENER = "listener"
@@ -110,65 +104,50 @@ def run(
 ) -> dict[str, Any]:
     """Record and judge, and return the report that `paceline bench oracle --json` prints. Arguments are those
     of `speed.run`. Raises ConfigError, ModelFileError."""
-    from paceline.pretrained import load_model, pass_cost
-
     chosen = prompt_files.choose(prompts, limit)
-    note(f"loading {model}")
-    target, tokenizer = load_model(model, threads=threads)
-    return {
-        "model": model,
-        "title": target.info.name,
-        **compare(target, tokenizer, drafters, chosen, params, note, lambda: pass_cost(target), policy),
-        "prompts_from": str(prompts or "those that come along"),
-        **provenance(model),
-        "machine": machine(target.model.isa, target.model.threads),
-        "versions": versions(),
-    }
+    return measured(
+        model,
+        threads,
+        prompts,
+        chosen,
+        note,
+        lambda setup, chosen: compare(setup, drafters, chosen, params, note, policy),
+    )
 
 
 def compare(
-    target: Target,
-    tokenizer: Tokenizer,
+    setup: Setup,
     drafters: Sequence[str],
     prompts: Sequence[prompt_files.Prompt],
     params: SamplingParams,
     note: Note,
-    make_cost: Callable[[], PassCost],
     policy: str = "throughput",
 ) -> dict[str, Any]:
-    """Record on a target and judge; the report without what only `run` knows. Of prompts of several turns the
-    first is taken. make_cost: what passes cost, each time a curve of its own. Raises ConfigError."""
-    from paceline import policies
-    from paceline.drafters import load
-    from paceline.pretrained import offers
-
+    """Record and judge; the report without what only `run` knows. Of prompts of several turns the first is
+    taken. Raises ConfigError."""
     names = list(dict.fromkeys(drafters))
     if any("@" in name for name in names):
         raise ConfigError("bench oracle judges drafters without a policy: leave @POLICY out")
     params = params if params.seed is not None else replace(params, seed=0)
     first_turns = [prompt._replace(turns=prompt.turns[:1]) for prompt in prompts]
-    conversation.check(first_turns, params.max_tokens, tokenizer, target.info)
-    offered = offers(target, tokenizer)
-    listener = Listener({name: load(name, target.info, **offered) for name in names})
+    conversation.check(first_turns, params.max_tokens, setup.tokenizer, setup.target.info)
+    listener = Listener({name: setup.drafter(name) for name in names})
     plain = Engine(
-        target, {LISTENER: listener}, drafter=LISTENER, tokenizer=tokenizer, nodes=BUDGETS[-1], max_batch=1
-    )
-    mixed, recorder = "+".join(names), Recorder(policies.load(policy, make_cost()))
-    real = Engine(
-        target,
-        {mixed: load(mixed, target.info, **offered)},
-        drafter=mixed,
-        tokenizer=tokenizer,
-        policy=recorder,
+        setup.target,
+        {LISTENER: listener},
+        drafter=LISTENER,
+        tokenizer=setup.tokenizer,
         nodes=BUDGETS[-1],
         max_batch=1,
     )
+    recorder = Recorder(setup.policy(policy))
+    real = setup.engine("+".join(names), wrap=lambda _: recorder, nodes=BUDGETS[-1], max_batch=1)
     note(f"{len(prompts)} prompts, plainly with {', '.join(names)} asked at every token, and with {policy}")
     traces: list[Trace] = []
     with progress_bar() as progress:
         for prompt in progress.track(first_turns, description="Recording"):
             listener.heard = []
-            question = conversation.question(prompt.turns, [], tokenizer)
+            question = conversation.question(prompt.turns, [], setup.tokenizer)
             (done,) = plain.generate(question, params)
             real.generate(question, params)
             text = [*question, *done.token_ids]
@@ -182,7 +161,7 @@ def compare(
         raise ConfigError(
             "the answers have one token each: there is nothing to draft; take more --max-tokens"
         )
-    cost = make_cost()
+    cost = setup.cost()
     return {
         "prompts": len(prompts),
         "tokens": sum(map(len, traces)),

@@ -18,7 +18,7 @@ How it is measured, so that the comparison is fair:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,24 +26,16 @@ from typing import TYPE_CHECKING, Any
 from paceline.bench import conversation
 from paceline.bench import prompts as prompt_files
 from paceline.bench.figures import FEW, Turns, compared, figures
-from paceline.bench.machine import machine, provenance, versions
 from paceline.bench.measure import Answer, answer
 from paceline.bench.progress import progress_bar
+from paceline.bench.setup import PLAIN, WARM_UP, WARM_UP_TOKENS, Note, Setup, measured
 from paceline.core import Promise, Rule
-from paceline.engine import Engine
 from paceline.rules.match import match
 from paceline.sampling import SamplingParams
 
 if TYPE_CHECKING:
-    from paceline.core import Target
+    from paceline.engine import Engine
     from paceline.models.tokenizer import Tokenizer
-    from paceline.policies import PassCost
-
-PLAIN = "none"
-WARM_UP = "Name three colours of the rainbow."
-WARM_UP_TOKENS = 16
-
-Note = Callable[[str], None]
 
 
 def run(
@@ -68,42 +60,32 @@ def run(
     Raises ConfigError, ModelFileError.
     """
     from paceline import rules
-    from paceline.pretrained import load_model, pass_cost
 
     decides = rules.load(rule, allow_lossy=allow_lossy)
     chosen = prompt_files.choose(prompts, limit)
-    note(f"loading {model}")
-    target, tokenizer = load_model(model, threads=threads)
-    return {
-        "model": model,
-        "title": target.info.name,
-        **compare(
-            target, tokenizer, drafters, chosen, params, note, decides, policy, lambda: pass_cost(target)
-        ),
-        "prompts_from": str(prompts or "those that come along"),
-        **provenance(model),
-        "machine": machine(target.model.isa, target.model.threads),
-        "versions": versions(),
-    }
+    return measured(
+        model,
+        threads,
+        prompts,
+        chosen,
+        note,
+        lambda setup, chosen: compare(setup, drafters, chosen, params, note, decides, policy),
+    )
 
 
 def compare(
-    target: Target,
-    tokenizer: Tokenizer,
+    setup: Setup,
     drafters: Sequence[str],
     prompts: Sequence[prompt_files.Prompt],
     params: SamplingParams,
     note: Note,
     rule: Rule = match,
     policy: str = "fixed",
-    cost: Callable[[], PassCost] | None = None,
 ) -> dict[str, Any]:
-    """Measure drafters on a target; the report without what only `run` knows. Raises ConfigError.
-
-    cost: makes a curve of what passes cost, for each contender its own, since policies learn.
-    """
+    """Measure drafters; the report without what only `run` knows. Raises ConfigError."""
+    tokenizer = setup.tokenizer
     params = params if params.seed is not None else replace(params, seed=0)
-    conversation.check(prompts, params.max_tokens, tokenizer, target.info)
+    conversation.check(prompts, params.max_tokens, tokenizer, setup.target.info)
     # The baseline is always there; naming it as a drafter as well shows how much noise there is.
     contenders = ["plain", *dict.fromkeys(drafters)]
     turns = sum(len(prompt.turns) for prompt in prompts)
@@ -111,7 +93,7 @@ def compare(
     warm_up = replace(params, max_tokens=WARM_UP_TOKENS, min_tokens=0)
 
     def engines() -> dict[str, Engine]:
-        return {name: make_engine(target, tokenizer, name, rule, policy, cost) for name in contenders}
+        return {name: setup.engine(PLAIN if name == "plain" else name, rule, policy) for name in contenders}
 
     for engine in engines().values():
         answer(engine, conversation.question([WARM_UP], [], tokenizer), warm_up, engine.drafter)
@@ -147,31 +129,6 @@ def _measure(
             for name, turns in own.items():
                 answers[name].append(turns)
     return answers
-
-
-def make_engine(
-    target: Target,
-    tokenizer: Tokenizer,
-    contender: str,
-    rule: Rule,
-    policy: str,
-    cost: Callable[[], PassCost] | None,
-) -> Engine:
-    """An engine for a contender: "plain", a drafter or drafter@policy; `policy` is for those without one."""
-    from paceline import drafters, policies
-    from paceline.pretrained import offers
-
-    drafter, _, own = contender.partition("@")
-    drafter = PLAIN if drafter == "plain" else drafter
-    decides = policies.load(own or policy, cost and cost())
-    return Engine(
-        target,
-        {drafter: drafters.load(drafter, target.info, **offers(target, tokenizer))},
-        drafter=drafter,
-        tokenizer=tokenizer,
-        rule=rule,
-        policy=decides,
-    )
 
 
 def _report(

@@ -14,6 +14,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from time import perf_counter
@@ -22,20 +23,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from paceline.bench import conversation, theory
 from paceline.bench import prompts as prompt_files
 from paceline.bench.figures import NOT_SHOWN, TOO_FEW, divide, speed_up
-from paceline.bench.machine import machine, provenance, versions
 from paceline.bench.measure import same
 from paceline.bench.progress import progress_bar
 from paceline.bench.recorder import Pass, Recorder, by_position
-from paceline.bench.speed import PLAIN, WARM_UP, WARM_UP_TOKENS, Note, promises_tokens
+from paceline.bench.setup import PLAIN, WARM_UP, WARM_UP_TOKENS, Note, Setup, measured
+from paceline.bench.speed import promises_tokens
 from paceline.engine import Engine
 from paceline.errors import ConfigError
 from paceline.rules.match import match
 from paceline.sampling import SamplingParams
 
 if TYPE_CHECKING:
-    from paceline.core import Rule, Target
+    from paceline.core import Rule
     from paceline.models.tokenizer import Tokenizer
-    from paceline.policies import PassCost
     from paceline.results import Completion
 
 Key = tuple[str, int]
@@ -100,37 +100,21 @@ def run(
     """Sweep, and return the report that `paceline bench sweep --json` prints. Arguments are those of
     `speed.run`; the temperatures of `lists` replace that of `params`. Raises ConfigError, ModelFileError."""
     from paceline import rules
-    from paceline.pretrained import load_model, pass_cost
 
     decides = rules.load(rule, allow_lossy=allow_lossy)
     chosen = prompt_files.choose(prompts, limit)
-    note(f"loading {model}")
-    target, tokenizer = load_model(model, threads=threads)
-    return {
-        "model": model,
-        "title": target.info.name,
-        **compare(
-            target,
-            tokenizer,
-            drafters,
-            lists,
-            chosen,
-            params,
-            note,
-            decides,
-            policy,
-            lambda: pass_cost(target),
-        ),
-        "prompts_from": str(prompts or "those that come along"),
-        **provenance(model),
-        "machine": machine(target.model.isa, target.model.threads),
-        "versions": versions(),
-    }
+    return measured(
+        model,
+        threads,
+        prompts,
+        chosen,
+        note,
+        lambda setup, chosen: compare(setup, drafters, lists, chosen, params, note, decides, policy),
+    )
 
 
 def compare(
-    target: Target,
-    tokenizer: Tokenizer,
+    setup: Setup,
     drafters: Sequence[str],
     lists: Lists,
     prompts: Sequence[prompt_files.Prompt],
@@ -138,40 +122,28 @@ def compare(
     note: Note,
     rule: Rule = match,
     policy: str = "fixed",
-    cost: Callable[[], PassCost] | None = None,
 ) -> dict[str, Any]:
-    """Sweep on a target; the report without what only `run` knows. Raises ConfigError."""
+    """Sweep; the report without what only `run` knows. Raises ConfigError."""
+    info, tokenizer = setup.target.info, setup.tokenizer
     params = params if params.seed is not None else replace(params, seed=0)
     first_turns = [prompt._replace(turns=prompt.turns[:1]) for prompt in prompts]
-    conversation.check(first_turns, params.max_tokens, tokenizer, target.info)
+    conversation.check(first_turns, params.max_tokens, tokenizer, info)
     settings = lists.settings()
     for setting in settings:
         if setting.batch > len(prompts):
             raise ConfigError(f"a batch of {setting.batch} needs as many prompts, there are {len(prompts)}")
-        if setting.context + params.max_tokens > target.info.max_positions:
+        if setting.context + params.max_tokens > info.max_positions:
             raise ConfigError(
                 f"a context of {setting.context} and answers of {params.max_tokens} tokens are more than the "
-                f"{target.info.max_positions} that {target.info.name} takes"
+                f"{info.max_positions} that {info.name} takes"
             )
     contenders = [(name, nodes) for name in dict.fromkeys(drafters) for nodes in lists.nodes]
     answers = sum(len(prompts) // s.batch * s.batch for s in settings) * (len(contenders) + 1)
     note(f"{len(settings)} settings, in each plain decoding and {len(contenders)} others: {answers} answers")
 
     def make(name: str, nodes: int, batch: int) -> Engine:
-        from paceline import drafters, policies
-        from paceline.pretrained import offers
-
-        drafter, _, own = name.partition("@")
-        return Engine(
-            target,
-            {drafter: drafters.load(drafter, target.info, **offers(target, tokenizer))},
-            drafter=drafter,
-            tokenizer=tokenizer,
-            rule=rule,
-            policy=Recorder(policies.load(own or policy, cost and cost()), nodes),
-            nodes=nodes * batch,
-            max_batch=batch,
-        )
+        recorded = partial(Recorder, most=nodes)
+        return setup.engine(name, rule, policy, recorded, nodes=nodes * batch, max_batch=batch)
 
     plain_report: list[dict[str, Any]] = []
     results: list[dict[str, Any]] = []

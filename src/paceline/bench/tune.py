@@ -17,23 +17,16 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from paceline.bench import conversation
 from paceline.bench import prompts as prompt_files
 from paceline.bench.figures import FASTER, FEW, TOO_FEW, speed_up
-from paceline.bench.machine import machine, provenance, versions
 from paceline.bench.measure import Answer, answer, same
 from paceline.bench.progress import progress_bar
-from paceline.bench.speed import PLAIN, WARM_UP, WARM_UP_TOKENS, Note, make_engine
+from paceline.bench.setup import PLAIN, WARM_UP, WARM_UP_TOKENS, Note, Setup, measured
 from paceline.errors import ConfigError
-from paceline.rules.match import match
 from paceline.sampling import SamplingParams
-
-if TYPE_CHECKING:
-    from paceline.core import Target
-    from paceline.models.tokenizer import Tokenizer
-    from paceline.policies import PassCost
 
 THROUGHPUT = "throughput"
 
@@ -65,57 +58,39 @@ def run(
 
     Raises ConfigError, ModelFileError.
     """
-    from paceline.pretrained import load_model, pass_cost
-
     names = candidates(drafters, nodes)
     chosen = prompt_files.load(prompts or prompt_files.SHIPPED)
-    note(f"loading {model}")
-    target, tokenizer = load_model(model, threads=threads)
-    return {
-        "model": model,
-        "title": target.info.name,
-        **compare(
-            target,
-            tokenizer,
-            names,
-            chosen,
-            params,
-            seconds,
-            note,
-            lambda: pass_cost(target),
-        ),
-        "prompts_from": str(prompts or "those that come along"),
-        **provenance(model),
-        "machine": machine(target.model.isa, target.model.threads),
-        "versions": versions(),
-    }
+    return measured(
+        model,
+        threads,
+        prompts,
+        chosen,
+        note,
+        lambda setup, chosen: compare(setup, names, chosen, params, seconds, note),
+    )
 
 
 def compare(
-    target: Target,
-    tokenizer: Tokenizer,
+    setup: Setup,
     names: Sequence[str],
     prompts: Sequence[prompt_files.Prompt],
     params: SamplingParams,
     seconds: float,
     note: Note,
-    cost: Callable[[], PassCost] | None = None,
     clock: Callable[[], float] = perf_counter,
 ) -> dict[str, Any]:
-    """Measure on a target; the report without what only `run` knows. names: candidates as drafter@policy. Of
-    prompts of several turns the first is taken. Raises ConfigError."""
+    """Measure; the report without what only `run` knows. names: candidates as drafter@policy. Of prompts of
+    several turns the first is taken. Raises ConfigError."""
+    tokenizer = setup.tokenizer
     params = params if params.seed is not None else replace(params, seed=0)
     first_turns = [prompt._replace(turns=prompt.turns[:1]) for prompt in prompts]
-    conversation.check(first_turns, params.max_tokens, tokenizer, target.info)
+    conversation.check(first_turns, params.max_tokens, tokenizer, setup.target.info)
     begun = clock()
-    engines = {
-        name: make_engine(target, tokenizer, name, match, "fixed", cost)
-        for name in (PLAIN, *dict.fromkeys(names))
-    }
+    engines = {name: setup.engine(name) for name in (PLAIN, *dict.fromkeys(names))}
     note(f"{len(engines) - 1} candidates beside plain decoding, at most {seconds:g} s")
     warm_up = replace(params, max_tokens=WARM_UP_TOKENS, min_tokens=0)
     for name in engines:
-        unmeasured = make_engine(target, tokenizer, name, match, "fixed", cost)
+        unmeasured = setup.engine(name)
         answer(unmeasured, conversation.question([WARM_UP], [], tokenizer), warm_up, unmeasured.drafter)
 
     answers: dict[str, list[Answer]] = {name: [] for name in engines}
