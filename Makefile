@@ -56,11 +56,16 @@ scale: $(VENV)/installed
 	$(BIN)/python -m benchmarks.scale --plot docs/scale.png
 
 RESULTS := benchmarks/results
+CHOSEN := $(if $(PROMPTS),--prompts $(PROMPTS),--limit 70)
+FIXED := 'auto;suffix@fixed;suffix;auto@fixed:nodes=4;auto@fixed:nodes=8;suffix+recycling'
 results: $(VENV)/installed
 	mkdir -p $(RESULTS)
 	$(BIN)/paceline bench step --json > $(RESULTS)/step.json
-	$(BIN)/paceline bench speed --drafter suffix,ngram $(if $(PROMPTS),--prompts $(PROMPTS),--limit 70) --json \
-		> $(RESULTS)/speed.json
+	$(BIN)/paceline bench speed --drafter $(FIXED) $(CHOSEN) --json > $(RESULTS)/speed.json
+	$(BIN)/paceline bench speed --drafter 'auto;suffix@fixed;suffix' --temperature 1 $(CHOSEN) --json \
+		> $(RESULTS)/sampled.json
+	$(BIN)/paceline bench sweep --drafter auto@throughput --nodes 16 --batch 1,2,4,8,16 --max-tokens 96 $(CHOSEN) \
+		--json > $(RESULTS)/batches.json
 	@$(MAKE) --no-print-directory peers
 	@$(MAKE) --no-print-directory scale
 	$(BIN)/python -m benchmarks.tables

@@ -2,8 +2,9 @@
 
     python -m benchmarks.tables
 
-Takes what `paceline bench step --json`, `paceline bench speed --json`, benchmarks/peers and
-benchmarks/scale.py left there: step.json, speed.json, peers.json and scale.json.
+Takes what `paceline bench step --json`, `paceline bench speed --json` (greedy and at temperature 1),
+`paceline bench sweep --json` (over batches), benchmarks/peers and benchmarks/scale.py left there: step.json,
+speed.json, sampled.json, batches.json, peers.json and scale.json.
 """
 
 from __future__ import annotations
@@ -31,6 +32,11 @@ def readme(step: Report, speed: Report, peers: Report) -> str:
             _fastest(peers),
         )
     )
+
+
+def drafters(speed: Report, sampled: Report, batches: Report) -> str:
+    """The part of docs/performance.md about drafters and policies."""
+    return "\n\n".join((_where(speed) + ".", _speed(speed), _speed(sampled), _batches(batches)))
 
 
 def engines(peers: Report) -> str:
@@ -100,6 +106,24 @@ def _speed(report: Report) -> str:
         cells = (_cell(entry["by_category"][category]) for category in categories)
         lines.append(f"| {name} | {' | '.join(cells)} |")
     lines += ["", "In brackets: too few prompts to tell, or the interval includes 1."]
+    return "\n".join(lines)
+
+
+def _batches(report: Report) -> str:
+    lines = [
+        f"Requests at a time, {report['prompts']} prompts of one turn, greedy, {report['max_tokens']} tokens at "
+        f"most; outputs that differ from plain decoding's: "
+        f"{sum(one['different_outputs'] for one in report['results'])}",
+        "",
+        "| requests | drafter | tokens/s plain | tokens/s | times as fast as plain, median (95 %) | τ |",
+        "|---|---|---|---|---|---|",
+    ]
+    plain = {one["batch"]: one["tokens_per_second"] for one in report["plain"]}
+    for one in report["results"]:
+        lines.append(
+            f"| {one['batch']} | {one['drafter']} | {plain[one['batch']]:.0f} | {one['tokens_per_second']:.0f} "
+            f"| {one['ratio']:.2f} ({one['ratio_low']:.2f} to {one['ratio_high']:.2f}) | {one['tau']:.2f} |"
+        )
     return "\n".join(lines)
 
 
@@ -305,6 +329,7 @@ def _number(value: float | None, form: str) -> str:
 
 PARTS = (
     ("README.md", "results", readme, ("step", "speed", "peers")),
+    ("docs/performance.md", "drafters", drafters, ("speed", "sampled", "batches")),
     ("docs/performance.md", "peers", engines, ("peers",)),
     ("docs/performance.md", "step", passes, ("step",)),
     ("docs/performance.md", "scale", growth, ("scale",)),
