@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 from typing import NamedTuple
 from xml.etree import ElementTree
 
@@ -70,6 +71,18 @@ class Outcome(NamedTuple):
     seconds: float
 
 
+def cores() -> list[int]:
+    """The cores that this process may use."""
+    return sorted(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
+
+
+def settle(free: SimpleQueue[int]) -> None:
+    """Keep this thread, and so the programs that it starts, on a core of its own. Passes whose threads wait
+    for each other on cores that others use as well take many times as long."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {free.get()})
+
+
 def climb(rung: Rung) -> Outcome:
     """Run one rung."""
     log, report = LOGS / f"{rung.name}.log", LOGS / f"{rung.name}.xml"
@@ -115,7 +128,10 @@ def main(names: Sequence[str]) -> int:
     table = Table("rung", "what it proves", "outcome", "figures", "seconds", title="The proof ladder")
     held = True
     rungs = [rung for rung in RUNGS if not names or rung.name in names]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    free: SimpleQueue[int] = SimpleQueue()
+    for core in cores():
+        free.put(core)
+    with ThreadPoolExecutor(free.qsize(), initializer=settle, initargs=(free,)) as pool:
         outcomes = pool.map(climb, rungs)
     for rung, outcome in zip(rungs, outcomes, strict=True):
         held &= outcome.held

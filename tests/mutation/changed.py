@@ -62,11 +62,12 @@ class Job(NamedTuple):
 def run(jobs: Iterable[Job]) -> Iterator[Run]:
     """Run the jobs, one per core at a time; their ends, as they come."""
     running: dict[int, tuple[str, Path]] = {}
+    cores = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as folder:
         for number, job in enumerate(jobs):
             output = Path(folder, str(number))
             running[_start(job, output)] = (job.name, output)
-            while len(running) >= (os.cpu_count() or 1):
+            while len(running) >= cores:
                 yield _wait(running)
         while running:
             yield _wait(running)
