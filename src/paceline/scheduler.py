@@ -216,9 +216,9 @@ class Scheduler:
         return known
 
     def _limits(self, ends: list[int]) -> list[Budget]:
-        """What may be drafted for each row: as much as its caller allows, the answer still takes and the cache
-        holds. A row that reads its prompt gets nothing: its pass is bound by arithmetic, where a drafted token
-        costs as much as any other."""
+        """What may be drafted for each row: as much as its caller allows, the answer still takes and the
+        cache holds. A row that reads its prompt gets nothing: its pass is bound by arithmetic, where a
+        drafted token costs as much as any other."""
         limits = []
         for request, end in zip(self._planned, ends, strict=True):
             nodes, depth = self._nodes, request.limit - len(request.history) - 1
@@ -255,7 +255,8 @@ class Scheduler:
         they are numbers. first: the row's first node."""
         top, told = request.controls.params.prompt_logprobs, request.prompt_logprobs
         for place in self._wanted.get(request.slot, ()):
-            assert top is not None and told is not None, "or nothing would be wanted"
+            assert top is not None
+            assert told is not None
             token = laws.logprobs(first + place - request.cached, request.history[place + 1], top)
             if isnan(token.logprob):
                 return False
