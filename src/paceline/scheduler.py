@@ -221,7 +221,8 @@ class Scheduler:
         drafted token costs as much as any other."""
         limits = []
         for request, end in zip(self._planned, ends, strict=True):
-            nodes, depth = self._nodes, request.limit - len(request.history) - 1
+            nodes = self._nodes
+            depth = request.limit - len(request.history) - 1
             if request.budget is not None:
                 nodes, depth = min(nodes, request.budget.nodes), min(depth, request.budget.depth)
             if len(request.history) - request.cached == 1 and min(nodes, depth) > 0:

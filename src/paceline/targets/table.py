@@ -99,9 +99,9 @@ class TableTarget:
 
     def adopt(self, slot: int, pages: Sequence[int]) -> None:
         """See `paceline.core.PageSharing`. Raises ValueError if a page is not full, too."""
+        self._books.adopt(slot, pages)
         if any(len(self._texts[page]) < self.info.page_tokens for page in pages):
             raise ValueError(f"a page of {list(pages)} is not full")
-        self._books.adopt(slot, pages)
         self._cache[slot] = [token for page in pages for token in self._texts[page]]
 
     def hold(self, pages: Sequence[int]) -> None:
