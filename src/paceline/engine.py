@@ -382,8 +382,9 @@ class Engine:
         ]
 
     def _check_queue(self) -> None:
-        if self._max_waiting is not None and self._scheduler.queued >= self._max_waiting:
-            raise QueueFull(f"{self._scheduler.queued} requests wait, as many as may; try again later")
+        waiting, free = self._scheduler.waiting, self._scheduler.free
+        if self._max_waiting is not None and waiting - free >= self._max_waiting:
+            raise QueueFull(f"{waiting} requests wait, as many as may; try again later")
 
     def _matcher(self, params: SamplingParams) -> Matcher | None:
         if params.grammar is None:

@@ -139,9 +139,9 @@ class Scheduler:
         return len(self._waiting)
 
     @property
-    def queued(self) -> int:
-        """Requests that wait, and for which there is no slot either."""
-        return max(0, len(self._waiting) - len(self._free_slots))
+    def free(self) -> int:
+        """Requests that could run beside those that do, if the cache has room."""
+        return len(self._free_slots)
 
     def plan(self) -> Plan | None:
         """The next step; None when idle. The preempted slots must be released before its pass."""
