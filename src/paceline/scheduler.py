@@ -277,16 +277,16 @@ class Scheduler:
             top = request.controls.params.logprobs or 0
             logprobs = tuple(map(laws.logprobs, nodes, tokens, repeat(top)))  # as many as there are tokens
             request.logprobs += logprobs
+        first, request.sound = not request.sound, True
         finish = None
         if growth.reason is not None:
             finish = self._end(request, growth.reason, growth.stop)
-        elif not request.sound:
-            request.sound = True
+        elif first:
             self._publish(request)
         request.outbox.append(Event(request.id, growth.text, tuple(tokens), logprobs, finish))
 
     def _publish(self, request: Request) -> None:
-        """Share the pages of a request that has a place. Only now that laws came of them: what a failed pass
+        """Share the pages of a request that has a place. Only once laws came of them: what a failed pass
         left, or a prompt that leads to no law, is never shared."""
         assert request.seat is not None, "it has a place"
         self.cache.publish(request.seat, request.history[: request.cached])
