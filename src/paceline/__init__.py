@@ -13,9 +13,10 @@ if TYPE_CHECKING:
         IncompatibleDrafter,
         ModelFileError,
         PacelineError,
+        QueueFull,
     )
     from paceline.grammar import Grammar
-    from paceline.results import Completion, Event, Stats, Timings, TokenLogprob, TokenLogprobs
+    from paceline.results import Completion, Event, Load, Stats, Timings, TokenLogprob, TokenLogprobs
     from paceline.sampling import SamplingParams
 
 __all__ = [
@@ -26,8 +27,10 @@ __all__ = [
     "Event",
     "Grammar",
     "IncompatibleDrafter",
+    "Load",
     "ModelFileError",
     "PacelineError",
+    "QueueFull",
     "SamplingParams",
     "Stats",
     "Timings",
@@ -43,8 +46,10 @@ _HOMES = {
     "Event": "results",
     "Grammar": "grammar",
     "IncompatibleDrafter": "errors",
+    "Load": "results",
     "ModelFileError": "errors",
     "PacelineError": "errors",
+    "QueueFull": "errors",
     "SamplingParams": "sampling",
     "Stats": "results",
     "Timings": "results",

@@ -134,6 +134,7 @@ UNSURE = 0.5
 
 NOTHING = Tree((), ())
 NONE_PREDICTED: Mapping[int, Sequence[int]] = MappingProxyType({})
+NONE_WANTED: Mapping[int, range] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +151,8 @@ class View:
     prompts    prompt length of each row: histories[row][:prompts[row]] is the prompt
     drafters   name of the drafter each request asked for
     predictions  {slot: token ids} of the answers that their callers predicted
+    wanted     {slot: places in its history} of known tokens whose logits are wanted though nothing is drawn
+               there: their caller asked for the log-probabilities of the prompt
     coupled    whether drafters draw with the target's own noise (under a rule that compares tokens) or
                with noise of their own (under a rule that compares laws)
     """
@@ -163,6 +166,7 @@ class View:
     prompts: Sequence[int]
     drafters: Sequence[str]
     predictions: Mapping[int, Sequence[int]] = field(default_factory=lambda: NONE_PREDICTED)
+    wanted: Mapping[int, range] = field(default_factory=lambda: NONE_WANTED)
     coupled: bool = True
 
     def draws(self, row: int) -> bool:
@@ -174,7 +178,7 @@ class View:
         columns: dict[str, Any] = {
             column.name: [getattr(self, column.name)[row] for row in rows]
             for column in fields(self)
-            if column.name not in ("predictions", "coupled")
+            if column.name not in ("predictions", "wanted", "coupled")
         }
         return replace(self, **columns)
 
@@ -190,7 +194,8 @@ class Draft:
     parents    int32 [N]    index of the parent node; -1 for a row's first node, whose parent is the cache
     positions  int32 [N]    absolute position of the node's token in its sequence
     roots      one node per row, its last known token; -1 where the row draws no token in this step
-    scored     int32 [S]    nodes whose logits are wanted, ascending: roots and drafted nodes
+    scored     int32 [S]    nodes whose logits are wanted, ascending: roots, drafted nodes, and what `View.wanted`
+                            names
     origins    {node: how its token was drawn}; a drafted node that is not there is fixed
     """
 
@@ -223,6 +228,8 @@ class Draft:
             parents.append(-1)
             parents.extend(range(first, root))
             positions.extend(range(start, end))
+            if places := view.wanted.get(view.slots[row]):
+                scored.extend(range(first + places.start - start, first + places.stop - start))
             if view.draws(row):
                 roots.append(root)
                 scored.append(root)
@@ -355,6 +362,7 @@ class TargetInfo:
     vocabulary     fingerprint of the tokenizer: where it is the same, token ids mean the same; empty if
                    there is no tokenizer
     layers         layers that a `Sketch` may leave out; 0: it has none
+    shares_pages   whether it is a `PageSharing`, too
     """
 
     name: str
@@ -365,6 +373,7 @@ class TargetInfo:
     taps: frozenset[str]
     vocabulary: str = ""
     layers: int = 0
+    shares_pages: bool = False
 
 
 class Shortcut(NamedTuple):
@@ -408,6 +417,34 @@ class Target(Protocol):
 
     def release(self, slots: Sequence[int]) -> None:
         """Forget these sequences and free their pages. An unknown slot is no error."""
+        ...
+
+
+class PageSharing(Protocol):
+    """What a target offers whose sequences can hold the same pages: a prompt that begins like another one
+    need not be read again.
+
+    Only whole pages of committed tokens are shared, and what is in them never changes: a sequence goes on
+    in a page of its own. A page is free once no sequence has it and nobody holds it.
+    """
+
+    def pages(self, slot: int) -> Sequence[int]:
+        """The ids of the pages that are full of this sequence's committed tokens, first to last."""
+        ...
+
+    def adopt(self, slot: int, pages: Sequence[int]) -> None:
+        """Let a new sequence begin with the tokens of these pages, which are held or in use.
+
+        Raises ValueError if the slot is in use, or a page is free.
+        """
+        ...
+
+    def hold(self, pages: Sequence[int]) -> None:
+        """Keep these pages when the sequences that have them end. Raises ValueError if one is free."""
+        ...
+
+    def drop(self, pages: Sequence[int]) -> None:
+        """Hold these pages no longer. Raises ValueError if one is not held."""
         ...
 
 

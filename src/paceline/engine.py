@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from time import perf_counter
+from typing import Any, cast
 
 from paceline.bad_words import spell
-from paceline.core import Draft, Drafter, Policy, Rule, Step, Target
-from paceline.errors import ConfigError, IncompatibleDrafter
+from paceline.core import Budget, Draft, Drafter, PageSharing, Policy, Rule, Step, Target
+from paceline.errors import ConfigError, IncompatibleDrafter, QueueFull
 from paceline.grammar import Grammars, Matcher
 from paceline.laws import Controls, Laws
 from paceline.noise import Noise, choice_seed
@@ -23,7 +25,7 @@ from paceline.prompts import (
     predictions_per_prompt,
     prompt_tokens,
 )
-from paceline.results import Completion, Event
+from paceline.results import Completion, Event, Load
 from paceline.router import Router
 from paceline.rules.match import match
 from paceline.sampling import MAX_SEED, SamplingParams
@@ -35,6 +37,8 @@ from paceline.verify import refusal
 MAX_CHOICES = 128
 PREDICTION = "prediction"
 """The drafter of requests that come with a prediction and name no drafter."""
+
+_log = logging.getLogger(__name__)
 
 
 class Engine:
@@ -49,8 +53,11 @@ class Engine:
                   step. It belongs to this engine alone
     eos_ids       tokens that end an answer; by default the tokenizer's
     nodes         drafted tokens scored per step at most, all requests together
-    chunk_tokens  prompt tokens read per step
+    chunk_tokens  tokens per step, those of answers that grow and of prompts that are read together
     max_batch     requests that run at the same time; more wait
+    max_waiting   requests that may wait, beside those that a step will let in; `submit` and `stream` refuse
+                  more. By default any number may. `generate` waits for its own requests and may bring more
+    clock         seconds, from any start: by it times are measured and failing drafters tried again
 
     Raises ConfigError for a value out of range, IncompatibleDrafter for a drafter that needs features
     which the target does not offer, or proposes drafts that the rule does not take. An engine belongs to
@@ -70,10 +77,14 @@ class Engine:
         nodes: int = 16,
         chunk_tokens: int = 128,
         max_batch: int = 8,
+        max_waiting: int | None = None,
+        clock: Callable[[], float] = perf_counter,
     ) -> None:
         for name, value in (("nodes", nodes), ("chunk_tokens", chunk_tokens), ("max_batch", max_batch)):
             if value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
+        if max_waiting is not None and max_waiting < 0:
+            raise ConfigError(f"max_waiting must be at least 0, or None, got {max_waiting}")
         for name, candidate in drafters.items():
             if missing := candidate.needs - target.info.taps:
                 raise IncompatibleDrafter(
@@ -88,16 +99,18 @@ class Engine:
         self.tokenizer = tokenizer
         self.drafters = dict(drafters)
         self.drafter = self._known_drafter(drafter)
-        self.watch = Stopwatch()
+        self.watch = Stopwatch(clock)
         self.rule = rule
         self.policy = Fixed() if policy is None else policy
         self._nodes = nodes
+        self._max_waiting = max_waiting
         self._eos_ids = eos_ids
         self._grammars = Grammars(tokenizer, target.info.vocab_size, eos_ids) if tokenizer else None
-        self._router = Router(drafters, target.info.vocab_size, rule)
+        self._router = Router(drafters, target.info.vocab_size, rule, clock)
         self._scheduler = Scheduler(
             target.info,
             self.watch,
+            cast(PageSharing, target) if target.info.shares_pages else None,
             nodes=nodes,
             chunk_tokens=chunk_tokens,
             max_batch=max_batch,
@@ -145,30 +158,41 @@ class Engine:
         )
 
     def step(self) -> list[Event]:
-        """Advance every running request by one target pass; the events of submitted requests."""
+        """Advance the running requests by one target pass; the events of submitted requests.
+
+        If the pass fails, the requests that took part in it end with finish_reason "error"; others go on.
+        """
         watch = self.watch
         watch.start()
         if plan := self._scheduler.plan():
-            view, limits = plan
+            view, limits, preempted = plan
+            self._release(preempted)
             watch.lap("plan")
             budgets = self.policy.allot(view, limits, self._nodes)
             trees = self.policy.choose(view, self._router.propose(view, budgets))
             watch.lap("propose")
             draft = Draft.pack(view, trees)
             watch.lap("pack")
-            scores = self.target.forward(draft, self._router.taps(view))
-            seconds = watch.lap("forward")
-            laws = Laws(scores, draft, view)
-            verdict = self.rule(draft, laws, Noise(view.seeds))
-            watch.lap("rule")
-            self.target.commit(draft, verdict)
-            watch.lap("commit")
-            happened = Step(view, draft, scores, verdict, seconds)
-            self._router.observe(happened)
-            self.policy.observe(happened)
-            watch.lap("observe")
-            self._release(self._scheduler.apply(draft, verdict, laws))
-            watch.lap("apply")
+            try:
+                scores = self.target.forward(draft, self._router.taps(view))
+                seconds = watch.lap("forward")
+                laws = Laws(scores, draft, view)
+                verdict = self.rule(draft, laws, Noise(view.seeds))
+                watch.lap("rule")
+                self.target.commit(draft, verdict)
+                watch.lap("commit")
+            except Exception as error:
+                _log.error("a pass failed; its %d requests end", len(view.slots), exc_info=error)
+                why = " ".join(f"the target's pass failed: {type(error).__name__}: {error}".split())
+                self._release(self._scheduler.fail(why))
+            else:
+                happened = Step(view, draft, scores, verdict, seconds)
+                if laws.sound:
+                    self._router.observe(happened)
+                self.policy.observe(happened)
+                watch.lap("observe")
+                self._release(self._scheduler.apply(draft, verdict, laws))
+                watch.lap("apply")
         events, self._outbox[:] = self._outbox[:], []
         return events
 
@@ -179,6 +203,8 @@ class Engine:
         drafter: str | None = None,
         *,
         prediction: Prediction | None = None,
+        limit: Budget | None = None,
+        cache_salt: str = "",
     ) -> int:
         """Queue a request and return its id; `step` advances it and returns its events.
 
@@ -187,10 +213,19 @@ class Engine:
         drafter it is drafted for by the one named "prediction", which must be loaded; others that do not
         use predictions take no notice of it.
 
+        limit: drafted tokens that may be scored for this request in a step, and along one path, at most
+        (`paceline.core.Budget`); Budget(0, 0) decodes it plainly.
+
+        cache_salt: what was read for one request serves others that begin alike and have the same salt, and
+        no others: with one for each of its users, a server gives away nothing through the time of an answer.
+
         Raises ConfigError for a prompt or parameter that this model cannot take, CapacityError for a
-        request that the cache could never hold.
+        request that the cache could never hold, QueueFull if `max_waiting` requests wait already.
         """
-        return self._submit(prompt, params, drafter, prediction, self._outbox)[0]
+        self._check_queue()
+        return self._submit(
+            prompt, params, drafter, self._outbox, prediction=prediction, limit=limit, salt=cache_salt
+        )[0]
 
     def cancel(self, request: int) -> None:
         """End a request with what it has; its last event says so. One that has ended is no error."""
@@ -204,6 +239,22 @@ class Engine:
         self._release(self._scheduler.preempt(request))
 
     @property
+    def load(self) -> Load:
+        """How busy it is, and what happened so far. Cheap to ask for."""
+        scheduler, cache = self._scheduler, self._scheduler.cache
+        return Load(
+            running=scheduler.running,
+            waiting=scheduler.waiting,
+            cache_tokens=cache.tokens,
+            cache_tokens_used=cache.used_tokens,
+            preemptions=scheduler.preemptions,
+            prefix_lookup_tokens=cache.lookup_tokens,
+            prefix_hit_tokens=cache.hit_tokens,
+            draft_failures={name: dict(counts) for name, counts in self._router.failures.items()},
+            drafters_off=self._router.off,
+        )
+
+    @property
     def idle(self) -> bool:
         """Whether no request waits or runs."""
         return self._scheduler.idle
@@ -215,13 +266,14 @@ class Engine:
         drafter: str | Sequence[str] | None = None,
         *,
         prediction: Prediction | Sequence[Prediction | None] | None = None,
+        limit: Budget | Sequence[Budget] | None = None,
         n: int = 1,
     ) -> list[Completion]:
         """Answer one prompt or a list of prompts; completions in the order of the prompts.
 
-        params, drafter, prediction (see `submit`): one for all, or one per prompt. n: answers per prompt, 1
+        params, drafter, prediction, limit (see `submit`): one for all, or one per prompt. n: answers per prompt, 1
         to 128, one behind the other; the first has the request's own seed, the others seeds derived from
-        it (`paceline.noise.choice_seed`). Raises like `submit`.
+        it (`paceline.noise.choice_seed`). Raises like `submit`, but never QueueFull.
         """
         if type(n) is not int or not 1 <= n <= MAX_CHOICES:
             raise ConfigError(f"n must be a whole number, 1 to {MAX_CHOICES}; got {n!r}")
@@ -230,14 +282,17 @@ class Engine:
         requests: list[int] = []
         done: dict[int, Completion] = {}
         try:
-            for prompt, param, name, predicted in zip(
+            for prompt, param, name, predicted, most in zip(
                 wanted,
                 per_prompt("params", params, SamplingParams, len(wanted)),
                 per_prompt("drafter", drafter, str, len(wanted)),
                 predictions_per_prompt(prediction, len(wanted)),
+                per_prompt("limit", limit, Budget, len(wanted)),
                 strict=True,
             ):
-                requests += self._submit(prompt, param, name, predicted, outbox, n)
+                requests += self._submit(
+                    prompt, param, name, outbox, prediction=predicted, limit=most, n=n
+                )
             while len(done) < len(requests):
                 self._advance()
                 done.update((event.request, event.finish) for event in outbox if event.finish)
@@ -255,13 +310,19 @@ class Engine:
         drafter: str | None = None,
         *,
         prediction: Prediction | None = None,
+        limit: Budget | None = None,
+        cache_salt: str = "",
     ) -> Generator[Event, None, None]:
         """Answer one prompt, event by event; the last one has `finish`. Closing the iterator cancels.
 
         The request is queued at once, and other requests advance along with it. Raises like `submit`.
         """
+        self._check_queue()
         outbox: list[Event] = []
-        return self._events(self._submit(prompt, params, drafter, prediction, outbox)[0], outbox)
+        requests = self._submit(
+            prompt, params, drafter, outbox, prediction=prediction, limit=limit, salt=cache_salt
+        )
+        return self._events(requests[0], outbox)
 
     def _events(self, request: int, outbox: list[Event]) -> Generator[Event, None, None]:
         finished = False
@@ -285,8 +346,11 @@ class Engine:
         prompt: Prompt,
         params: SamplingParams | None,
         drafter: str | None,
-        prediction: Prediction | None,
         outbox: list[Event],
+        *,
+        prediction: Prediction | None,
+        limit: Budget | None,
+        salt: str = "",
         n: int = 1,
     ) -> list[int]:
         params = params or SamplingParams()
@@ -298,6 +362,9 @@ class Engine:
         tokens = prompt_tokens(prompt, self.target.info.vocab_size, tokenizer)
         predicted = prediction_tokens(prediction, self.target.info.vocab_size, tokenizer)
         drafter = self._known_drafter(drafter or (self.drafter if prediction is None else PREDICTION))
+        _check_limit(limit)
+        # A drafter that works with features must see those of the whole prompt.
+        shared = None if self.drafters[drafter].needs else salt
         seed = secrets.randbelow(MAX_SEED + 1) if params.seed is None else params.seed
         return [
             self._scheduler.add(
@@ -309,10 +376,16 @@ class Engine:
                 index=index,
                 drafter=drafter,
                 prediction=predicted,
+                budget=limit,
+                salt=shared,
                 outbox=outbox,
             )
             for index in range(n)
         ]
+
+    def _check_queue(self) -> None:
+        if self._max_waiting is not None and self._scheduler.queued >= self._max_waiting:
+            raise QueueFull(f"{self._scheduler.queued} requests wait, as many as may; try again later")
 
     def _matcher(self, params: SamplingParams) -> Matcher | None:
         if params.grammar is None:
@@ -331,3 +404,10 @@ class Engine:
             self.target.release(slots)
             self._router.release(slots)
             self.policy.release(slots)
+
+
+def _check_limit(limit: Budget | None) -> None:
+    if limit is not None and not (
+        isinstance(limit, Budget) and all(type(value) is int and value >= 0 for value in limit)
+    ):
+        raise ConfigError(f"limit must be a Budget of whole numbers, 0 or more; got {limit!r}")

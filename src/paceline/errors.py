@@ -5,7 +5,8 @@
     │   └── IncompatibleDrafter   a drafter that this target cannot serve
     ├── ModelFileError            a model file that is missing, damaged or not supported
     ├── TokenFileError            a datastore or file of answers: missing, damaged, of another tokenizer
-    └── CapacityError             more tokens than the cache holds
+    ├── CapacityError             more tokens than the cache holds
+    └── QueueFull                 as many requests wait as may
 
 Programmers' mistakes stay `ValueError` or `TypeError`; `assert` guards our own invariants only.
 """
@@ -37,3 +38,7 @@ class TokenFileError(PacelineError):
 
 class CapacityError(PacelineError):
     """A request that can never fit in the key/value cache."""
+
+
+class QueueFull(PacelineError):
+    """As many requests wait as the engine allows; try again later."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from typing import Any
+from math import isfinite
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +16,15 @@ from paceline.grammar import GrammarLimit, Matcher
 from paceline.kernels import draw as fused_draw
 from paceline.logprobs import logprobs
 from paceline.noise import Noise, gumbel
-from paceline.results import TokenLogprobs
+from paceline.results import FinishReason, TokenLogprobs
 from paceline.sampling import SamplingParams, log_law, truncate
+
+
+class Failure(NamedTuple):
+    """Why an answer ends before its next token, as `finish_reason` and `stop_reason` will say."""
+
+    reason: FinishReason
+    why: str
 
 
 class Tally:
@@ -97,7 +105,7 @@ class Controls:
         self.params = params
         self.ending = frozenset(params.stop_token_ids) | frozenset(() if params.ignore_eos else eos_ids)
         self.matcher = matcher
-        self.failures: dict[tuple[int, ...], str] = {}
+        self.failures: dict[tuple[int, ...], Failure] = {}
         self._bad_words = BadWords(bad_words) if bad_words else None
         self._masks = bool(params.min_tokens or bad_words or matcher)
         self.adjusts = bool(self._masks or params.counts_tokens or params.logit_bias)
@@ -127,7 +135,7 @@ class Controls:
         adjusted, failure = self._adjusted(logits, answered, path)
         if failure is None:
             return adjusted
-        self.failures[tuple(path)] = failure
+        self.failures[tuple(path)] = Failure("cancelled", failure)
         return logits.copy()
 
     def attempt(self, logits: NDArray[Any], answered: int, path: Sequence[int]) -> NDArray[Any]:
@@ -173,9 +181,10 @@ class Laws:
     Nothing is computed before it is asked for: a rule that leaves a branch pays nothing for it.
     """
 
-    __slots__ = ("_draft", "_logits", "_offsets", "_parents", "_scored", "_view")
+    __slots__ = ("_draft", "_logits", "_offsets", "_parents", "_scored", "_view", "sound")
 
     def __init__(self, scores: Scores, draft: Draft, view: View) -> None:
+        self.sound = True  # until logits are asked for that are not finite
         self._logits = scores.logits
         self._draft = draft
         self._view = view
@@ -214,16 +223,23 @@ class Laws:
         law: NDArray[np.float64] = log_law(logits, self._view.controls[row].params)
         return law
 
-    def logprobs(self, node: int, token: int) -> TokenLogprobs:
-        """What a request that asks for log-probabilities is told of the token after `node`."""
-        row = bisect_right(self._offsets, node) - 1
-        top = self._view.controls[row].params.logprobs
-        return logprobs(self._logits[self._scored[node]], token, top or 0)
+    def logprobs(self, node: int, token: int, top: int) -> TokenLogprobs:
+        """What a request that asks for log-probabilities is told of the token after `node`: its own, and
+        those of the `top` likeliest. NaN where the logits are not finite."""
+        return logprobs(self._logits[self._scored[node]], token, top)
 
     def _adjusted(self, row: int, node: int, position: int) -> NDArray[Any]:
-        """The logits [V] after `node`, with penalties, bias and masks; position: of the token to draw."""
+        """The logits [V] after `node`, with penalties, bias and masks; position: of the token to draw.
+
+        Where the target gave NaN, +inf or nothing but -inf, the answer will end before this token, and what
+        comes back only serves to finish the step."""
         logits: NDArray[Any] = self._logits[self._scored[node]]
         controls = self._view.controls[row]
+        if not isfinite(logits.max()):
+            why = f"the target gave logits that are not finite, for the token at position {position}"
+            controls.failures[tuple(self._path(row, node))] = Failure("error", why)
+            self.sound = False
+            return np.zeros_like(logits)
         if not controls.adjusts:
             return logits
         return controls.adjust(logits, position - self._view.prompts[row], self._path(row, node))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from paceline.core import Rule
+from paceline.cache import Seat
+from paceline.core import Budget, Rule
 from paceline.laws import Controls
 from paceline.results import Completion, Event, FinishReason, Stats, Timings, TokenLogprobs
 from paceline.transcript import Transcript
@@ -26,12 +27,14 @@ class Growth(NamedTuple):
 
 
 class Request:
-    """One answer in the making. The first `cached` tokens of `history` are in the target's cache."""
+    """One answer in the making. The first `cached` tokens of `history` are in the target's cache; while it
+    runs it has a seat there."""
 
     __slots__ = (
         "accepted",
         "accepted_lengths",
         "admitted_at",
+        "budget",
         "cached",
         "controls",
         "drafted",
@@ -47,9 +50,11 @@ class Request:
         "prediction",
         "preempted_at",
         "prompt",
-        "reserved",
+        "prompt_logprobs",
+        "salt",
+        "seat",
         "seed",
-        "slot",
+        "sound",
         "transcript",
     )
 
@@ -65,7 +70,8 @@ class Request:
         drafter: str,
         prediction: Sequence[int],
         limit: int,
-        reserved: int,
+        budget: Budget | None,
+        salt: str | None,
         outbox: list[Event],
     ) -> None:
         self.id = id
@@ -75,14 +81,20 @@ class Request:
         self.controls = controls
         self.transcript = transcript
         self.logprobs: list[TokenLogprobs] | None = None if controls.params.logprobs is None else []
+        # What is known so far; before the first token there is nothing to draw it from.
+        self.prompt_logprobs: list[TokenLogprobs | None] | None = (
+            None if controls.params.prompt_logprobs is None else [None]
+        )
         self.seed = seed
         self.drafter = drafter
         self.prediction = prediction  # the answer that the caller expects, for drafters; may be empty
         self.limit = limit  # length of prompt and answer together at which the answer is cut
-        self.reserved = reserved  # tokens of the cache held for its whole life
+        self.budget = budget  # what the caller allows to be drafted for it in a step
+        self.salt = salt  # whose pages it may share; None: nobody's
         self.outbox = outbox  # where its events go
-        self.slot = -1
+        self.seat: Seat | None = None
         self.cached = 0
+        self.sound = False  # a token was drawn from what is in its seat, so that this is no nonsense
         self.passes = self.drafted = self.accepted = 0
         self.accepted_lengths: dict[int, int] = {}
         self.admitted_at: Time | None = None
@@ -97,7 +109,7 @@ class Request:
         if self.controls.failures:
             places = [p for p in range(len(tokens)) if tuple(tokens[:p]) in self.controls.failures]
             if places:
-                reason, stop = "cancelled", self.controls.failures[tuple(tokens[: places[0]])]
+                reason, stop = self.controls.failures[tuple(tokens[: places[0]])]
                 del tokens[places[0] :]
             self.controls.failures.clear()
         spoken = len(tokens)
@@ -135,9 +147,28 @@ class Request:
         self.accepted += accepted
         self.accepted_lengths[accepted] = self.accepted_lengths.get(accepted, 0) + 1
 
-    def resume(self, now: Time) -> None:
-        """The request runs from now on: for the first time, or again after a preemption, whose length is
-        then taken out of its times."""
+    @property
+    def slot(self) -> int:
+        """Its sequence in the target, while it runs; -1 while it waits."""
+        return -1 if self.seat is None else self.seat.slot
+
+    @property
+    def told(self) -> bool:
+        """Whether all log-probabilities of the prompt are known that its caller wants."""
+        return self.prompt_logprobs is None or len(self.prompt_logprobs) == self.prompt
+
+    def wanted(self, end: int) -> range:
+        """Places of the history from `cached` to `end` whose logits tell log-probabilities of the prompt that
+        are not known yet."""
+        if self.prompt_logprobs is None:
+            return range(0)
+        known = len(self.prompt_logprobs) - 1
+        return range(max(self.cached, known), min(end, self.prompt - 1))
+
+    def resume(self, seat: Seat, cached: int, now: Time) -> None:
+        """The request runs from now on, with the first `cached` tokens in the cache: for the first time, or
+        again after a preemption, whose length is then taken out of its times."""
+        self.seat, self.cached, self.sound = seat, cached, False
         if self.preempted_at is None or self.admitted_at is None:
             self.admitted_at = now
             return
@@ -155,6 +186,7 @@ class Request:
             text=self.transcript.text,
             token_ids=answer,
             logprobs=None if self.logprobs is None else tuple(self.logprobs),
+            prompt_logprobs=None if self.prompt_logprobs is None else tuple(self.prompt_logprobs),
             finish_reason=reason,
             stop_reason=stop,
             seed=self.seed,

@@ -1,11 +1,12 @@
-"""What the engine hands to its user: events while an answer grows, a completion when it is done."""
+"""What the engine hands to its user: events while an answer grows, a completion when it is done, its load."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +79,13 @@ class Completion:
     text           the answer without the ending token or stop string; "" where the engine has no tokenizer
     token_ids      every token emitted, the one that ended the answer included
     finish_reason  "stop" (ending token, stop string or complete grammar), "length" (max_tokens or context)
-                   or "cancelled" (by `cancel`, or because the controls left no token to go on with)
-    stop_reason    the stop string or the token id that ended the answer, or why the controls left no token;
-                   else None
+                   "cancelled" (by `cancel`, or because the controls left no token to go on with) or "error"
+                   (the target failed; the tokens before it are good)
+    stop_reason    the stop string or the token id that ended the answer, or in one line why the controls left
+                   no token or what failed; else None
     logprobs       one entry per token where the request asked for them, else None
+    prompt_logprobs  one entry per token of the prompt where the request asked for them, None for the first;
+                   else None. Those of an answer that ended before its prompt was read are fewer
     seed           the seed used: give it again to get the same answer
     drafter        the drafter that the request was served with
     rule           the rule that decided which drafted tokens were kept
@@ -94,6 +98,7 @@ class Completion:
     text: str
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprobs, ...] | None
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None
     finish_reason: FinishReason
     stop_reason: str | int | None
     seed: int
@@ -119,3 +124,29 @@ class Event:
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprobs, ...] | None
     finish: Completion | None
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How busy an engine is, and what happened since it was made.
+
+    running, waiting      requests
+    cache_tokens          what the target's cache holds
+    cache_tokens_used     of these, in pages that running requests hold; pages that are only kept for later
+                          prompts are free for whoever needs them
+    preemptions           times that a request gave up its place
+    prefix_lookup_tokens  tokens that admitted requests looked for in the pages of others
+    prefix_hit_tokens     those that were found, and not read again
+    draft_failures        {drafter: {reason: number}} of proposals that were not used, see docs/scheduling.md
+    drafters_off          drafters that failed so often that they are not asked for a while
+    """
+
+    running: int
+    waiting: int
+    cache_tokens: int
+    cache_tokens_used: int
+    preemptions: int
+    prefix_lookup_tokens: int
+    prefix_hit_tokens: int
+    draft_failures: Mapping[str, Mapping[str, int]]
+    drafters_off: frozenset[str]

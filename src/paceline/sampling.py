@@ -65,6 +65,7 @@ class SamplingParams:
     ignore_eos          go on past the model's end-of-sequence tokens
     logprobs            report every token's log-probability and this many of the likeliest tokens', 0 to 20:
                         the model's own, before all of the above. None reports none
+    prompt_logprobs     the same for the tokens of the prompt, from the second on
     seed                0 to 2^63 - 1; the same seed gives the same answer. None takes a random one
 
     Raises ConfigError naming the field, its value and what is allowed. With a grammar, min_tokens and
@@ -88,6 +89,7 @@ class SamplingParams:
     stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     seed: int | None = None
 
     def __post_init__(self) -> None:
@@ -105,8 +107,9 @@ class SamplingParams:
             _whole("seed", self.seed, 0, MAX_SEED, say="0 to 2^63 - 1, or None")
         if not isinstance(self.ignore_eos, bool):
             raise ConfigError(f"ignore_eos must be True or False, got {self.ignore_eos!r}")
-        if self.logprobs is not None:
-            _whole("logprobs", self.logprobs, 0, MAX_LOGPROBS, say=f"0 to {MAX_LOGPROBS}, or None")
+        for name in ("logprobs", "prompt_logprobs"):
+            if (count := getattr(self, name)) is not None:
+                _whole(name, count, 0, MAX_LOGPROBS, say=f"0 to {MAX_LOGPROBS}, or None")
         if self.grammar is not None:
             self._check_grammar()
         object.__setattr__(self, "bad_words", _bad_words(self.bad_words))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections import deque
+from bisect import insort
 from collections.abc import Sequence
-from itertools import count
+from itertools import count, repeat
+from math import isnan
+from operator import attrgetter
+from typing import NamedTuple
 
-from paceline.core import Budget, Draft, Drawn, Rule, TargetInfo, Verdict, View
+from paceline.cache import Cache
+from paceline.core import Budget, Draft, Drawn, PageSharing, Rule, TargetInfo, Verdict, View
 from paceline.errors import CapacityError, ConfigError
 from paceline.laws import Controls, Laws
 from paceline.request import Request
@@ -15,13 +19,29 @@ from paceline.sampling import SamplingParams
 from paceline.stopwatch import Stopwatch
 from paceline.transcript import Transcript
 
+WANTED_AT_ONCE = 32
+"""Tokens of a prompt that are read in one pass if log-probabilities of the prompt are asked for: each of
+them takes a row of logits."""
+
+_BY_AGE = attrgetter("id")
+
+
+class Plan(NamedTuple):
+    """One step: its rows, what may be drafted for each at most, and the slots that lost their place to
+    them."""
+
+    view: View
+    limits: list[Budget]
+    preempted: list[int]
+
 
 class Scheduler:
-    """First come, first served. A request is admitted once a slot is free and the cache has room for its
-    whole life, so that no running request is ever thrown out unless somebody asks for it.
+    """First come, first served; docs/scheduling.md says how.
 
+    store         for a target whose sequences share pages
     nodes         drafted tokens per step at most
-    chunk_tokens  prompt tokens per step, taken by the rows that still read, oldest first
+    chunk_tokens  tokens per step of requests that decode and of prompts together; drafted ones are counted
+                  in `nodes`
     max_batch     requests that run at the same time
     rule          decides which drafted tokens are kept, which is not the scheduler's business, and with
                   whose noise drafters draw, which it tells them
@@ -31,23 +51,26 @@ class Scheduler:
         self,
         info: TargetInfo,
         watch: Stopwatch,
+        store: PageSharing | None,
         *,
         nodes: int,
         chunk_tokens: int,
         max_batch: int,
         rule: Rule,
     ) -> None:
+        self.cache = Cache(info, store)
+        self.preemptions = 0
         self._info = info
         self._watch = watch
         self._nodes = nodes
         self._chunk_tokens = chunk_tokens
         self._rule = rule
-        self._waiting: deque[Request] = deque()
-        self._running: list[Request] = []
+        self._waiting: list[Request] = []  # the oldest first
+        self._running: list[Request] = []  # the oldest first
         self._planned: list[Request] = []
+        self._wanted: dict[int, range] = {}
         self._requests: dict[int, Request] = {}  # all that wait or run
         self._free_slots = list(range(max_batch - 1, -1, -1))
-        self._free_tokens = info.cache_tokens // info.page_tokens * info.page_tokens
         self._ended_slots: list[int] = []
         self._ids = count()
 
@@ -62,6 +85,8 @@ class Scheduler:
         index: int,
         drafter: str,
         prediction: Sequence[int],
+        budget: Budget | None,
+        salt: str | None,
         outbox: list[Event],
     ) -> int:
         """Queue a request and return its id; its events will be appended to `outbox`.
@@ -75,11 +100,9 @@ class Scheduler:
                 f"the prompt has {len(prompt)} tokens; this model takes 1 to {info.max_positions - 1}"
             )
         limit = min(len(prompt) + params.max_tokens, info.max_positions)
-        pages = -(-(limit + self._nodes + 1) // info.page_tokens)
-        whole = info.cache_tokens // info.page_tokens * info.page_tokens
-        if limit > whole:
+        if limit > self.cache.tokens:
             raise CapacityError(
-                f"prompt and answer may need {limit} tokens of cache, it holds {whole}; "
+                f"prompt and answer may need {limit} tokens of cache, it holds {self.cache.tokens}; "
                 "lower max_tokens or raise cache_tokens"
             )
         request = Request(
@@ -92,7 +115,8 @@ class Scheduler:
             drafter=drafter,
             prediction=prediction,
             limit=limit,
-            reserved=min(pages * info.page_tokens, whole),
+            budget=budget,
+            salt=salt,
             outbox=outbox,
         )
         self._waiting.append(request)
@@ -104,22 +128,39 @@ class Scheduler:
         """Whether no request waits or runs."""
         return not self._requests
 
-    def plan(self) -> tuple[View, list[Budget]] | None:
-        """The rows of the next step and what may be drafted for each at most; None when idle."""
-        self._admit()
+    @property
+    def running(self) -> int:
+        """Requests that have a place."""
+        return len(self._running)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that have none."""
+        return len(self._waiting)
+
+    @property
+    def queued(self) -> int:
+        """Requests that wait, and for which there is no slot either."""
+        return max(0, len(self._waiting) - len(self._free_slots))
+
+    def plan(self) -> Plan | None:
+        """The next step; None when idle. The preempted slots must be released before its pass."""
+        preempted = self._make_room()
+        if not preempted:
+            self._admit()
         if not self._running:
             return None
-        chunk = self._chunk_tokens
         planned, ends = [], []
-        for request in self._running:
-            known = len(request.history) - request.cached
-            if known > 1:
-                known = min(known, chunk)
-                chunk -= known
+        for request, known in zip(self._running, self._known(), strict=True):
             if known:
                 planned.append(request)
                 ends.append(request.cached + known)
         self._planned = planned
+        self._wanted = {
+            request.slot: places
+            for request, end in zip(planned, ends, strict=True)
+            if (places := request.wanted(end))
+        }
         view = View(
             [request.slot for request in planned],
             [request.history for request in planned],
@@ -130,36 +171,75 @@ class Scheduler:
             [request.prompt for request in planned],
             [request.drafter for request in planned],
             {request.slot: request.prediction for request in planned if request.prediction},
+            wanted=self._wanted,
             coupled=Drawn.COUPLED in self._rule.takes,
         )
-        return view, self._limits(ends)
+        return Plan(view, self._limits(ends), preempted)
+
+    def _make_room(self) -> list[int]:
+        """See to it that every request has pages for what it holds next. Where there are none the newest
+        loses its place: the oldest always gets on. Returns the slots that were lost."""
+        lost: list[int] = []
+        for request in tuple(self._running):
+            while request.seat is not None and not self.cache.grow(request.seat, len(request.history)):
+                lost.append(self._preempt(self._running[-1]))
+        return lost
+
+    def _admit(self) -> None:
+        """Let the oldest requests in while there is room for all that is known of them."""
+        while self._waiting and self._free_slots:
+            request = self._waiting[0]
+            # What is not read has no logits to tell of.
+            found = request.history if request.told else ()
+            seat = self.cache.admit(self._free_slots[-1], request.salt, found, len(request.history) + 1)
+            if seat is None:
+                return
+            del self._waiting[0], self._free_slots[-1]
+            cached = len(seat.path) * self._info.page_tokens
+            request.resume(seat, cached, self._watch.read("plan"))
+            insort(self._running, request, key=_BY_AGE)
+
+    def _known(self) -> list[int]:
+        """How many of its known tokens each running request has in this step: one if it decodes; if it reads,
+        a share of what these leave of the step's tokens, and if they leave less than a page, of that."""
+        known = [len(request.history) - request.cached for request in self._running]
+        reading = [place for place, tokens in enumerate(known) if tokens > 1]
+        if reading:
+            least = min(self._info.page_tokens, self._chunk_tokens)
+            left = max(least, self._chunk_tokens - (len(known) - len(reading)))
+            needs = [
+                min(known[place], WANTED_AT_ONCE) if not self._running[place].told else known[place]
+                for place in reading
+            ]
+            for place, tokens in zip(reading, portions(needs, left, least), strict=True):
+                known[place] = tokens
+        return known
 
     def _limits(self, ends: list[int]) -> list[Budget]:
-        """What may be drafted for each row: as much as the answer still takes and the cache holds. A row that
-        reads its prompt gets nothing: its pass is bound by arithmetic, where a drafted token costs as much
-        as any other."""
+        """What may be drafted for each row: as much as its caller allows, the answer still takes and the cache
+        holds. A row that reads its prompt gets nothing: its pass is bound by arithmetic, where a drafted token
+        costs as much as any other."""
         limits = []
         for request, end in zip(self._planned, ends, strict=True):
-            depth = request.limit - len(request.history) - 1
-            if len(request.history) - request.cached == 1 and depth > 0:
-                limits.append(Budget(max(0, min(self._nodes, request.reserved - end)), depth))
+            nodes, depth = self._nodes, request.limit - len(request.history) - 1
+            if request.budget is not None:
+                nodes, depth = min(nodes, request.budget.nodes), min(depth, request.budget.depth)
+            if len(request.history) - request.cached == 1 and min(nodes, depth) > 0:
+                assert request.seat is not None, "it runs"
+                room = self.cache.stretch(request.seat, end + nodes) - end
+                limits.append(Budget(min(nodes, room), depth))
             else:
                 limits.append(Budget(0, 0))
         return limits
-
-    def _admit(self) -> None:
-        while self._waiting and self._free_slots and self._waiting[0].reserved <= self._free_tokens:
-            request = self._waiting.popleft()
-            request.slot = self._free_slots.pop()
-            self._free_tokens -= request.reserved
-            request.resume(self._watch.read("plan"))
-            self._running.append(request)
 
     def apply(self, draft: Draft, verdict: Verdict, laws: Laws) -> list[int]:
         """Extend the answers, send their events, and return the slots of those that ended."""
         offsets = draft.offsets.tolist()
         for row, request in enumerate(self._planned):
             root = draft.roots[row]
+            if not self._tell_prompt(request, offsets[row], laws):
+                self._stop(request, "error", "the target gave logits that are not finite, in the prompt")
+                continue
             if root < 0:
                 request.cached += offsets[row + 1] - offsets[row]
                 continue
@@ -168,9 +248,19 @@ class Scheduler:
             tokens = [int(draft.tokens[node]) for node in path]
             tokens.append(verdict.next_tokens[row])
             self._extend(request, [root, *path], tokens, offsets[row + 1] - root - 1, laws)
-        self._planned = []
-        ended, self._ended_slots = self._ended_slots, []
-        return ended
+        return self._done()
+
+    def _tell_prompt(self, request: Request, first: int, laws: Laws) -> bool:
+        """Note the log-probabilities of the prompt's tokens that this step gave, if they are wanted; whether
+        they are numbers. first: the row's first node."""
+        top, told = request.controls.params.prompt_logprobs, request.prompt_logprobs
+        for place in self._wanted.get(request.slot, ()):
+            assert top is not None and told is not None, "or nothing would be wanted"
+            token = laws.logprobs(first + place - request.cached, request.history[place + 1], top)
+            if isnan(token.logprob):
+                return False
+            told.append(token)
+        return True
 
     def _extend(
         self, request: Request, nodes: list[int], tokens: list[int], drafted: int, laws: Laws
@@ -182,48 +272,100 @@ class Scheduler:
         request.count(drafted, min(len(nodes) - 1, len(tokens)))
         logprobs = None
         if request.logprobs is not None:
-            logprobs = tuple(map(laws.logprobs, nodes, tokens))  # as many as there are tokens
+            top = request.controls.params.logprobs or 0
+            logprobs = tuple(map(laws.logprobs, nodes, tokens, repeat(top)))  # as many as there are tokens
             request.logprobs += logprobs
-        finish = None if growth.reason is None else self._end(request, growth.reason, growth.stop)
+        finish = None
+        if growth.reason is not None:
+            finish = self._end(request, growth.reason, growth.stop)
+        elif not request.sound:
+            request.sound = True
+            self._publish(request)
         request.outbox.append(Event(request.id, growth.text, tuple(tokens), logprobs, finish))
 
+    def _publish(self, request: Request) -> None:
+        """Share the pages of a request that has a place. Only now that laws came of them: what a failed pass
+        left, or a prompt that leads to no law, is never shared."""
+        assert request.seat is not None, "it has a place"
+        self.cache.publish(request.seat, request.history[: request.cached])
+
+    def fail(self, why: str) -> list[int]:
+        """The pass that was planned failed: end its requests, and return their slots. Requests that waited or
+        had no part in it go on."""
+        for request in self._planned:
+            self._stop(request, "error", why)
+        return self._done()
+
     def preempt(self, request_id: int) -> list[int]:
-        """Take a running request's slot and cache and put it at the front of the queue; it goes on later,
-        with the tokens it would have had anyway, once its prompt and answer have been read anew.
+        """Take a running request's slot and cache and put it back into the queue; it goes on later, with the
+        tokens it would have had anyway, once its prompt and answer have been read anew.
 
         Returns the slots that are free now. A request that does not run is no error.
         """
         request = self._requests.get(request_id)
-        if request is None or request.slot < 0:
+        if request is None or request.seat is None:
             return []
-        slot = self._leave(request)
-        request.slot, request.cached = -1, 0
-        request.preempted_at = self._watch.read("plan")
-        self._waiting.appendleft(request)
-        return [slot]
+        return [self._preempt(request)]
 
-    def _leave(self, request: Request) -> int:
+    def _preempt(self, request: Request) -> int:
+        slot = self._leave(request)
+        self.preemptions += 1
+        request.cached = 0
+        request.preempted_at = self._watch.read("plan")
+        insort(self._waiting, request, key=_BY_AGE)
+        return slot
+
+    def _leave(self, request: Request, *, failed: bool = False) -> int:
         """The request runs no longer; its slot, now free."""
+        seat = request.seat
+        assert seat is not None, "it runs"
+        if request.sound and not failed:
+            self._publish(request)
+        self.cache.leave(seat, failed=failed)
         self._running.remove(request)
-        self._free_slots.append(request.slot)
-        self._free_tokens += request.reserved
-        return request.slot
+        self._free_slots.append(seat.slot)
+        request.seat = None
+        return seat.slot
 
     def cancel(self, request_id: int) -> list[int]:
         """End a request now and return its slot, if it had one. A request that is not here is no error."""
         request = self._requests.get(request_id)
         if request is not None:
-            text = request.transcript.finish().text
-            finish = self._end(request, "cancelled", None)
-            logprobs = None if request.logprobs is None else ()
-            request.outbox.append(Event(request_id, text, (), logprobs, finish))
-        ended, self._ended_slots = self._ended_slots, []
-        return ended
+            self._stop(request, "cancelled", None)
+        return self._done()
+
+    def _stop(self, request: Request, reason: FinishReason, why: str | None) -> None:
+        """End a request with what it has, and say so to its user."""
+        text = request.transcript.finish().text
+        finish = self._end(request, reason, why)
+        logprobs = None if request.logprobs is None else ()
+        request.outbox.append(Event(request.id, text, (), logprobs, finish))
 
     def _end(self, request: Request, reason: FinishReason, stop: str | int | None) -> Completion:
         del self._requests[request.id]
-        if request.slot < 0:
+        if request.seat is None:
             self._waiting.remove(request)
         else:
-            self._ended_slots.append(self._leave(request))
+            self._ended_slots.append(self._leave(request, failed=reason == "error"))
         return request.completion(reason, stop, self._rule, self._watch.read("apply"))
+
+    def _done(self) -> list[int]:
+        """The slots of requests that ended; the plan is carried out."""
+        self._planned = []
+        ended, self._ended_slots = self._ended_slots, []
+        return ended
+
+
+def portions(needs: Sequence[int], left: int, least: int) -> list[int]:
+    """So many tokens, shared evenly by requests that need so many each, the oldest first: at least `least` to
+    each while there are any, and none that is not needed."""
+    given = [0] * len(needs)
+    hungry = list(range(len(needs)))
+    while hungry and left:
+        share = max(least, left // len(hungry))
+        for place in hungry:
+            portion = min(needs[place] - given[place], share, left)
+            given[place] += portion
+            left -= portion
+        hungry = [place for place in hungry if given[place] < needs[place]]
+    return given

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-from time import perf_counter
+from collections.abc import Callable
 
 TARGET_STAGES = ("forward", "commit")
 
 
 class Stopwatch:
-    """Seconds spent per stage since the engine started. Cheap: one clock read per stage."""
+    """Seconds spent per stage since the engine started. Cheap: one clock read per stage. clock: seconds,
+    from any start."""
 
-    __slots__ = ("_last", "seconds")
+    __slots__ = ("_last", "clock", "seconds")
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.clock = clock
         self.seconds: dict[str, float] = dict.fromkeys(
             ("plan", "propose", "pack", "forward", "rule", "commit", "observe", "apply"), 0.0
         )
-        self._last = perf_counter()
+        self._last = clock()
 
     def start(self) -> None:
         """A step begins; the time since the last one is nobody's."""
-        self._last = perf_counter()
+        self._last = self.clock()
 
     def lap(self, stage: str) -> float:
         """The time since the last call went into this stage; how many seconds it was."""
-        now = perf_counter()
+        now = self.clock()
         passed = now - self._last
         self.seconds[stage] += passed
         self._last = now
