@@ -68,6 +68,11 @@ class Fleet:
         self._making_room = asyncio.Lock()
         self._created = int(time.time())
 
+    @property
+    def names(self) -> Sequence[str]:
+        """Of all models."""
+        return list(self._entries)
+
     async def start(self) -> None:
         """Load the models that are to be there from the start. Raises PacelineError if one cannot be."""
         first = [entry for entry in self._entries.values() if entry.settings.preload]

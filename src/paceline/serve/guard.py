@@ -61,7 +61,7 @@ class Guard:
         except Exception:
             log.exception("a fault of the server")
             if started:
-                raise
+                return  # the response is broken off, which closes the connection
             await error_response(internal("a fault of the server; its log has more"))(scope, receive, send)
 
     def _check(self, scope: Scope) -> None:

@@ -8,7 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
@@ -25,6 +31,7 @@ class Metrics:
     """The counters of one server. prefix: "paceline:" or "vllm:"."""
 
     def __init__(self, prefix: str = "paceline:") -> None:
+        disable_created_metrics()  # one more line for each, which nobody asks for
         self._prefix = prefix
         self._registry = CollectorRegistry()
 

@@ -43,6 +43,7 @@ class Listening:
     strict         whether unknown parameters are refused
     drain_s        seconds that answers in work have when the server is told to end
     metric_prefix  of the names in /metrics
+    otlp_endpoint  where figures are sent by OpenTelemetry
     """
 
     host: str = "127.0.0.1"
@@ -53,6 +54,7 @@ class Listening:
     strict: bool = False
     drain_s: float = 30.0
     metric_prefix: str = "paceline:"
+    otlp_endpoint: str | None = None
     log_level: str = "info"
 
 

@@ -132,3 +132,8 @@ def keys_of(path: Path | None, environment: str | None) -> list[str]:
         if len(key) < 8 or not key.isascii():
             raise ConfigError("an API key has at least 8 characters, all of ASCII")
     return keys
+
+
+def served_name(model: str) -> str:
+    """The name under which clients ask for a model: of a file, its name without folders and ending."""
+    return Path(model).stem if model.endswith(".gguf") else model.partition(":")[0]

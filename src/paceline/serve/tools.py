@@ -178,8 +178,6 @@ class CallReader:
         return pieces
 
     def finish(self) -> list[Piece]:
-        """What was held back when the answer was cut."""
+        """What was held back when the answer was cut; the beginning of a call without a name is nothing."""
         held, self._held = self._held, ""
-        if not held:
-            return []
-        return [Piece(self._calls - 1 if self._inside else None, held)]
+        return [Piece(self._calls - 1, held)] if held and self._inside else []

@@ -6,8 +6,6 @@ file, one having started the other. Nothing in a frame is ever executed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import msgspec
 
 from paceline.results import Event, Load
@@ -121,9 +119,10 @@ class Splitter:
     def __init__(self) -> None:
         self._held = bytearray()
 
-    def push(self, data: bytes) -> Iterator[bytes]:
+    def push(self, data: bytes) -> list[bytes]:
         """The frames that these bytes complete. Raises ValueError for a length that no frame has."""
         self._held += data
+        frames = []
         start = 0
         while len(self._held) - start >= 4:
             size = int.from_bytes(self._held[start : start + 4], "big")
@@ -131,6 +130,7 @@ class Splitter:
                 raise ValueError(f"a frame of {size} bytes; allowed are {MAX_FRAME}")
             if len(self._held) - start - 4 < size:
                 break
-            yield bytes(self._held[start + 4 : start + 4 + size])
+            frames.append(bytes(self._held[start + 4 : start + 4 + size]))
             start += 4 + size
         del self._held[:start]
+        return frames

@@ -12,7 +12,6 @@ import signal
 import socket
 import sys
 import warnings
-from collections.abc import Iterator
 from dataclasses import replace
 
 from paceline.core import Budget
@@ -33,9 +32,8 @@ def main(fd: int) -> None:
     with socket.socket(fileno=fd) as connection:
         link = Link(connection)
         try:
-            first = next(link.frames(wait=True), None)
-            if first is not None:
-                start(link, wire.build_decoder.decode(first))
+            for frame in link.receive(wait=True):
+                start(link, wire.build_decoder.decode(frame))
         except BrokenPipeError:
             pass  # the server went away in the middle of a report
 
@@ -94,15 +92,14 @@ class Link:
         self._splitter = wire.Splitter()
         self.open = True
 
-    def frames(self, *, wait: bool) -> Iterator[bytes]:
+    def receive(self, *, wait: bool) -> list[bytes]:
         """The frames that have come; wait: until there is at least one, or the other end is closed."""
-        found = False
-        while self.open and (not found if wait else select.select([self._socket], [], [], 0)[0]):
+        frames: list[bytes] = []
+        while self.open and (wait and not frames or select.select([self._socket], [], [], 0)[0]):
             data = self._socket.recv(READ_BYTES)
             self.open = bool(data)
-            for frame in self._splitter.push(data):
-                found = True
-                yield frame
+            frames += self._splitter.push(data)
+        return frames
 
     def send(self, *reports: wire.Report) -> None:
         """Send reports; waits where the server is slow to read."""
@@ -121,7 +118,7 @@ class Worker:
     def run(self) -> None:
         """Step the engine while there is work, wait for orders while there is none."""
         while self._link.open:
-            for frame in self._link.frames(wait=self._engine.idle):
+            for frame in self._link.receive(wait=self._engine.idle):
                 self._follow(wire.order_decoder.decode(frame))
             if not self._engine.idle:
                 self._report(self._engine.step())
