@@ -16,7 +16,7 @@ def server() -> Iterator[Program]:
         yield program
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def client(server: Program) -> Iterator[httpx2.Client]:
     with server.client() as client:
         yield client

@@ -15,11 +15,12 @@ from typing import Any
 
 import msgspec
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from paceline.serve.failures import ApiError, internal, too_large, unauthenticated
+from paceline.serve.stream import ClientGone
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,8 @@ class Guard:
         try:
             self._check(scope)
             await self._app(scope, receive, sending)
+        except ClientGone:
+            pass
         except ApiError as error:
             if not started:
                 await error_response(error)(scope, receive, send)
@@ -95,7 +98,8 @@ def _digest(key: bytes) -> bytes:
 
 
 async def body_of(request: Request) -> bytes:
-    """The body of a request with JSON. Raises ApiError: 415, 413, or 408 for a client that does not go on."""
+    """The body of a request with JSON. Raises ApiError: 415, 413, or 408 for a client that does not go on;
+    ClientGone for one that went away."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise ApiError(
@@ -110,6 +114,8 @@ async def body_of(request: Request) -> bytes:
                 body += chunk
                 if len(body) > MAX_BODY:
                     raise too_large(f"the body has more than {MAX_BODY} bytes")
+    except ClientDisconnect:
+        raise ClientGone from None
     except TimeoutError:
         raise ApiError(
             f"the body did not come within {BODY_TIMEOUT_S:.0f} s",
