@@ -29,13 +29,18 @@ class _Entry:
         """For people."""
         return "unloaded" if self.backend is None else self.backend.state
 
-    def load(self) -> Backend:
-        """Start the engine, unless it is started."""
-        if self.backend is None:
+    @property
+    def idle(self) -> bool:
+        """Whether the engine could be ended without harm."""
+        return self.backend is not None and self.backend.state != "starting" and not self.backend.in_flight
+
+    def load(self) -> tuple[Backend, asyncio.Task[None]]:
+        """The engine and its supervision, started now unless they were."""
+        if self.backend is None or self.task is None:
             settings = self.settings
             self.backend = Backend(settings.build, capacity=settings.build.max_batch + settings.max_waiting)
             self.task = asyncio.create_task(self.backend.run())
-        return self.backend
+        return self.backend, self.task
 
     async def unload(self) -> None:
         """End the engine."""
@@ -67,6 +72,7 @@ class Fleet:
         self._memory = memory
         self._making_room = asyncio.Lock()
         self._created = int(time.time())
+        self._started = False
 
     @property
     def names(self) -> Sequence[str]:
@@ -77,6 +83,7 @@ class Fleet:
         """Load the models that are to be there from the start. Raises PacelineError if one cannot be."""
         first = [entry for entry in self._entries.values() if entry.settings.preload]
         await asyncio.gather(*(self._loaded(entry) for entry in first))
+        self._started = True
 
     async def stop(self) -> None:
         """End all engines."""
@@ -95,7 +102,7 @@ class Fleet:
             raise self._no_such(name)
         entry.used = time.monotonic()
         backend = entry.backend
-        if backend is None or (backend.state == "starting" and not entry.settings.preload):
+        if backend is None or (backend.state == "starting" and self._started):
             try:
                 backend = await self._loaded(entry)
             except PacelineError as error:
@@ -108,13 +115,13 @@ class Fleet:
         async with self._making_room:
             if entry.backend is None:
                 await self._make_room(entry)
-            backend = entry.load()
-        assert entry.task is not None, "it was just started"
+            backend, task = entry.load()
         waiting = asyncio.ensure_future(backend.loaded())
         try:
-            await asyncio.wait((waiting, entry.task), return_when=asyncio.FIRST_COMPLETED)
-            if entry.task.done():
-                task, entry.task, entry.backend = entry.task, None, None
+            await asyncio.wait((waiting, task), return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                if entry.task is task:
+                    entry.task = entry.backend = None
                 task.result()  # raises what went wrong
         finally:
             waiting.cancel()
@@ -125,7 +132,7 @@ class Fleet:
             return
         loaded = [other for other in self._entries.values() if other.backend is not None]
         taken = sum(other.settings.memory for other in loaded)
-        idle = [other for other in loaded if other.backend is not None and not other.backend.in_flight]
+        idle = [other for other in loaded if other.idle]
         for other in sorted(idle, key=lambda one: one.used):
             if taken + entry.settings.memory <= self._memory:
                 break
@@ -157,12 +164,9 @@ class Fleet:
 
     def health(self) -> str:
         """"ok", or what is wrong."""
-        for entry in self._entries.values():
-            if entry.state == "restarting":
-                return "an engine ended and is being started again"
-            if entry.settings.preload and entry.state != "ready":
-                return "a model is being loaded"
-        return "ok"
+        if any(entry.state == "restarting" for entry in self._entries.values()):
+            return "an engine ended and is being started again"
+        return "ok" if self._started else "a model is being loaded"
 
     def loads(self) -> dict[str, tuple[Load, int]]:
         """{loaded model: (what its engine said of itself, how often it was started again)}."""

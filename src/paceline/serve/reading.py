@@ -74,15 +74,13 @@ def _no_number(name: str) -> NoReturn:
 
 def _deeper_than(limit: int, value: Any) -> bool:
     level = [value]
-    for _ in range(limit + 1):
+    for _ in range(limit):
         level = [
             inner
             for nest in level
             if isinstance(nest, dict | list)
             for inner in (nest.values() if isinstance(nest, dict) else nest)
         ]
-        if not level:
-            return False
     return any(isinstance(nest, dict | list) for nest in level)
 
 
