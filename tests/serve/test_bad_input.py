@@ -1,4 +1,4 @@
-"""Every kind of bad input is refused as the table in docs/serving.md says, and the server is none the worse."""
+"""Every kind of bad input is refused as the table in docs/serving.md says, and the server goes on."""
 
 from __future__ import annotations
 
@@ -52,7 +52,9 @@ def check(
     assert response.headers["content-type"] == "application/json"
 
 
-def refused(client: httpx2.Client, body: dict[str, Any], param: str | None, path: str = CHAT) -> httpx2.Response:
+def refused(
+    client: httpx2.Client, body: dict[str, Any], param: str | None, path: str = CHAT
+) -> httpx2.Response:
     # httpx refuses to write NaN, the server must refuse to read it.
     response = client.post(path, content=json.dumps(body), headers={"Content-Type": "application/json"})
     check(response, 400, param=param)
@@ -329,7 +331,11 @@ def test_the_same_request_id_twice(client: httpx2.Client) -> None:
 
 
 def test_tokenize_and_detokenize(client: httpx2.Client) -> None:
-    for body, param in (({}, "prompt"), ({"prompt": "a", "messages": []}, "prompt"), ({"prompt": 5}, "prompt")):
+    for body, param in (
+        ({}, "prompt"),
+        ({"prompt": "a", "messages": []}, "prompt"),
+        ({"prompt": 5}, "prompt"),
+    ):
         refused(client, body, param, "/tokenize")
     for tokens in ([98], [-1], ["a"], None, [2**70]):
         refused(client, {"tokens": tokens}, "tokens", "/detokenize")
@@ -339,9 +345,15 @@ def test_the_responses_form(client: httpx2.Client) -> None:
     for body, param in (
         ({}, "model"),
         ({"input": []}, "input"),
-        ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "http://x"}]}]}, "input"),
+        (
+            {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "http://x"}]}]},
+            "input",
+        ),
         ({"input": "x", "previous_response_id": "resp-1"}, "previous_response_id"),
-        ({"input": "x", "text": {"format": {"type": "json_schema", "name": "x", "schema": {"$ref": "#"}}}}, "text"),
+        (
+            {"input": "x", "text": {"format": {"type": "json_schema", "name": "x", "schema": {"$ref": "#"}}}},
+            "text",
+        ),
         ({"input": "x", "text": {"format": {"type": "json_schema"}}}, "text"),
         ({"input": "x", "max_output_tokens": 0}, "max_output_tokens"),
         ({"input": "x" * 3000}, "input"),

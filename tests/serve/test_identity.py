@@ -15,7 +15,7 @@ from paceline.serve.wire import Build
 from tests.serve.program import Program
 
 STREAMS = 32
-WORDS = "pace line draft token tree exact plain law noise".split()
+WORDS = ["pace", "line", "draft", "token", "tree", "exact", "plain", "law", "noise"]
 SCHEMA = {"type": "array", "items": {"enum": ["a", "b", "c"]}, "maxItems": 8}
 PLAIN = {"off": True}
 

@@ -29,35 +29,59 @@ PACKAGES = ("msgspec", "prometheus_client", "starlette", "uvicorn")
 )
 @model_option
 @click.option("--models", metavar="FILE", help="Several models, from a TOML file, instead of --model.")
-@click.option("--drafter", multiple=True, metavar="NAME[:OPT=VAL,...]",
-              help=f"What proposes tokens: {', '.join(drafters.names())}, or several, as in suffix+ngram."
-                   f" Repeatable: requests choose, the first is the default. [default: {DEFAULT_DRAFTER}]")
-@click.option("--rule", default="match", metavar="NAME[:OPT=VAL,...]", show_default=True,
-              help=f"What decides which drafted tokens are kept: {', '.join(rules.names())}."
-                   " With match, answers are plain decoding's token for token.")
-@click.option("--allow-lossy", is_flag=True, help="Allow a rule that gives other answers than the"
-              " target's own.")
+@click.option(
+    "--drafter",
+    multiple=True,
+    metavar="NAME[:OPT=VAL,...]",
+    help=f"What proposes tokens: {', '.join(drafters.names())}, or several, as in suffix+ngram."
+    f" Repeatable: requests choose, the first is the default. [default: {DEFAULT_DRAFTER}]",
+)
+@click.option(
+    "--rule",
+    default="match",
+    metavar="NAME[:OPT=VAL,...]",
+    show_default=True,
+    help=f"What decides which drafted tokens are kept: {', '.join(rules.names())}."
+    " With match, answers are plain decoding's token for token.",
+)
+@click.option(
+    "--allow-lossy", is_flag=True, help="Allow a rule that gives other answers than the target's own."
+)
 @policy_option()
 @click.option("--threads", type=int, help="Threads of a pass. [default: one per core]")
-@click.option("--context", type=int, help="Tokens that prompt and answer may have together."
-              " [default: what the model was made for]")
+@click.option(
+    "--context",
+    type=int,
+    help="Tokens that prompt and answer may have together. [default: what the model was made for]",
+)
 @click.option("--cache-tokens", type=int, help="Tokens that all requests together may have in the cache.")
 @click.option("--max-batch", type=int, default=8, show_default=True, help="Requests that run at a time.")
-@click.option("--max-waiting", type=int, default=64, show_default=True,
-              help="Requests that may wait beside those; more are answered with 429.")
+@click.option(
+    "--max-waiting",
+    type=int,
+    default=64,
+    show_default=True,
+    help="Requests that may wait beside those; more are answered with 429.",
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=int, default=8000, show_default=True, help="Port; 0 takes a free one.")
 @click.option("--socket", metavar="FILE", help="Listen on a unix socket instead.")
-@click.option("--api-key-file", metavar="FILE",
-              help=f"API keys, one a line; also in the variable {KEYS}, separated by commas.")
+@click.option(
+    "--api-key-file",
+    metavar="FILE",
+    help=f"API keys, one a line; also in the variable {KEYS}, separated by commas.",
+)
 @click.option("--insecure", is_flag=True, help="Allow a --host that other machines reach, without keys.")
 @click.option("--strict", is_flag=True, help="Refuse unknown parameters instead of overlooking them.")
-@click.option("--drain-timeout", type=float, default=30.0, show_default=True, metavar="SECONDS",
-              help="What answers in work have to finish when the server is told to end.")
+@click.option(
+    "--drain-timeout",
+    type=float,
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="What answers in work have to finish when the server is told to end.",
+)
 @click.option("--vllm-metric-names", is_flag=True, help='Begin the names in /metrics with "vllm:".')
-@click.option("--otlp-endpoint", metavar="URL", help="Send figures of requests there, by OpenTelemetry.")
-@click.option("--log-level", type=click.Choice(["info", "warning", "error"]), default="info",
-              show_default=True, help="What is logged on stderr, as JSON lines; never prompts or answers.")
 def command(
     model: str,
     models: str | None,
@@ -78,7 +102,6 @@ def command(
     strict: bool,
     drain_timeout: float,
     vllm_metric_names: bool,
-    otlp_endpoint: str | None,
     log_level: str,
 ) -> None:
     """Answer OpenAI's HTTP interface: chat, completions, responses, streaming, JSON schemas, tools.
@@ -101,7 +124,6 @@ def command(
         strict=strict,
         drain_s=drain_timeout,
         metric_prefix="vllm:" if vllm_metric_names else "paceline:",
-        otlp_endpoint=otlp_endpoint,
         log_level=log_level,
     )
     if models is not None:
@@ -134,4 +156,6 @@ def _only_models() -> None:
     for name in ("model", "drafter", "rule", "allow_lossy", "policy", "threads", "context", "cache_tokens",
                  "max_batch", "max_waiting"):  # fmt: skip
         if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
-            raise click.UsageError(f"--{name.replace('_', '-')} goes with --model; with --models, put it into the file")
+            raise click.UsageError(
+                f"--{name.replace('_', '-')} goes with --model; with --models, put it into the file"
+            )

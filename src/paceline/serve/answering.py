@@ -8,7 +8,6 @@ import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any, NamedTuple
 
-import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -30,7 +29,7 @@ SCHEMA_TIMEOUT_S = 2.0
 class Form(NamedTuple):
     """A route that answers. prefix: of its answers' ids; brings_schema: the fields that may hold one."""
 
-    record: type[msgspec.Struct]
+    record: type[schema.Asking]
     job: Callable[..., jobs.Job]
     answer: type[Answer]
     prefix: str
@@ -65,19 +64,19 @@ class Visit:
         if self._server.draining:
             raise shutting_down()
         wanted, warning = await self._server.read(request, self._form.record)
-        backend = self._backend = await self._server.fleet.ready(wanted.model)  # type: ignore[attr-defined]
-        assert backend.info is not None and backend.tokenizer is not None, "it is ready"
-        self._model = wanted.model  # type: ignore[attr-defined]
+        self._model = wanted.model
+        backend, (info, tokenizer) = await self._server.fleet.ready(self._model)
+        self._backend = backend
         brings_schema = any(getattr(wanted, name) for name in self._form.brings_schema)
         job = await self._server.aside(
             self._form.job,
             wanted,
-            backend.info,
-            backend.tokenizer,
+            info,
+            tokenizer,
             self._server.guard.owner(request.scope["headers"]) or "",
             timeout=SCHEMA_TIMEOUT_S if brings_schema else None,
         )
-        answer = self._answer = self._form.answer(job, self._model, backend.tokenizer, self._id)
+        answer = self._answer = self._form.answer(job, self._model, tokenizer, self._id)
         channel = Channel(bounded=job.stream)
         headers = {"X-Request-Id": self._id, **warning}
         self._requests = await while_connected(request.receive, backend.submit(job.orders, channel))
@@ -112,8 +111,9 @@ class Visit:
             raise internal(f"the answer could not be finished: {finish.stop_reason}")
         if event.token_ids:
             now = time.perf_counter()
-            self._server.metrics.tokens(self._model, now - (self._last_tokens or self._began),
-                                        first=self._last_tokens is None)
+            self._server.metrics.tokens(
+                self._model, now - (self._last_tokens or self._began), first=self._last_tokens is None
+            )
             self._last_tokens = now
 
     def end(self, status: int) -> None:

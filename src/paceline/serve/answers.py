@@ -260,7 +260,7 @@ class CompletionAnswer(Choices):
         }
 
     def _logprobs(self, stated: Sequence[tuple[int, TokenLogprobs | None]], offset: int) -> Json | None:
-        """The four lists; a prompt's first token has no log-probability. offset: of the first token's text."""
+        """The four lists; a prompt's first token has no log-probability. offset: of the first text."""
         if self.job.logprobs is None:
             return None
         lists: Json = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}

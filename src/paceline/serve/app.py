@@ -76,18 +76,16 @@ async def tokenize(request: Request) -> Response:
     """The token ids of a text or of a conversation."""
     server = _server(request)
     wanted, warning = await server.read(request, schema.TokenizeRequest)
-    backend = await server.fleet.ready(wanted.model)
-    assert backend.info is not None and backend.tokenizer is not None, "it is ready"
+    _, (info, tokenizer) = await server.fleet.ready(wanted.model)
     if wanted.messages is not None and wanted.prompt is None:
         plain = jobs.chat_messages(wanted.messages)
-        tokens = await server.aside(jobs.render, plain, backend.tokenizer)
+        tokens = await server.aside(jobs.render, plain, tokenizer)
     elif wanted.prompt is not None and wanted.messages is None:
-        tokens = await server.aside(backend.tokenizer.encode, wanted.prompt)
+        tokens = await server.aside(tokenizer.encode, wanted.prompt)
     else:
         raise refused("give either prompt or messages", "prompt")
-    limit = backend.info.max_positions
     return json_response(
-        {"tokens": tokens, "count": len(tokens), "max_model_len": limit}, headers=warning
+        {"tokens": tokens, "count": len(tokens), "max_model_len": info.max_positions}, headers=warning
     )
 
 
@@ -95,11 +93,10 @@ async def detokenize(request: Request) -> Response:
     """The text of token ids."""
     server = _server(request)
     wanted, warning = await server.read(request, schema.DetokenizeRequest)
-    backend = await server.fleet.ready(wanted.model)
-    assert backend.tokenizer is not None, "it is ready"
-    last = backend.tokenizer.vocab_size - 1
+    _, (_, tokenizer) = await server.fleet.ready(wanted.model)
+    last = tokenizer.vocab_size - 1
     for token in wanted.tokens:
         if not 0 <= token <= last:
             raise refused(f"token ids are 0 to {last}, got {token}", "tokens")
-    text = await server.aside(backend.tokenizer.decode, wanted.tokens)
+    text = await server.aside(tokenizer.decode, wanted.tokens)
     return json_response({"prompt": text}, headers=warning)

@@ -10,7 +10,7 @@ import math
 import socket
 import sys
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from paceline.errors import ModelFileError
 from paceline.models.tokenizer import Tokenizer
@@ -31,6 +31,14 @@ FAREWELL_S = 3.0
 IDLE = Load(0, 0, 0, 0, 0, 0, 0, {}, frozenset())
 READ_BYTES = 1 << 16
 
+
+class Model(NamedTuple):
+    """A model that is loaded: what its engine said of it, and its tokenizer, for use in this process."""
+
+    info: wire.Ready
+    tokenizer: Tokenizer
+
+
 State = Literal["starting", "ready", "restarting", "stopped"]
 
 
@@ -41,6 +49,7 @@ class Backend:
     capacity  requests that may run and wait at the same time
     state     "starting" until the model is loaded for the first time, "restarting" while an engine that
               died is replaced
+    model     None while it is not loaded
     load      what the engine last said of itself
     restarts  engines that died
 
@@ -52,8 +61,7 @@ class Backend:
         self.build = build
         self.capacity = capacity
         self.state: State = "starting"
-        self.info: wire.Ready | None = None
-        self.tokenizer: Tokenizer | None = None
+        self.model: Model | None = None
         self.load = IDLE
         self.restarts = 0
         self.process: asyncio.subprocess.Process | None = None
@@ -111,7 +119,7 @@ class Backend:
         except OSError as error:
             reason = str(error)
         finally:
-            self.info = None
+            self.model = None
             self.load = IDLE
             self._loaded.clear()
             self._engine_gone()
@@ -121,7 +129,7 @@ class Backend:
     async def _listen(self, reader: asyncio.StreamReader) -> str | None:
         splitter = wire.Splitter()
         while True:
-            async with asyncio.timeout(STALL_S if self._channels and self.info else None):
+            async with asyncio.timeout(STALL_S if self._channels and self.model else None):
                 data = await reader.read(READ_BYTES)
             if not data:
                 return None
@@ -157,7 +165,7 @@ class Backend:
         Raises ApiError: 429 at once if there is no room, 503 if the engine is not there, 400 for what the
         engine refuses; then none of the requests is left behind.
         """
-        if self.info is None:
+        if self.model is None:
             raise self.down()
         if self.in_flight + len(orders) > self.capacity:
             raise queue_full(self.in_flight, self._patience())
@@ -203,8 +211,7 @@ class Backend:
                 self._forget(id)
                 self._settle(id, self._refusal(message, kind))
             case wire.Ready():
-                self.info = report
-                self.tokenizer = Tokenizer.from_json(report.tokenizer)
+                self.model = Model(report, Tokenizer.from_json(report.tokenizer))
                 self.state = "ready"
                 self._loaded.set()
 

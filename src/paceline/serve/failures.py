@@ -38,9 +38,7 @@ class ApiError(Exception):
 
     def body(self) -> dict[str, Any]:
         """The error as JSON."""
-        return {
-            "error": {"message": str(self), "type": self.type, "param": self.param, "code": self.code}
-        }
+        return {"error": {"message": str(self), "type": self.type, "param": self.param, "code": self.code}}
 
 
 def refused(message: str, param: str | None, code: str | None = "invalid_value") -> ApiError:

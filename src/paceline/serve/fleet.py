@@ -10,7 +10,7 @@ from typing import Any
 
 from paceline.errors import ConfigError, PacelineError
 from paceline.results import Load
-from paceline.serve.backend import Backend
+from paceline.serve.backend import Backend, Model
 from paceline.serve.failures import ApiError, internal, unavailable
 from paceline.serve.settings import ModelSettings
 
@@ -65,7 +65,7 @@ class Fleet:
         for name, settings in models.items():
             if memory is not None and not 0 < settings.memory <= memory:
                 raise ConfigError(
-                    f"model {name}: memory is {settings.memory} bytes, allowed: 1 to the limit of all models, "
+                    f"model {name}: memory is {settings.memory} bytes, allowed: 1 to that of all models, "
                     f"{memory}"
                 )
         self._entries = {name: _Entry(settings) for name, settings in models.items()}
@@ -89,8 +89,8 @@ class Fleet:
         """End all engines."""
         await asyncio.gather(*(entry.unload() for entry in self._entries.values()))
 
-    async def ready(self, name: str | None) -> Backend:
-        """The engine of a model, loaded if need be; None: the only model there is.
+    async def ready(self, name: str | None) -> tuple[Backend, Model]:
+        """A model and its engine, loaded if need be; None: the only model there is.
 
         Raises ApiError: 404 for a model that is not served, 503 for one that cannot be asked now, 500 for
         one that cannot be loaded.
@@ -107,9 +107,9 @@ class Fleet:
                 backend = await self._loaded(entry)
             except PacelineError as error:
                 raise internal(f"the model cannot be loaded: {error}") from None
-        if backend.info is None:
+        if backend.model is None:
             raise backend.down()
-        return backend
+        return backend, backend.model
 
     async def _loaded(self, entry: _Entry) -> Backend:
         async with self._making_room:
@@ -163,7 +163,7 @@ class Fleet:
         return states
 
     def health(self) -> str:
-        """"ok", or what is wrong."""
+        """ "ok", or what is wrong."""
         if any(entry.state == "restarting" for entry in self._entries.values()):
             return "an engine ended and is being started again"
         return "ok" if self._started else "a model is being loaded"
@@ -188,8 +188,8 @@ class Fleet:
                 "owned_by": "paceline",
                 "root": entry.settings.build.model,
                 "max_model_len": None
-                if entry.backend is None or entry.backend.info is None
-                else entry.backend.info.max_positions,
+                if entry.backend is None or entry.backend.model is None
+                else entry.backend.model.info.max_positions,
             }
             for name, entry in self._entries.items()
             if only in (None, name)

@@ -27,7 +27,8 @@ def grammar_of(asked: schema.ResponseFormat | None) -> Grammar | None:
         return None
     if asked.type not in FORMATS:
         raise refused(
-            f"response_format.type must be one of {', '.join(FORMATS)}; got {asked.type[:40]!r}", "response_format"
+            f"response_format.type must be one of {', '.join(FORMATS)}; got {asked.type[:40]!r}",
+            "response_format",
         )
     if asked.type == "json_object":
         return Grammar.json_object()
@@ -52,7 +53,9 @@ def _check_shape(given: dict[str, Any]) -> None:
     for pointer, nest in _nests(given):
         pattern = nest.get("pattern")
         if isinstance(pattern, str) and (found := _REPEATED_REPETITION.search(pattern)):
-            raise ConfigError(f"the JSON schema's pattern {found[0][:40]!r} repeats a repetition; one will do")
+            raise ConfigError(
+                f"the JSON schema's pattern {found[0][:40]!r} repeats a repetition; one will do"
+            )
         if isinstance(reference := nest.get("$ref"), str) and reference.startswith("#"):
             targets.setdefault(reference.removeprefix("#"), set()).add(pointer)
     if loop := _loop(targets):

@@ -72,7 +72,8 @@ class Guard:
         size = sum(len(name) + len(value) + 4 for name, value in headers)
         if size > MAX_HEADER_BYTES or len(headers) > MAX_HEADERS:
             raise too_large(
-                f"{len(headers)} headers with {size} bytes; allowed are {MAX_HEADERS} with {MAX_HEADER_BYTES}",
+                f"{len(headers)} headers with {size} bytes; "
+                f"allowed are {MAX_HEADERS} with {MAX_HEADER_BYTES}",
                 status=431,
             )
         if self._keys and scope["path"] not in PUBLIC and self.owner(headers) is None:

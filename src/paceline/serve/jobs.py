@@ -79,9 +79,7 @@ def chat_job(request: schema.ChatRequest, info: Ready, tokenizer: Tokenizer, sal
     predicted = None
     if request.prediction is not None:
         if request.prediction.type != "content":
-            raise refused(
-                f"prediction.type must be 'content', got {request.prediction.type!r}", "prediction"
-            )
+            raise refused(f"prediction.type must be 'content', got {request.prediction.type!r}", "prediction")
         predicted = tokenizer.encode_part(_text(request.prediction.content, "prediction", "prediction"))
     return _job(
         request,
@@ -196,9 +194,7 @@ def _params(
     echo: bool,
 ) -> SamplingParams:
     """The sampling parameters. Each is tried alone first, so that a refusal can name it."""
-    given: dict[str, Any] = {
-        name: value for name in _SAME if (value := getattr(request, name)) is not None
-    }
+    given: dict[str, Any] = {name: value for name in _SAME if (value := getattr(request, name)) is not None}
     if given.get("top_k") == -1:  # vLLM's way to say "all"
         del given["top_k"]
     if request.logit_bias is not None:
@@ -212,9 +208,7 @@ def _params(
     if grammar is not None:
         given["grammar"] = grammar
     try:
-        return SamplingParams(
-            **given, max_tokens=max_tokens, prompt_logprobs=logprobs if echo else None
-        )
+        return SamplingParams(**given, max_tokens=max_tokens, prompt_logprobs=logprobs if echo else None)
     except ConfigError as error:  # what goes wrong only together is min_tokens: with max_tokens, or a grammar
         name = "min_tokens" if str(error).startswith("min_tokens") else "ignore_eos"
         raise refused(str(error), name) from None
@@ -291,7 +285,9 @@ def _prompts(given: str | list[Any], info: Ready, tokenizer: Tokenizer) -> list[
         texts = given
     kinds = {type(item) for item in texts}
     if not texts or len(kinds) > 1 or kinds & {int}:
-        raise refused("prompt must be text, token ids, or a list of one of these; it is empty or mixed", "prompt")
+        raise refused(
+            "prompt must be text, token ids, or a list of one of these; it is empty or mixed", "prompt"
+        )
     if len(texts) > MAX_PROMPTS:
         raise refused(f"up to {MAX_PROMPTS} prompts at a time, got {len(texts)}", "prompt")
     prompts = [tokenizer.encode(item) if isinstance(item, str) else item for item in texts]

@@ -31,7 +31,7 @@ class Metrics:
     """The counters of one server. prefix: "paceline:" or "vllm:"."""
 
     def __init__(self, prefix: str = "paceline:") -> None:
-        disable_created_metrics()  # one more line for each, which nobody asks for
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # one more line for each, which nobody asks for
         self._prefix = prefix
         self._registry = CollectorRegistry()
 
@@ -39,9 +39,7 @@ class Metrics:
             return Counter(prefix + name, help, ("model_name", *labels), registry=self._registry)
 
         def histogram(name: str, help: str, buckets: Sequence[float]) -> Histogram:
-            return Histogram(
-                prefix + name, help, ("model_name",), buckets=buckets, registry=self._registry
-            )
+            return Histogram(prefix + name, help, ("model_name",), buckets=buckets, registry=self._registry)
 
         self._requests = counter("http_requests", "Requests for answers", "path", "status")
         self._success = counter("request_success", "Answers by what ended them", "finished_reason")

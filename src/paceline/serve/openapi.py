@@ -85,7 +85,11 @@ def document() -> dict[str, Any]:
     ]
     return {
         "openapi": "3.1.0",
-        "info": {"title": "Paceline", "version": "1", "description": "OpenAI's interface, see docs/serving.md"},
+        "info": {
+            "title": "Paceline",
+            "version": "1",
+            "description": "OpenAI's interface, see docs/serving.md",
+        },
         "components": {
             "schemas": components,
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},

@@ -9,7 +9,6 @@ import os
 import signal
 import socket
 import stat
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,9 +21,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from paceline.errors import ConfigError
 from paceline.serve import logs
 from paceline.serve.app import routes
-from paceline.serve.failures import ApiError, shutting_down
+from paceline.serve.failures import shutting_down
 from paceline.serve.fleet import Fleet
-from paceline.serve.guard import Guard, MAX_HEADER_BYTES
+from paceline.serve.guard import MAX_HEADER_BYTES, Guard
 from paceline.serve.metrics import Metrics
 from paceline.serve.server import Server
 from paceline.serve.settings import ModelSettings
@@ -43,7 +42,6 @@ class Listening:
     strict         whether unknown parameters are refused
     drain_s        seconds that answers in work have when the server is told to end
     metric_prefix  of the names in /metrics
-    otlp_endpoint  where figures are sent by OpenTelemetry
     """
 
     host: str = "127.0.0.1"
@@ -54,7 +52,6 @@ class Listening:
     strict: bool = False
     drain_s: float = 30.0
     metric_prefix: str = "paceline:"
-    otlp_endpoint: str | None = None
     log_level: str = "info"
 
 
@@ -93,7 +90,8 @@ def bound(listening: Listening) -> Iterator[tuple[socket.socket, str]]:
         connection = socket.create_server((listening.host, listening.port), family=family, backlog=BACKLOG)
     except (OSError, OverflowError) as error:
         raise ConfigError(
-            f"cannot listen on {listening.host}:{listening.port}: {getattr(error, 'strerror', None) or error}; "
+            f"cannot listen on {listening.host}:{listening.port}: "
+            f"{getattr(error, 'strerror', None) or error}; "
             "choose another --port or --host"
         ) from None
     with connection:
@@ -142,8 +140,10 @@ class _Protocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """What uvicorn does with what is no HTTP, or whose headers never end."""
-        body = b'{"error":{"message":"the request is not HTTP/1.1, or its headers are too large",' \
-               b'"type":"invalid_request_error","param":null,"code":"invalid_http"}}'
+        body = (
+            b'{"error":{"message":"the request is not HTTP/1.1, or its headers are too large",'
+            b'"type":"invalid_request_error","param":null,"code":"invalid_http"}}'
+        )
         self.transport.write(
             b"HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nConnection: close\r\n"
             b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
@@ -174,9 +174,7 @@ class _Program:
         app = routes()
         guard = Guard(app, listening.keys)
         self._fleet = Fleet(models, memory)
-        self._server = Server(
-            self._fleet, Metrics(listening.metric_prefix), guard, strict=listening.strict
-        )
+        self._server = Server(self._fleet, Metrics(listening.metric_prefix), guard, strict=listening.strict)
         app.state.server = self._server
         self._http = _Uvicorn(
             uvicorn.Config(
@@ -235,7 +233,8 @@ class _Program:
         self._server.draining = True
         if self._server.active:
             self._note(
-                f"ending: {self._server.active} requests have {self._drain_s:g} s to finish; once more ends them now"
+                f"ending: {self._server.active} requests have {self._drain_s:g} s to finish; "
+                "once more ends them now"
             )
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._drain_s):

@@ -120,15 +120,24 @@ class StreamOptions(msgspec.Struct, frozen=True):
     include_obfuscation: bool | None = None
 
 
-class Sampled(msgspec.Struct, kw_only=True):
-    """What all requests for text share: `paceline.SamplingParams`, and how the answer comes."""
+class Asking(msgspec.Struct, kw_only=True):
+    """What all requests for answers share. user, metadata: the client's own notes, not used."""
 
     model: str
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    n: int | None = None
     temperature: float | None = None
     top_p: float | None = None
+    seed: int | None = None
+    speculative: Speculative | None = None
+    user: str | None = None
+    metadata: dict[str, str] | None = None
+
+
+class Sampled(Asking, kw_only=True):
+    """The rest of `paceline.SamplingParams`, and how answers come."""
+
+    stream_options: StreamOptions | None = None
+    n: int | None = None
     top_k: int | None = None
     min_p: float | None = None
     presence_penalty: float | None = None
@@ -141,12 +150,8 @@ class Sampled(msgspec.Struct, kw_only=True):
     min_tokens: int | None = None
     max_tokens: int | None = None
     ignore_eos: bool | None = None
-    seed: int | None = None
     response_format: ResponseFormat | None = None
-    speculative: Speculative | None = None
     cache_salt: str | None = None
-    user: str | None = None
-    metadata: dict[str, str] | None = None
 
 
 class ChatRequest(Sampled, kw_only=True):
@@ -176,22 +181,14 @@ class ResponsesText(msgspec.Struct, frozen=True):
     format: dict[str, Any] | None = None
 
 
-class ResponsesRequest(msgspec.Struct, kw_only=True):
-    """/v1/responses: text in, text out. Nothing is stored."""
+class ResponsesRequest(Asking, kw_only=True):
+    """/v1/responses: text in, text out. store: nothing is ever stored."""
 
-    model: str
     input: str | list[Message]
     instructions: str | None = None
-    stream: bool | None = None
     max_output_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
     text: ResponsesText | None = None
-    speculative: Speculative | None = None
-    seed: int | None = None
     store: bool | None = None
-    user: str | None = None
-    metadata: dict[str, str] | None = None
 
 
 class TokenizeRequest(msgspec.Struct, kw_only=True):

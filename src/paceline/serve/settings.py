@@ -1,16 +1,16 @@
 """How a server is to be run: what the command line or a TOML file says.
 
-    memory = "6 GiB"                # of all loaded models; optional
+memory = "6 GiB"                # of all loaded models; optional
 
-    [models.small]                  # the name that clients use
-    model = "smollm2-135m"          # all that `paceline serve` has options for
-    drafters = ["auto", "ngram"]
-    memory = "600 MiB"
-    preload = true                  # loaded at the start; otherwise when it is first asked
+[models.small]                  # the name that clients use
+model = "smollm2-135m"          # all that `paceline serve` has options for
+drafters = ["auto", "ngram"]
+memory = "600 MiB"
+preload = true                  # loaded at the start; otherwise when it is first asked
 
-    [models.large]
-    model = "/models/large.gguf"
-    memory = "5 GiB"
+[models.large]
+model = "/models/large.gguf"
+memory = "5 GiB"
 """
 
 from __future__ import annotations
@@ -109,7 +109,6 @@ def size(what: str, value: Any) -> int:
     if found is None:
         raise ConfigError(f'{what} must be a size such as "1.5 GiB", got {value!r}')
     return int(float(found[1]) * (1 << _BITS[found[2].lower().rstrip("ib")]))
-
 
 
 def keys_of(path: Path | None, environment: str | None) -> list[str]:

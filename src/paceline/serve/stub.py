@@ -72,7 +72,7 @@ def build(wanted: Build) -> Engine:
     """The engine. Raises ConfigError for an option that the model does not have, and what drafters raise."""
     from paceline.drafters import load
 
-    options: dict[str, Any] = OPTIONS | parse_settings(NAME, wanted.model.partition(":")[2], OPTIONS)
+    options: dict[str, Any] = {**OPTIONS, **parse_settings(NAME, wanted.model.partition(":")[2], OPTIONS)}
     if not 0 <= options["pace"] <= 10:
         raise ConfigError(f"table:pace must be 0 to 10 seconds, got {options['pace']}")
     letters = tokenizer()

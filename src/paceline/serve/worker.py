@@ -95,7 +95,7 @@ class Link:
     def receive(self, *, wait: bool) -> list[bytes]:
         """The frames that have come; wait: until there is at least one, or the other end is closed."""
         frames: list[bytes] = []
-        while self.open and (wait and not frames or select.select([self._socket], [], [], 0)[0]):
+        while self.open and ((wait and not frames) or select.select([self._socket], [], [], 0)[0]):
             data = self._socket.recv(READ_BYTES)
             self.open = bool(data)
             frames += self._splitter.push(data)
