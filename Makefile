@@ -8,13 +8,14 @@ SOURCES := $(shell find src CMakeLists.txt pyproject.toml -type f \
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test prove check format docs peers scale results clean
+.PHONY: help demo test prove sim check format docs peers scale results clean
 
 help:
 	@echo 'make demo     install Paceline in .venv, fetch a small model, answer a prompt with speculation'
 	@echo 'make test     install what the tests need and run them'
 	@echo 'make check    the whole gate: format, lint, types, tests'
 	@echo 'make prove    the long proofs'
+	@echo 'make sim      10,000 simulated days of the scheduler; SEEDS=N for another number'
 	@echo 'make format   put the code into its form'
 	@echo 'make docs     write the pages that are made from the code'
 	@echo 'make peers    install and measure every other engine this machine can run; ONLY=a,b for some'
@@ -32,6 +33,9 @@ test: $(VENV)/installed-for-tests
 prove: $(VENV)/installed-for-tests
 	$(BIN)/paceline models pull $(MODEL)
 	$(BIN)/python -m tests.prove
+
+sim: $(VENV)/installed-for-tests
+	$(BIN)/python -m tests.sim --seeds $(or $(SEEDS),10000) --jobs $$(nproc)
 
 check: $(VENV)/installed-for-tests
 	$(BIN)/ruff format --check .

@@ -92,7 +92,7 @@ class Cache:
             self._private -= len(seat.path) - before
 
     def leave(self, seat: Seat, *, failed: bool = False) -> None:
-        """The request runs no longer. failed: something went wrong, and its pages shall not be found again."""
+        """The request runs no longer. failed: its pages shall not be found again."""
         self._private -= seat.claimed - len(seat.path)
         if self._tree is not None:
             if failed:

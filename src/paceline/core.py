@@ -194,8 +194,8 @@ class Draft:
     parents    int32 [N]    index of the parent node; -1 for a row's first node, whose parent is the cache
     positions  int32 [N]    absolute position of the node's token in its sequence
     roots      one node per row, its last known token; -1 where the row draws no token in this step
-    scored     int32 [S]    nodes whose logits are wanted, ascending: roots, drafted nodes, and what `View.wanted`
-                            names
+    scored     int32 [S]    nodes whose logits are wanted, ascending: roots, drafted nodes, and those that
+                            `View.wanted` names
     origins    {node: how its token was drawn}; a drafted node that is not there is fixed
     """
 
@@ -216,7 +216,8 @@ class Draft:
         Raises ValueError if a tree's parent does not come before its child, or if a row that draws
         nothing was given a tree.
         """
-        offsets, roots, scored = [0], [], []
+        offsets, roots = [0], []
+        scored: list[int] = []
         tokens: list[int] = []
         parents: list[int] = []
         positions: list[int] = []

@@ -271,9 +271,9 @@ class Engine:
     ) -> list[Completion]:
         """Answer one prompt or a list of prompts; completions in the order of the prompts.
 
-        params, drafter, prediction, limit (see `submit`): one for all, or one per prompt. n: answers per prompt, 1
-        to 128, one behind the other; the first has the request's own seed, the others seeds derived from
-        it (`paceline.noise.choice_seed`). Raises like `submit`, but never QueueFull.
+        params, drafter, prediction, limit (see `submit`): one for all, or one per prompt. n: answers per
+        prompt, 1 to 128, one behind the other; the first has the request's own seed, the others seeds
+        derived from it (`paceline.noise.choice_seed`). Raises like `submit`, but never QueueFull.
         """
         if type(n) is not int or not 1 <= n <= MAX_CHOICES:
             raise ConfigError(f"n must be a whole number, 1 to {MAX_CHOICES}; got {n!r}")
@@ -290,9 +290,7 @@ class Engine:
                 per_prompt("limit", limit, Budget, len(wanted)),
                 strict=True,
             ):
-                requests += self._submit(
-                    prompt, param, name, outbox, prediction=predicted, limit=most, n=n
-                )
+                requests += self._submit(prompt, param, name, outbox, prediction=predicted, limit=most, n=n)
             while len(done) < len(requests):
                 self._advance()
                 done.update((event.request, event.finish) for event in outbox if event.finish)
@@ -384,8 +382,9 @@ class Engine:
         ]
 
     def _check_queue(self) -> None:
-        if self._max_waiting is not None and self._scheduler.queued >= self._max_waiting:
-            raise QueueFull(f"{self._scheduler.queued} requests wait, as many as may; try again later")
+        waiting, free = self._scheduler.waiting, self._scheduler.free
+        if self._max_waiting is not None and waiting - free >= self._max_waiting:
+            raise QueueFull(f"{waiting} requests wait, as many as may; try again later")
 
     def _matcher(self, params: SamplingParams) -> Matcher | None:
         if params.grammar is None:

@@ -13,11 +13,12 @@ from paceline.results import TokenLogprob, TokenLogprobs
 def logprobs(logits: NDArray[Any], token: int, top: int) -> TokenLogprobs:
     """The token's log-probability under the raw logits [V], and the `top` likeliest tokens.
 
-    A log-softmax in float64, before temperature and every other control.
+    A log-softmax in float64, before temperature and every other control. NaN if a logit is NaN or infinite.
     """
     x = logits.astype(np.float64)
-    x -= x.max()
-    x -= np.log(np.exp(x).sum())
+    with np.errstate(invalid="ignore"):
+        x -= x.max()
+        x -= np.log(np.exp(x).sum())
     likeliest: list[int] = []
     if top:
         least = np.partition(x, -top)[-top] if top < len(x) else -np.inf

@@ -1,7 +1,7 @@
 """Several drafters behind one: each request is drafted for by the drafter it asked for.
 
-What a drafter does wrong ends here: its rows are decoded plainly in that step, the failure is counted, and one
-that fails often is left alone for a while. Nothing that it does can reach an answer (docs/scheduling.md).
+What a drafter does wrong ends here: its rows are decoded plainly in that step, the failure is counted, and
+a drafter that fails often is left alone for a while (docs/scheduling.md).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from paceline.core import NOTHING, UNSURE, Array, Budget, Drafter, Drawn, Origin
 LAW_TOLERANCE = 1e-4
 """How far from 1 a drafter's law may sum: the rounding of a softmax in float32."""
 SLOW = 2.0
-"""Seconds that a proposal for all rows of a step may take. There is no stopping it: one thread runs everything.
-One that takes longer is used, and then its drafter is left alone like one that failed too often."""
+"""Seconds that a proposal for all rows of a step may take. There is no stopping it, for one thread runs
+everything: a longer one is used, and then its drafter is left alone like one that failed too often."""
 
 _log = logging.getLogger(__name__)
 

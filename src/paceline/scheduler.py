@@ -139,9 +139,9 @@ class Scheduler:
         return len(self._waiting)
 
     @property
-    def queued(self) -> int:
-        """Requests that wait, and for which there is no slot either."""
-        return max(0, len(self._waiting) - len(self._free_slots))
+    def free(self) -> int:
+        """Requests that could run beside those that do, if the cache has room."""
+        return len(self._free_slots)
 
     def plan(self) -> Plan | None:
         """The next step; None when idle. The preempted slots must be released before its pass."""
@@ -216,12 +216,13 @@ class Scheduler:
         return known
 
     def _limits(self, ends: list[int]) -> list[Budget]:
-        """What may be drafted for each row: as much as its caller allows, the answer still takes and the cache
-        holds. A row that reads its prompt gets nothing: its pass is bound by arithmetic, where a drafted token
-        costs as much as any other."""
+        """What may be drafted for each row: as much as its caller allows, the answer still takes and the
+        cache holds. A row that reads its prompt gets nothing: its pass is bound by arithmetic, where a
+        drafted token costs as much as any other."""
         limits = []
         for request, end in zip(self._planned, ends, strict=True):
-            nodes, depth = self._nodes, request.limit - len(request.history) - 1
+            nodes = self._nodes
+            depth = request.limit - len(request.history) - 1
             if request.budget is not None:
                 nodes, depth = min(nodes, request.budget.nodes), min(depth, request.budget.depth)
             if len(request.history) - request.cached == 1 and min(nodes, depth) > 0:
@@ -255,7 +256,8 @@ class Scheduler:
         they are numbers. first: the row's first node."""
         top, told = request.controls.params.prompt_logprobs, request.prompt_logprobs
         for place in self._wanted.get(request.slot, ()):
-            assert top is not None and told is not None, "or nothing would be wanted"
+            assert top is not None
+            assert told is not None
             token = laws.logprobs(first + place - request.cached, request.history[place + 1], top)
             if isnan(token.logprob):
                 return False

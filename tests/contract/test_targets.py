@@ -163,3 +163,13 @@ def test_a_tap_has_a_row_for_every_node_and_only_taps_asked_for_come(target: Tar
         features = target.forward(packed, frozenset({tap})).features
         assert list(features) == [tap]
         assert len(features[tap]) == 6
+
+
+def test_known_tokens_are_scored_where_a_view_wants_it(target: Target) -> None:
+    text = words(target, 9, 1)
+    wanting = View([0], [text], [0], [9], *([[None]] * 4), wanted={0: range(2, 6)})
+    packed = Draft.pack(wanting, [NOTHING])
+    assert packed.scored.tolist() == [2, 3, 4, 5, 8]
+    logits = np.array(target.forward(packed, NO_TAPS).logits)
+    for row, end in zip(logits, (3, 4, 5, 6, 9), strict=True):
+        assert_array_equal(row, logits_after(target, text[:end]))

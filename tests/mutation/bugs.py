@@ -421,8 +421,8 @@ BUGS = (
         (
             Edit(
                 SCHEDULER,
-                "map(laws.logprobs, nodes, tokens)",
-                "map(laws.logprobs, [nodes[0]] * len(tokens), tokens)",
+                "map(laws.logprobs, nodes, tokens, repeat(top))",
+                "map(laws.logprobs, [nodes[0]] * len(tokens), tokens, repeat(top))",
             ),
         ),
         IDENTITY,

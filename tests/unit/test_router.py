@@ -1,16 +1,20 @@
-"""The router gives rows to their drafters, cuts what is too large and refuses what is no tree."""
+"""The router gives rows to their drafters, cuts what is too large and puts up with what is no tree."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from paceline.core import NOTHING, Budget, Step, Tree, View
+from paceline.core import NOTHING, Budget, Drawn, Origin, Step, Tree, View
+from paceline.drafters import load
 from paceline.engine import Engine
 from paceline.errors import IncompatibleDrafter
 from paceline.laws import Controls
 from paceline.router import Router
+from paceline.rules import load as load_rule
 from paceline.rules.match import match
 from paceline.sampling import SamplingParams
 from paceline.targets.table import TableTarget
@@ -85,29 +89,186 @@ def test_without_budget_nothing_is_left(budget: Budget) -> None:
     assert (list(tree.tokens), list(tree.parents)) == ([], [])
 
 
+FINE = [0.1] * 10
+
+
 @pytest.mark.parametrize(
-    ("tree", "message"),
+    ("tree", "reason", "message"),
     [
-        (Tree([1, 10], [-1, 0]), "drafter bad: a token outside 0 to 9"),
-        (Tree([-1], [-1]), "drafter bad: a token outside 0 to 9"),
-        (Tree([1, 2], [-1, 1]), "drafter bad: parent 1 of node 1"),
-        (Tree([1], [-2]), "drafter bad: parent -2 of node 0"),
-        (Tree([1, 2], [-1]), "drafter bad: 2 tokens but 1 parents"),
-        (Tree([1, 2], [-1, 0], confidences=[0.5]), "drafter bad: 2 tokens but 1 confidences"),
+        (Tree([1, 10], [-1, 0]), "token", "a token outside 0 to 9"),
+        (Tree([-1], [-1]), "token", "a token outside 0 to 9"),
+        (Tree([float("nan")], [-1]), "token", "tokens and parents are whole numbers"),
+        (Tree([1.0], [-1]), "token", "tokens and parents are whole numbers"),
+        (Tree([1, 2], [-1, 1]), "parent", "parent 1 of node 1"),
+        (Tree([1], [-2]), "parent", "parent -2 of node 0"),
+        (Tree([1, 2], [-1]), "shape", "2 tokens but 1 parents"),
+        (Tree([1, 2], [-1, 0], confidences=[0.5]), "shape", "2 tokens but 1 confidences"),
+        (Tree([1, 2], [-1, 0], sources=[1]), "shape", "2 tokens but 1 sources"),
+        (Tree([1], [-1], {1: Origin(Drawn.IID, FINE)}), "shape", "is not how token 1 was drawn"),
+        (Tree([1], [-1], {0: (1, FINE)}), "shape", "is not how token 0 was drawn"),
+        (Tree([1], [-1], confidences=[float("nan")]), "confidence", "a confidence outside 0 to 1"),
+        (Tree([1], [-1], confidences=[float("inf")]), "confidence", "a confidence outside 0 to 1"),
+        ("no tree", "shape", "'no tree' is no tree"),
+        (None, "shape", "None is no tree"),
     ],
 )
-def test_what_is_no_tree_is_refused_with_the_drafters_name(tree: Tree, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Router({"bad": Fixed(tree)}, 10, match).propose(view("bad"), [Budget(8, 8)])
+def test_what_is_no_tree_is_not_used_and_counted(
+    tree: Tree, reason: str, message: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    router = Router({"bad": Fixed(tree), "good": Fixed(Tree([3], [-1]))}, 10, match)
+    trees = router.propose(view("bad", "good"), [Budget(8, 8)] * 2)
+    assert [list(tree.tokens) for tree in trees] == [[], [3]]
+    assert router.failures == {"bad": {reason: 1}}
+    assert f"drafter bad is of no use in this step ({reason})" in caplog.text
+    assert message in caplog.text
 
 
-def test_a_drafter_that_forgets_a_row_is_refused() -> None:
+def law(*tokens: int, probability: float = 1.0) -> np.ndarray:
+    """Some tokens share the probability."""
+    return np.bincount(tokens, minlength=10) * probability / len(tokens)
+
+
+@pytest.mark.parametrize(
+    ("drawn", "tokens", "laws", "reason"),
+    [
+        (Drawn.IID, [1], [law(1, probability=0.9)], "law"),
+        (Drawn.IID, [1], [law(1) * np.nan], "law"),
+        (Drawn.IID, [1], [law(1)[:9]], "law"),
+        (Drawn.IID, [1], [2 * law(1) - law(2)], "law"),
+        (Drawn.IID, [2], [law(1, 3)], "law"),
+        (Drawn.WITHOUT_REPLACEMENT, [1, 1], [law(1, 3)], "law"),
+        (Drawn.COUPLED, [1], [law(1)], "declared"),
+        (Drawn.IID, [1, 1, 1], [law(1)], "budget"),
+    ],
+)
+def test_drawn_tokens_that_are_not_what_their_drafter_says_are_not_used(
+    drawn: Drawn, tokens: list[int], laws: list[np.ndarray], reason: str
+) -> None:
+    class Drawing(Fixed):
+        drawn = frozenset({Drawn.IID, Drawn.WITHOUT_REPLACEMENT})
+
+    origins = {node: Origin(drawn, laws[0]) for node in range(len(tokens))}
+    router = Router({"d": Drawing(Tree(tokens, [-1] * len(tokens), origins))}, 10, load_rule("recursive"))
+    (tree,) = router.propose(replace(view("d"), coupled=False), [Budget(2, 2)])
+    assert not tree.tokens
+    assert router.failures == {"d": {reason: 1}}
+
+
+def test_a_row_that_gets_no_tree_leaves_the_others_theirs() -> None:
+    class Mixed(Fixed):
+        def propose(self, view: View, budgets: Sequence[Budget]) -> list[Tree]:
+            return [Tree([1], [-1]), Tree([99], [-1]), Tree([2], [-1])]
+
+    router = Router({"d": Mixed()}, 10, match)
+    trees = router.propose(view("d", "d", "d"), [Budget(8, 8)] * 3)
+    assert [list(tree.tokens) for tree in trees] == [[1], [], [2]]
+    assert router.failures == {"d": {"token": 1}}
+
+
+def test_arrays_are_as_good_as_lists() -> None:
+    tree = Tree(np.array([1, 2]), np.array([-1, 0]), confidences=np.array([0.5, 0.25]))
+    (checked,) = Router({"d": Fixed(tree)}, 10, match).propose(view("d"), [Budget(8, 8)])
+    assert checked == Tree([1, 2], [-1, 0], confidences=[0.5, 0.25], sources=[])
+
+
+def test_a_drafter_that_forgets_a_row_is_not_used() -> None:
     class Forgetful(Fixed):
         def propose(self, view: View, budgets: Sequence[Budget]) -> list[Tree]:
             return [NOTHING]
 
-    with pytest.raises(ValueError, match="drafter lazy: 1 trees for 2 rows"):
-        Router({"lazy": Forgetful()}, 10, match).propose(view("lazy", "lazy"), [Budget(8, 8)] * 2)
+    router = Router({"lazy": Forgetful()}, 10, match)
+    assert router.propose(view("lazy", "lazy"), [Budget(8, 8)] * 2) == [NOTHING] * 2
+    assert router.failures == {"lazy": {"shape": 1}}
+
+
+class Clock:
+    """Time that goes on when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Faulty(Fixed):
+    """Raises, or takes its time, as often as told."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__(Tree([1], [-1]))
+        self.clock = clock
+        self.asked = 0
+        self.raises = False
+        self.takes = 0.0
+
+    def propose(self, view: View, budgets: Sequence[Budget]) -> list[Tree]:
+        self.asked += 1
+        self.clock.now += self.takes
+        if self.raises:
+            raise RuntimeError("no idea")
+        return super().propose(view, budgets)
+
+
+def test_a_drafter_that_fails_three_times_in_a_minute_is_left_alone_for_half_a_minute() -> None:
+    clock = Clock()
+    faulty = Faulty(clock)
+    router = Router({"d": faulty}, 10, match, clock)
+
+    def ask() -> int:
+        return len(router.propose(view("d"), [Budget(8, 8)])[0].tokens)
+
+    faulty.raises = True
+    for at in (0, 31, 62):  # three, but not within a minute
+        clock.now = at
+        assert ask() == 0
+        assert not router.off
+    clock.now = 70
+    assert ask() == 0
+    assert router.off == {"d"}
+    assert faulty.asked == 4
+    clock.now = 99.9
+    assert ask() == 0
+    assert faulty.asked == 4, "it is left alone"
+    clock.now = 100
+    assert ask() == 0
+    assert (faulty.asked, router.off) == (5, {"d"}), "one failure of a trial is enough"
+    faulty.raises = False
+    clock.now = 130
+    assert ask() == 1
+    assert not router.off
+    assert router.failures == {"d": {"raised": 5}}
+
+
+def test_a_drafter_that_takes_too_long_is_used_once_and_then_left_alone() -> None:
+    clock = Clock()
+    slow = Faulty(clock)
+    slow.takes = 2.1
+    router = Router({"d": slow}, 10, match, clock)
+    lengths = [len(router.propose(view("d"), [Budget(8, 8)])[0].tokens) for _ in range(3)]
+    assert lengths == [1, 0, 0]
+    assert router.failures == {"d": {"slow": 1}}
+    slow.takes = 1.9
+    clock.now += 30
+    assert len(router.propose(view("d"), [Budget(8, 8)])[0].tokens) == 1
+    assert not router.off
+
+
+def test_a_drafter_that_raises_when_it_observes_or_releases_is_counted_and_no_answer_suffers() -> None:
+    class Sulky(Fixed):
+        def observe(self, step: Step) -> None:
+            raise RuntimeError("no")
+
+        def release(self, slots: Sequence[int]) -> None:
+            raise RuntimeError("no")
+
+    target = TableTarget()
+    params = SamplingParams(seed=1, max_tokens=9)
+    drafters = {"sulky": Sulky(Tree([1], [-1])), "none": load("none", target.info)}
+    engine = Engine(target, drafters, drafter="none")
+    plain, sulky = engine.generate([[1, 2]] * 2, params, ["none", "sulky"])
+    assert sulky.token_ids == plain.token_ids
+    assert engine.load.draft_failures == {"sulky": {"raised": 4}}, "three steps, and its end"
+    assert engine.load.drafters_off == {"sulky"}
 
 
 def test_each_drafter_proposes_for_its_rows_sees_them_and_is_told_of_their_end() -> None:

@@ -101,6 +101,18 @@ class Model:
     def release(self, slots: list[int]) -> None:
         """Forget sequences."""
 
+    def pages(self, slot: int) -> list[int]:
+        """Pages full of committed tokens; this and the next three: see paceline.core.PageSharing."""
+
+    def adopt(self, slot: int, pages: list[int]) -> None:
+        """Begin a sequence with the tokens of these pages."""
+
+    def hold(self, pages: list[int]) -> None:
+        """Keep pages beyond their sequences."""
+
+    def drop(self, pages: list[int]) -> None:
+        """Keep them no longer."""
+
     def length(self, slot: int) -> int:
         """Committed tokens."""
 

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from paceline.errors import CapacityError
 from paceline.kernels.packing import FORMATS, GROUP, LANES, Floats, dequantise
+from paceline.pages import PageBooks
 
 Ints = NDArray[np.int32]
 
@@ -67,9 +67,11 @@ class Model:
         self._weights = {name: self._read(name, tensors) for name in tensors if not name.endswith(".type")}
         self._head = self._weights.get("output.weight", self._weights["token_embd.weight"])
         self._windows, self._frequencies = windows, frequencies
-        self._pages = cache_pages
-        self._cache: dict[int, list[NDArray[Any]]] = {}
-        """Per slot: [keys, values], each [layers, length, kv_heads, head_dim]."""
+        self._books = PageBooks(cache_pages, LANES)
+        self._lengths: dict[int, int] = {}  # committed tokens by slot
+        stored = (self._layers, cache_pages * LANES, self._kv_heads, self._dim)
+        # Keys and values; memory is taken as it is used.
+        self._cache = [np.zeros(stored, self._stored) for _ in range(2)]
         self._last: tuple[Ints, Ints, list[NDArray[Any]]] | None = None
 
     def _read(self, name: str, tensors: Mapping[str, Any]) -> Any:
@@ -179,10 +181,8 @@ class Model:
                 raise ValueError(
                     f"slot {slot} holds {self.length(int(slot))} tokens, the draft starts at {start}"
                 )
-        needed = sum(-(-int(n) // LANES) for n in starts + np.diff(offsets))
-        others = sum(-(-self.length(s) // LANES) for s in self._cache if s not in slots)
-        if needed + others > self._pages:
-            raise CapacityError(f"the cache holds {self._pages * LANES} tokens, this pass needs more")
+        ends = starts + np.diff(offsets)
+        self._books.reserve(dict(zip(slots.tolist(), ends.tolist(), strict=True)))
         paths = _paths(parents, offsets)
         fresh = [
             np.zeros((self._layers, len(tokens), self._kv_heads, self._dim), self._stored) for _ in range(2)
@@ -219,18 +219,16 @@ class Model:
         fresh[1][layer] = self._heads_of(normed, at + "attn_v", self._kv_heads)
         attended = np.zeros((n, self._heads, self._dim), np.float32)
         for row, slot in enumerate(slots):
-            cached = self._cache.get(int(slot))
-            if cached and looked_at is not None:
-                cached = [part[:, looked_at[row]] for part in cached]
+            places = self._places(int(slot), self.length(int(slot)))
+            if looked_at is not None:
+                places = places[looked_at[row]]
+            cached = [part[layer, places] for part in self._cache]
             for node in range(offsets[row], offsets[row + 1]):
-                seen = [[fresh[i][layer][paths[node]]] for i in range(2)]
-                if cached:
-                    seen = [[cached[i][layer], *seen[i]] for i in range(2)]
                 keys, values = (
-                    np.concatenate(part)[-window:]  # all of them if there is no window
+                    np.concatenate([cached[i], fresh[i][layer][paths[node]]])[-window:]  # 0: all of them
                     .astype(np.float32)
                     .repeat(self._heads // self._kv_heads, axis=1)
-                    for part in seen
+                    for i in range(2)
                 )
                 scores = (q[node] * keys).sum(-1)  # [positions, heads]
                 shares = np.exp(scores - scores.max(0))
@@ -250,30 +248,54 @@ class Model:
         slots, offsets, fresh = self._last
         for row, slot in enumerate(slots):
             nodes = offsets[row] + np.array([*range(known[row]), *kept[row]], int)
-            grown = [part[:, nodes] for part in fresh]
-            cached = self._cache.get(int(slot))
-            if cached:
-                grown = [np.concatenate([old, new], axis=1) for old, new in zip(cached, grown, strict=True)]
-            self._cache[int(slot)] = grown
+            length = self.length(int(slot))
+            places = self._places(int(slot), length + len(nodes))[length:]
+            for part, new in zip(self._cache, fresh, strict=True):
+                part[:, places] = new[:, nodes]
+            self._lengths[int(slot)] = length + len(nodes)
         self._last = None
 
     def release(self, slots: Sequence[int]) -> None:
         """Forget sequences."""
         for slot in slots:
-            self._cache.pop(slot, None)
+            self._lengths.pop(slot, None)
+        self._books.release(slots)
+
+    def pages(self, slot: int) -> list[int]:
+        """Pages full of committed tokens."""
+        return self._books.of(slot)[: self.length(slot) // LANES]
+
+    def adopt(self, slot: int, pages: Sequence[int]) -> None:
+        """Begin a sequence with the tokens of these pages."""
+        self._books.adopt(slot, pages)
+        self._lengths[slot] = len(pages) * LANES
+
+    def hold(self, pages: Sequence[int]) -> None:
+        """Keep pages beyond their sequences."""
+        self._books.hold(pages)
+
+    def drop(self, pages: Sequence[int]) -> None:
+        """Keep them no longer."""
+        self._books.drop(pages)
 
     def length(self, slot: int) -> int:
         """Committed tokens."""
-        return self._cache[slot][0].shape[1] if slot in self._cache else 0
+        return self._lengths.get(slot, 0)
+
+    def _places(self, slot: int, length: int) -> NDArray[np.intp]:
+        """Where the keys and values of the sequence's first tokens lie."""
+        tokens = np.arange(length)
+        return np.array(self._books.of(slot), np.intp)[tokens // LANES] * LANES + tokens % LANES
 
     def read_cache(self, slot: int, layer: int, keys: Floats, values: Floats) -> None:
         """Committed keys and values [length, kv_heads, head_dim]."""
-        keys[:], values[:] = self._cache[slot][0][layer], self._cache[slot][1][layer]
+        places = self._places(slot, self.length(slot))
+        keys[:], values[:] = (part[layer, places] for part in self._cache)
 
     @property
     def free_pages(self) -> int:
-        """Pages that no sequence uses."""
-        return self._pages - sum(-(-self.length(slot) // LANES) for slot in self._cache)
+        """Pages that nobody has."""
+        return self._books.free
 
 
 def _activate(gate: Floats, gelu: bool) -> Floats:

@@ -65,6 +65,7 @@ class NativeTarget:
             taps=frozenset(f"hidden.{layer}" for layer in range(config.layers + 1)),
             vocabulary=fingerprint(weights.tokenizer_json),
             layers=config.layers,
+            shares_pages=True,
         )
         common: dict[str, Any] = {
             "windows": config.windows,
@@ -164,6 +165,23 @@ class NativeTarget:
     def release(self, slots: Sequence[int]) -> None:
         """Forget these sequences and free their pages."""
         self.model.release(list(slots))
+
+    def pages(self, slot: int) -> Sequence[int]:
+        """See `paceline.core.PageSharing`."""
+        pages: list[int] = self.model.pages(slot)
+        return pages
+
+    def adopt(self, slot: int, pages: Sequence[int]) -> None:
+        """See `paceline.core.PageSharing`."""
+        self.model.adopt(slot, list(pages))
+
+    def hold(self, pages: Sequence[int]) -> None:
+        """See `paceline.core.PageSharing`."""
+        self.model.hold(list(pages))
+
+    def drop(self, pages: Sequence[int]) -> None:
+        """See `paceline.core.PageSharing`."""
+        self.model.drop(list(pages))
 
     def read_cache(self, slot: int, layer: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Committed keys and values of one layer, float32 [length, kv_heads, head_dim] each. For tests."""

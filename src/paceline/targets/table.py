@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from paceline.core import Draft, Scores, TargetInfo, Verdict
-from paceline.errors import CapacityError
+from paceline.pages import PageBooks
 
 
 class TableTarget:
@@ -38,13 +38,17 @@ class TableTarget:
             cache_tokens=cache_tokens,
             page_tokens=page_tokens,
             taps=frozenset({"last"}),
+            shares_pages=True,
         )
         self.table = np.random.default_rng(seed).normal(0, spread, (vocab_size,) * 3)
         self._cache: dict[int, list[int]] = {}
+        self._books = PageBooks(cache_tokens // page_tokens, page_tokens)
+        self._texts: dict[int, list[int]] = {}  # what stands in each page that was written
         self._forwarded: Draft | None = None
 
     def forward(self, draft: Draft, taps: frozenset[str]) -> Scores:
-        """Score the wanted nodes. Raises ValueError if a row's start is not where its cache ends."""
+        """Score the wanted nodes. Raises ValueError if a row's start is not where its cache ends,
+        CapacityError if there are too few pages."""
         before = np.where(draft.parents < 0, 0, draft.tokens[draft.parents])
         for slot, start, first in zip(
             draft.slots.tolist(), draft.starts.tolist(), draft.offsets.tolist(), strict=False
@@ -54,9 +58,8 @@ class TableTarget:
                 raise ValueError(f"slot {slot} starts at {start}, but {len(cached)} tokens are cached")
             if cached:
                 before[first] = cached[-1]
-        held = sum(map(len, self._cache.values())) + len(draft.tokens)
-        if held > self.info.cache_tokens:
-            raise CapacityError(f"{held} tokens do not fit in the cache of {self.info.cache_tokens}")
+        ends = draft.starts + np.diff(draft.offsets)
+        self._books.reserve(dict(zip(draft.slots.tolist(), ends.tolist(), strict=True)))
         self._forwarded = draft
         scored = draft.scored
         features = {"last": self.table[before, draft.tokens]} if "last" in taps else {}
@@ -77,8 +80,45 @@ class TableTarget:
             cache = self._cache.setdefault(slot, [])
             cache.extend(tokens[offsets[row] : known])
             cache.extend(tokens[node] for node in path)
+            self._write(slot, int(draft.starts[row]))
+
+    def _write(self, slot: int, start: int) -> None:
+        """Put the sequence's tokens from `start` on into its pages. Raises ValueError if others have such a
+        page, too."""
+        cache, size = self._cache[slot], self.info.page_tokens
+        for place, page in enumerate(self._books.of(slot)[start // size :], start // size):
+            text = cache[place * size : (place + 1) * size]
+            if text:
+                if self._books.uses(page) > 1:
+                    raise ValueError(f"slot {slot} writes into page {page}, which others have, too")
+                self._texts[page] = text
+
+    def pages(self, slot: int) -> Sequence[int]:
+        """See `paceline.core.PageSharing`."""
+        return self._books.of(slot)[: len(self._cache.get(slot, ())) // self.info.page_tokens]
+
+    def adopt(self, slot: int, pages: Sequence[int]) -> None:
+        """See `paceline.core.PageSharing`. Raises ValueError if a page is not full, too."""
+        self._books.adopt(slot, pages)
+        if any(len(self._texts[page]) < self.info.page_tokens for page in pages):
+            raise ValueError(f"a page of {list(pages)} is not full")
+        self._cache[slot] = [token for page in pages for token in self._texts[page]]
+
+    def hold(self, pages: Sequence[int]) -> None:
+        """See `paceline.core.PageSharing`."""
+        self._books.hold(pages)
+
+    def drop(self, pages: Sequence[int]) -> None:
+        """See `paceline.core.PageSharing`."""
+        self._books.drop(pages)
+
+    @property
+    def free_pages(self) -> int:
+        """Pages that nobody has."""
+        return self._books.free
 
     def release(self, slots: Sequence[int]) -> None:
         """Forget these sequences."""
         for slot in slots:
             self._cache.pop(slot, None)
+        self._books.release(slots)

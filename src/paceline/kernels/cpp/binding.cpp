@@ -215,6 +215,10 @@ NB_MODULE(_kernels, m) {
         .def("sketch", &BoundModel::sketch)
         .def("commit", [](BoundModel& b, const std::vector<int>& known, const std::vector<std::vector<int>>& kept) { b.model().commit(known, kept); })
         .def("release", [](BoundModel& b, const std::vector<int>& slots) { b.model().release(slots); })
+        .def("pages", [](BoundModel& b, int slot) { return b.model().pages(slot); })
+        .def("adopt", [](BoundModel& b, int slot, const std::vector<int32_t>& pages) { b.model().adopt(slot, pages); })
+        .def("hold", [](BoundModel& b, const std::vector<int32_t>& pages) { b.model().hold(pages); })
+        .def("drop", [](BoundModel& b, const std::vector<int32_t>& pages) { b.model().drop(pages); })
         .def("length", [](BoundModel& b, int slot) { return b.model().length(slot); })
         .def("read_cache",
              [](BoundModel& b, int slot, int layer, Cube keys, Cube values) {

@@ -109,13 +109,13 @@ Model::Model(const ModelRecord& record, std::vector<Layer> layers, std::vector<d
       max_positions_(max_positions),
       head_stride_((size_t)record.head_dim * kLanes * cache_pages),
       keys_(head_stride_ * record.kv_heads * record.layers * sizeof(uint16_t)),
-      values_(head_stride_ * record.kv_heads * record.layers * sizeof(uint16_t)) {
+      values_(head_stride_ * record.kv_heads * record.layers * sizeof(uint16_t)),
+      pages_(cache_pages) {
     for (Layer& layer : layers_) {
         const float* cos = rotations_[layer.window < kNoWindow].floats();
         layer.rotation = {cos, cos + (size_t)max_positions * record.head_dim};
     }
     record_.layer = layers_.data();
-    for (int page = cache_pages; page-- > 0;) free_.push_back(page);
 }
 
 void Model::fill_rotations(int positions) {
@@ -135,10 +135,7 @@ void Model::fill_rotations(int positions) {
 }
 
 void Model::reserve(Sequence& sequence, int tokens) {
-    while ((int)sequence.pages.size() * kLanes < tokens) {
-        sequence.pages.push_back(free_.back());
-        free_.pop_back();
-    }
+    while ((int)sequence.pages.size() * kLanes < tokens) sequence.pages.push_back(pages_.take());
 }
 
 void Model::forward(const PackedDraft& draft, float* logits, size_t logits_stride, const std::vector<int32_t>& tap_layers, const std::vector<float*>& tap_rows,
@@ -156,8 +153,8 @@ void Model::forward(const PackedDraft& draft, float* logits, size_t logits_strid
         missing += std::max(0, (end + kLanes - 1) / kLanes - pages);
         longest = std::max(longest, end);
     }
-    if (missing > (int)free_.size())
-        throw CacheFull("the cache has " + std::to_string(free_.size() * kLanes) + " tokens free, this pass needs " + std::to_string(missing * kLanes) + " more");
+    if (missing > pages_.free())
+        throw CacheFull("the cache has " + std::to_string(pages_.free() * kLanes) + " tokens free, this pass needs " + std::to_string(missing * kLanes) + " more");
 
     fill_rotations(longest);
     const int group = record_.heads / record_.kv_heads, threads = pool_.size();
@@ -310,9 +307,21 @@ void Model::commit(const std::vector<int>& known, const std::vector<std::vector<
 void Model::release(const std::vector<int>& slots) {
     for (const int slot : slots)
         if (const auto found = sequences_.find(slot); found != sequences_.end()) {
-            free_.insert(free_.end(), found->second.pages.rbegin(), found->second.pages.rend());
+            for (auto page = found->second.pages.rbegin(); page != found->second.pages.rend(); page++) pages_.give_back(*page);
             sequences_.erase(found);
         }
+}
+
+std::vector<int32_t> Model::pages(int slot) const {
+    const auto found = sequences_.find(slot);
+    if (found == sequences_.end()) return {};
+    return {found->second.pages.begin(), found->second.pages.begin() + found->second.length / kLanes};
+}
+
+void Model::adopt(int slot, const std::vector<int32_t>& pages) {
+    if (sequences_.count(slot)) throw std::invalid_argument("slot " + std::to_string(slot) + " is in use and cannot adopt pages");
+    pages_.share(pages);
+    sequences_[slot] = {(int)pages.size() * kLanes, pages};
 }
 
 int Model::length(int slot) const {

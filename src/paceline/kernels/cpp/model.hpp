@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "pages.hpp"
 #include "records.hpp"
 #include "threads.hpp"
 
@@ -72,7 +73,13 @@ class Model {
 
     void release(const std::vector<int>& slots);
 
-    int free_pages() const { return (int)free_.size(); }
+    // Sharing pages; see paceline.core.PageSharing. They throw std::invalid_argument.
+    std::vector<int32_t> pages(int slot) const;
+    void adopt(int slot, const std::vector<int32_t>& pages);
+    void hold(const std::vector<int32_t>& pages) { pages_.hold(pages); }
+    void drop(const std::vector<int32_t>& pages) { pages_.drop(pages); }
+
+    int free_pages() const { return pages_.free(); }
     int length(int slot) const;
     // Committed keys and values of one layer as float [length][kv_heads][head_dim]. For tests.
     void read_cache(int slot, int layer, float* keys, float* values) const;
@@ -99,7 +106,7 @@ class Model {
     size_t head_stride_;
     LazyMemory keys_, values_;
     std::map<int, Sequence> sequences_;
-    std::vector<int32_t> free_;
+    Pages pages_;
     std::vector<int> last_slots_, last_starts_, last_sizes_;     // rows of the last forward, for commit
 };
 
