@@ -82,6 +82,13 @@ PACKAGES = ("msgspec", "prometheus_client", "starlette", "uvicorn")
     help="What answers in work have to finish when the server is told to end.",
 )
 @click.option("--vllm-metric-names", is_flag=True, help='Begin the names in /metrics with "vllm:".')
+@click.option(
+    "--log-level",
+    type=click.Choice(["info", "warning", "error"]),
+    default="info",
+    show_default=True,
+    help="What is logged on stderr, as JSON lines; never prompts or answers.",
+)
 def command(
     model: str,
     models: str | None,
