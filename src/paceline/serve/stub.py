@@ -1,7 +1,7 @@
 """A tiny exact model that speaks nonsense: for trying out clients and loads without a download.
 
 Its model is the table target, which looks its logits up by the last two tokens, over the printable
-characters. `table:pace=0.1` lets every pass take at least so many seconds, as a large model would.
+characters. `table:pace=0.1` lets passes follow each other no faster than that, in seconds, as a large model would.
 """
 
 from __future__ import annotations
@@ -30,17 +30,19 @@ END, START = 0, 1
 
 
 class PacedTable(TableTarget):
-    """A table whose passes take at least `pace` seconds."""
+    """A table whose passes end at least `pace` seconds after each other."""
 
     def __init__(self, vocab_size: int, *, pace: float, **options: Any) -> None:
         super().__init__(vocab_size, **options)
         self._pace = pace
+        self._due = 0.0
 
     def forward(self, draft: Draft, taps: frozenset[str]) -> Scores:
         """See `Target.forward`."""
-        begin = time.perf_counter()
         scores = super().forward(draft, taps)
-        time.sleep(max(0.0, self._pace - (time.perf_counter() - begin)))
+        now = time.perf_counter()
+        self._due = max(self._due, now - self._pace) + self._pace  # an idle time is nothing to catch up with
+        time.sleep(max(0.0, self._due - now))
         return scores
 
 
