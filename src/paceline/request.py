@@ -39,6 +39,7 @@ class Request:
         "controls",
         "drafted",
         "drafter",
+        "drafts",
         "first_token_at",
         "history",
         "id",
@@ -97,6 +98,7 @@ class Request:
         self.sound = False  # a token was drawn from what is in its seat, so that this is no nonsense
         self.passes = self.drafted = self.accepted = 0
         self.accepted_lengths: dict[int, int] = {}
+        self.drafts: dict[int, dict[int, int]] = {}
         self.admitted_at: Time | None = None
         self.first_token_at: Time | None = None
         self.preempted_at: Time | None = None
@@ -146,6 +148,8 @@ class Request:
         self.drafted += drafted
         self.accepted += accepted
         self.accepted_lengths[accepted] = self.accepted_lengths.get(accepted, 0) + 1
+        kept = self.drafts.setdefault(drafted, {})
+        kept[accepted] = kept.get(accepted, 0) + 1
 
     @property
     def slot(self) -> int:
@@ -194,7 +198,9 @@ class Request:
             rule=rule.name,
             promise=rule.promise.value,
             prompt_tokens=self.prompt,
-            stats=Stats(self.passes, len(answer), self.drafted, self.accepted, self.accepted_lengths),
+            stats=Stats(
+                self.passes, len(answer), self.drafted, self.accepted, self.accepted_lengths, self.drafts
+            ),
             timings=self._timings(now),
         )
 

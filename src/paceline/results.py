@@ -18,6 +18,7 @@ class Stats:
     drafted           drafted tokens that the target scored
     accepted          drafted tokens that were emitted
     accepted_lengths  {drafted tokens emitted in a pass: number of such passes}
+    drafts            {drafted tokens scored in a pass: {of these emitted: number of such passes}}
     """
 
     passes: int
@@ -25,6 +26,7 @@ class Stats:
     drafted: int
     accepted: int
     accepted_lengths: dict[int, int]
+    drafts: dict[int, dict[int, int]]
 
     @property
     def tau(self) -> float:

@@ -20,6 +20,7 @@ COMMANDS = {
     "demo": "See it work: the same answer, plain and with speculation.",
     "generate": "Answer one prompt.",
     "chat": "Talk with a model.",
+    "serve": "Answer OpenAI's HTTP interface.",
     "datastore": "Make and inspect texts of your own to draft from.",
     "models": "List, fetch and inspect models.",
     "bench": "Measure speed on this machine.",
