@@ -1,0 +1,273 @@
+"""Any causal language model of the transformers library, on PyTorch.
+
+The model's own classes do the work; attention and cache are ours (`paceline.targets.torch_attention`), so that
+packed rows of several sequences, drafted trees and rewinding cost no copies of the cache. A model is held
+against its own plain forward pass when the target is made: one that does not fit is refused by name.
+
+Matrix libraries round differently for one row than for eight. With `rows` every call of the model has exactly
+that many rows, filled up where need be, and each node attends alone, in shapes that follow from its position:
+the bits of a node's logits then do not depend on what else is in the pass, and answers with a drafter equal plain
+decoding's bit for bit. Without it passes are faster, and two tokens that are all but tied may change places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from paceline.core import Draft, Scores, TargetInfo, Tree, Verdict, View
+from paceline.errors import CapacityError, ConfigError
+from paceline.targets.torch_attention import Cached, Pass, Span, Switch, ancestors, blocks
+
+PAGE_TOKENS = 16
+CACHE_SEQUENCES = 4
+"""Unless told otherwise the cache holds this many sequences of full length."""
+PROBED = 8
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
+COARSE_TOLERANCE = 0.1
+"""By how much our logits may differ from the model's own, as root mean squares relative to their spread;
+the last is for 16 bits and fewer."""
+
+
+class TorchTarget:
+    """The target behind `pip install paceline[torch]`.
+
+    model: a causal language model of transformers, in eval mode; it stays usable as it is, and its dtype and
+    device are kept. context: tokens one sequence may hold, None = what the model was made for; cache_tokens:
+    tokens of all sequences together, None = four full ones (memory is taken as it is used, and up to half as
+    much again); rows: None, or the exact number of rows of every call, which makes answers bit-exact (see
+    above); vocabulary: fingerprint of the tokenizer.
+
+    Raises ConfigError for a model that cannot be served and for an option out of range.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        context: int | None = None,
+        cache_tokens: int | None = None,
+        rows: int | None = None,
+        vocabulary: str = "",
+    ) -> None:
+        refuse(model)
+        config = model.config.get_text_config()
+        trained = longest(config)
+        context = _within("context", context, trained, PROBED, trained)
+        cache_tokens = _within("cache_tokens", cache_tokens, CACHE_SEQUENCES * context, PROBED, 1 << 28)
+        self.rows = None if rows is None else _within("rows", rows, rows, 1, 1024)
+        self.model = model
+        self._device = model.get_input_embeddings().weight.device
+        self._switch = Switch(model)
+        self._cached: dict[int, Cached] = {}
+        self._logits_to_keep = rows is None and model._supports_logits_to_keep()
+        self.info = TargetInfo(
+            name=config.name_or_path or model.config.name_or_path or config.model_type,
+            vocab_size=model.get_output_embeddings().weight.shape[0],
+            max_positions=context,
+            cache_tokens=-(-cache_tokens // PAGE_TOKENS) * PAGE_TOKENS,
+            page_tokens=PAGE_TOKENS,
+            taps=frozenset(f"hidden.{layer}" for layer in range(config.num_hidden_layers + 1)),
+            vocabulary=vocabulary,
+        )
+        self._check()
+
+    @torch.inference_mode()
+    def forward(self, draft: Draft, taps: frozenset[str]) -> Scores:
+        """One pass. The logits are float32 [S, V] in the host's memory, or float64 of a model in float64;
+        features likewise.
+
+        Raises CapacityError if the cache is too full, and then nothing has changed.
+        """
+        offsets, parents = draft.offsets.tolist(), draft.parents.tolist()
+        slots, starts = draft.slots.tolist(), draft.starts.tolist()
+        self._make_room(slots, np.diff(draft.offsets).tolist())
+        above = [
+            ancestors([parent - offsets[row] if parent >= 0 else -1 for parent in parents[slice(*bounds)]])
+            for row, bounds in enumerate(zip(offsets, offsets[1:], strict=False))
+        ]
+        logits: list[NDArray[Any]] = []
+        features: dict[str, list[NDArray[Any]]] = {tap: [] for tap in taps}
+        for block in blocks(offsets, self.rows or offsets[-1]):
+            spans, start = [], block[0][1]
+            for row, first, last in block:
+                local, entry = first - offsets[row], starts[row] + first - offsets[row]
+                end = last - offsets[row]
+                cached = self._cached.setdefault(slots[row], Cached())
+                if cached.length != starts[row]:
+                    raise ValueError(f"slot {slots[row]} starts at {starts[row]}, cached are {cached.length}")
+                own = torch.as_tensor(draft.positions[offsets[row] : last], dtype=torch.int64)
+                positions = torch.cat((torch.arange(starts[row]), own)).to(self._device)
+                seen = torch.ones(last - first, starts[row] + end, dtype=torch.bool)
+                seen[:, starts[row] :] = above[row][local:end, :end]
+                spans.append(
+                    Span(cached, first - start, last - start, entry, positions, seen.to(self._device))
+                )
+            last = block[-1][2]
+            wanted = draft.scored[(draft.scored >= start) & (draft.scored < last)] - start
+            self._call(draft, start, last, spans, wanted, logits, features)
+        return Scores(
+            np.concatenate(logits), {tap: np.concatenate(parts) for tap, parts in features.items()}
+        )
+
+    def _call(
+        self,
+        draft: Draft,
+        first: int,
+        last: int,
+        spans: Sequence[Span],
+        wanted: NDArray[np.int32],
+        logits: list[NDArray[Any]],
+        features: dict[str, list[NDArray[Any]]],
+    ) -> None:
+        """Call the model for the nodes [first, last) and add what it says of them."""
+        rows = self.rows or last - first
+        inputs = torch.zeros(3, 1, rows, dtype=torch.int64)
+        inputs[0, 0, : last - first] = torch.as_tensor(draft.tokens[first:last])
+        inputs[1, 0, : last - first] = torch.as_tensor(draft.positions[first:last])
+        inputs[2] = 1
+        tokens, positions, ones = inputs.to(self._device)
+        places = torch.as_tensor(wanted, dtype=torch.int64, device=self._device)
+        extra = {"logits_to_keep": places} if self._logits_to_keep else {}
+        running = Pass(spans, nodewise=self.rows is not None)
+        with self._switch.on(running):
+            out = self.model(
+                input_ids=tokens,
+                position_ids=positions,
+                attention_mask=ones,  # rows are told apart by us, not by leaps in the positions
+                use_cache=False,
+                output_hidden_states=bool(features),
+                return_dict=True,
+                **extra,
+            )
+        if not running.layers:
+            raise ConfigError(
+                f"{type(self.model).__name__} does its attention itself, not through transformers' "
+                "attention interface, and cannot be served"
+            )
+        scored = out.logits[0] if self._logits_to_keep else out.logits[0, places]
+        logits.append(_on_host(scored))
+        for tap, parts in features.items():
+            parts.append(_on_host(out.hidden_states[int(tap.removeprefix("hidden."))][0, : last - first]))
+
+    def _make_room(self, slots: Sequence[int], sizes: Sequence[int]) -> None:
+        lengths = {slot: cached.length for slot, cached in self._cached.items()}
+        for slot, size in zip(slots, sizes, strict=True):
+            lengths[slot] = lengths.get(slot, 0) + size
+        held = sum(-(-length // PAGE_TOKENS) * PAGE_TOKENS for length in lengths.values())
+        if held > self.info.cache_tokens:
+            raise CapacityError(f"{held} tokens do not fit in the cache of {self.info.cache_tokens}")
+
+    @torch.inference_mode()
+    def commit(self, draft: Draft, verdict: Verdict) -> None:
+        """Keep what the verdict keeps; other nodes' cache entries are overwritten by the next pass."""
+        offsets = draft.offsets.tolist()
+        for row, (slot, root, path) in enumerate(
+            zip(draft.slots.tolist(), draft.roots, verdict.paths, strict=True)
+        ):
+            first = offsets[row]
+            known = (root if root >= 0 else offsets[row + 1] - 1) - first + 1
+            self._cached[slot].keep(known, [node - first for node in path])
+
+    def release(self, slots: Sequence[int]) -> None:
+        """Forget these sequences and free their memory."""
+        for slot in slots:
+            self._cached.pop(slot, None)
+
+    def read_cache(self, slot: int, layer: int) -> tuple[Tensor, Tensor]:
+        """Committed keys and values of one layer, [heads, length, width] each. For tests."""
+        return self._cached[slot].read(layer)
+
+    def _check(self) -> None:
+        """Hold a text that is read in parts and through a tree against the model's own pass over all of it."""
+        text = [(7919 * place + 11) % self.info.vocab_size for place in range(PROBED)]
+        with torch.inference_mode():
+            whole = torch.tensor([text], device=self._device)
+            own = _on_host(self.model(input_ids=whole, use_cache=False).logits[0])
+        tree = Tree([text[0], text[4], text[1], text[5]], [-1, -1, 1, 1])
+        self._read(text[:3], 0, 3, Tree((), ()))
+        within = self._read(text[:4], 3, 4, tree, [2, 4])
+        behind = self._read(text, 6, 8, Tree((), ()))
+        self.release([0])
+        gap = np.stack([*within[[0, 2, 4]], behind[0]]) - own[[3, 4, 5, 7]]
+        allowed = TOLERANCE.get(self.model.dtype, COARSE_TOLERANCE)
+        if not np.sqrt(np.mean(gap**2)) <= allowed * np.std(own):
+            raise ConfigError(
+                f"{type(self.model).__name__} gives other logits with our attention and cache than with its "
+                "own, and cannot be served"
+            )
+        if self.rows is not None:
+            self._check_rows(self.rows)
+
+    def _check_rows(self, rows: int) -> None:
+        """Whether a row's bits depend on its place in a call, or on its neighbours."""
+        first, token = 11 % self.info.vocab_size, 12 % self.info.vocab_size
+        self._read([first], 0, 1, Tree((), ()))
+        alone = self._read([first, token], 1, 2, Tree((), ()))[0]
+        self.release([0])
+        others = [(7919 * place) % self.info.vocab_size for place in range(1, rows)]
+        others[rows // 2 : rows // 2 + 1] = [token]
+        for tokens in ([token] * (rows - 1), others):
+            logits = self._read([first], 0, 1, Tree(tokens, [-1] * (rows - 1)))[1:]
+            self.release([0])
+            same = [row for row, other in zip(logits, tokens, strict=True) if other == token]
+            if not all((row == alone).all() for row in same):
+                raise ConfigError(
+                    f"rows={rows}: on this machine a row of {type(self.model).__name__} depends on its place "
+                    "in a call, or on its neighbours; try another number, or None"
+                )
+
+    def _read(
+        self, history: list[int], start: int, end: int, tree: Tree, path: Sequence[int] = ()
+    ) -> NDArray[Any]:
+        """Score a tree behind known tokens in slot 0, and keep these and the path."""
+        draft = Draft.pack(View([0], [history], [start], [end], *([[None]] * 4)), [tree])
+        logits: NDArray[Any] = self.forward(draft, frozenset()).logits
+        self.commit(draft, Verdict([path], [-1]))
+        return logits
+
+
+def refuse(model: Any) -> None:
+    """Raises ConfigError for a model that this target can never serve."""
+    kind = type(model).__name__
+    if not hasattr(model, "_supports_logits_to_keep") or model.get_output_embeddings() is None:
+        raise ConfigError(f"{kind} is no causal language model of transformers")
+    if model.config.is_encoder_decoder:
+        raise ConfigError(f"{kind} has an encoder; only decoders are supported")
+    if model._is_stateful:
+        raise ConfigError(f"{kind} keeps a recurrent state, which cannot be rewound when a draft is refused")
+    if model.training:
+        raise ConfigError(f"{kind} is in training mode; call its eval() first")
+
+
+def longest(config: Any) -> int:
+    """How many tokens a sequence may hold. Rotary frequencies that change with the text's length would make
+    a row depend on its neighbours: such models end where they would begin to change."""
+    limit = getattr(config, "max_position_embeddings", None)
+    if limit is None:
+        raise ConfigError(f"{config.model_type} does not say how long its texts may be (max_position_embeddings)")
+    found: list[int] = [limit]
+    kinds = getattr(config, "rope_parameters", None) or {}
+    for parameters in (kinds, *(kind for kind in kinds.values() if isinstance(kind, dict))):
+        if parameters.get("rope_type") == "longrope":
+            found.append(parameters["original_max_position_embeddings"])
+    return min(found)
+
+
+def _on_host(values: Tensor) -> NDArray[Any]:
+    """float64 as it is, everything else as float32, in the host's memory."""
+    found: NDArray[Any] = (values if values.dtype is torch.float64 else values.float()).cpu().numpy()
+    return found
+
+
+def _within(name: str, value: int | None, default: int, low: int, high: int) -> int:
+    if value is None:
+        return default
+    if not low <= value <= high:
+        raise ConfigError(f"{name} is {value}, allowed: {low} to {high}")
+    return value
