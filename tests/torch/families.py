@@ -65,11 +65,16 @@ FAMILIES: dict[str, dict[str, Any]] = {
 """{model type: what its config says beside COMMON}."""
 
 
-@cache
-def model(family: str, dtype: torch.dtype = torch.float32) -> Any:
+def small(family: str, dtype: torch.dtype = torch.float32, **settings: Any) -> Any:
     """A model whose answers are varied: random weights, far from uniform laws. The same at every call."""
     torch.manual_seed(sum(map(ord, family)))
-    config = AutoConfig.for_model(family, **{**COMMON, **FAMILIES[family]})
+    config = AutoConfig.for_model(family, **{**COMMON, **FAMILIES.get(family, {}), **settings})
     made = AutoModelForCausalLM.from_config(config, attn_implementation="eager").to(dtype).eval()
     made.generation_config.pad_token_id = 0
     return made
+
+
+@cache
+def model(family: str, dtype: torch.dtype = torch.float32) -> Any:
+    """As `small`, one object for all tests."""
+    return small(family, dtype)

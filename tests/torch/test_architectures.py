@@ -54,4 +54,4 @@ def test_greedy_answers_equal_those_of_transformers(family: str) -> None:
     expected = [own_answer(of, prompt) for prompt in prompts()]
     assert [list(completion.token_ids) for completion in done] == expected
     assert sum(completion.stats.drafted for completion in done) > 0
-    assert len({tuple(answer) for answer in expected}) == len(expected)
+    assert len({tuple(answer) for answer in expected}) > 1

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_array_equal
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
 from paceline.core import NOTHING, Draft, Tree, Verdict, View
 from paceline.drafters import load
@@ -18,7 +18,7 @@ from paceline.engine import Engine
 from paceline.errors import ConfigError
 from paceline.sampling import SamplingParams
 from paceline.targets.torch import TorchTarget, longest
-from tests.torch.families import COMMON, FAMILIES, VOCABULARY, model
+from tests.torch.families import FAMILIES, VOCABULARY, model, small
 
 ROWS = 8
 EVERYWHERE = ("gemma2", "gpt2", "gpt_oss", "llama", "mistral", "mixtral", "qwen3_moe")
@@ -133,16 +133,11 @@ def test_the_model_stays_as_it_was() -> None:
     assert of.config._attn_implementation == "eager"
 
 
-def small(family: str, **settings: Any) -> Any:
-    config = AutoConfig.for_model(family, **{**COMMON, **settings})
-    return AutoModelForCausalLM.from_config(config).eval()
-
-
 @pytest.mark.parametrize(
     ("make", "says"),
     [
         (lambda: small("mamba", state_size=4), "recurrent state"),
-        (lambda: small("falcon"), "FalconForCausalLM"),
+        (lambda: small("falcon", head_dim=None), "FalconForCausalLM"),
         (lambda: small("bloom", n_head=4, n_layer=2), "BloomForCausalLM"),
         (lambda: model("llama").train(), "training mode"),
         (lambda: model("llama").model, "no causal language model"),

@@ -121,7 +121,7 @@ def run(
         **compare(target, tokenizer, drafters, chosen, params, note, lambda: pass_cost(target), policy),
         "prompts_from": str(prompts or "those that come along"),
         **provenance(model),
-        "machine": machine(target.model.isa, target.model.threads),
+        "machine": machine(target.isa, target.threads),
         "versions": versions(),
     }
 

@@ -82,7 +82,7 @@ def run(
         ),
         "prompts_from": str(prompts or "those that come along"),
         **provenance(model),
-        "machine": machine(target.model.isa, target.model.threads),
+        "machine": machine(target.isa, target.threads),
         "versions": versions(),
     }
 

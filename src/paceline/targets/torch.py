@@ -60,15 +60,18 @@ class TorchTarget:
         trained = longest(config)
         context = _within("context", context, trained, PROBED, trained)
         cache_tokens = _within("cache_tokens", cache_tokens, CACHE_SEQUENCES * context, PROBED, 1 << 28)
-        self.rows = None if rows is None else _within("rows", rows, rows, 1, 1024)
+        self.rows = None if rows is None else _within("rows", rows, rows, 1, min(context, cache_tokens))
         self.model = model
         self._device = model.get_input_embeddings().weight.device
-        self._switch = Switch(model)
+        self._switch = Switch(model, alike=rows is not None)
         self._cached: dict[int, Cached] = {}
+        self.isa = f"torch {self._device} {model.dtype}, rows: {rows or 'any'}".replace("torch.", "")
+        self.threads = torch.get_num_threads()
+        self.weight_bytes = sum(weight.nbytes for weight in model.parameters())
         self._logits_to_keep = rows is None and model._supports_logits_to_keep()
         self.info = TargetInfo(
             name=config.name_or_path or model.config.name_or_path or config.model_type,
-            vocab_size=model.get_output_embeddings().weight.shape[0],
+            vocab_size=config.vocab_size,
             max_positions=context,
             cache_tokens=-(-cache_tokens // PAGE_TOKENS) * PAGE_TOKENS,
             page_tokens=PAGE_TOKENS,
@@ -144,11 +147,6 @@ class TorchTarget:
                 output_hidden_states=bool(features),
                 return_dict=True,
                 **extra,
-            )
-        if not running.layers:
-            raise ConfigError(
-                f"{type(self.model).__name__} does its attention itself, not through transformers' "
-                "attention interface, and cannot be served"
             )
         scored = out.logits[0] if self._logits_to_keep else out.logits[0, places]
         logits.append(_on_host(scored))
@@ -239,6 +237,8 @@ def refuse(model: Any) -> None:
         raise ConfigError(f"{kind} is no causal language model of transformers")
     if model.config.is_encoder_decoder:
         raise ConfigError(f"{kind} has an encoder; only decoders are supported")
+    if not model._can_set_attn_implementation():
+        raise ConfigError(f"{kind} does not use transformers' attention interface, which our cache needs")
     if model._is_stateful:
         raise ConfigError(f"{kind} keeps a recurrent state, which cannot be rewound when a draft is refused")
     if model.training:

@@ -207,25 +207,31 @@ AttentionMaskInterface.register(NAME, _mask)
 
 
 class Switch:
-    """Has a model use our attention while a pass of ours runs, and its own at all other times."""
+    """Has a model use our attention while a pass of ours runs, and its own at all other times.
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    alike: the model's experts, if it has any, are then computed for each row alone.
+    """
+
+    def __init__(self, model: torch.nn.Module, *, alike: bool) -> None:
         configs = (getattr(module, "config", None) for module in model.modules())
         found = {id(config): config for config in configs if hasattr(config, "_attn_implementation")}
         self._configs = list(found.values())
+        self._ours = {"_attn_implementation_internal": NAME}
+        if alike:
+            self._ours["_experts_implementation_internal"] = "batched_mm"
 
     @contextmanager
     def on(self, running: Pass) -> Iterator[None]:
         """Inside, the model's calls belong to this pass."""
-        own = [config._attn_implementation_internal for config in self._configs]
+        own = [{name: getattr(config, name) for name in self._ours} for config in self._configs]
         token = _running.set(running)
         try:
             for config in self._configs:
-                config._attn_implementation_internal = NAME
+                vars(config).update(self._ours)
             yield
         finally:
-            for config, name in zip(self._configs, own, strict=True):
-                config._attn_implementation_internal = name
+            for config, settings in zip(self._configs, own, strict=True):
+                vars(config).update(settings)
             _running.reset(token)
 
 
