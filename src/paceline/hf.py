@@ -25,7 +25,7 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from paceline import policies, rules
 from paceline.core import Drafter, Drawn, Promise
-from paceline.drafters import load
+from paceline.drafters import PLUS, load, options
 from paceline.drafters._companion import Companion
 from paceline.drafters._model import ModelDrafter
 from paceline.engine import Engine
@@ -62,15 +62,17 @@ def speculative(
 
     Raises ConfigError for an unknown name or a value out of range.
     """
+    for part in PLUS.split(drafter):
+        options(part.partition(":")[0])
     return Speculative(drafter, rules.load(rule, allow_lossy=allow_lossy), policy, rows, nodes)
 
 
-def accelerate(model: Any, **options: Any) -> Any:
-    """The same model, whose `generate` is speculative from here on. options: those of `speculative`.
+def accelerate(model: Any, **settings: Any) -> Any:
+    """The same model, whose `generate` is speculative from here on. settings: those of `speculative`.
 
     Raises ConfigError for a model or an option that cannot be served.
     """
-    chosen, plain = speculative(**options), model.generate
+    chosen, plain = speculative(**settings), model.generate
     chosen.prepare(model)
 
     @functools.wraps(plain)
@@ -129,8 +131,16 @@ class Speculative:
                 f"{engine.target.info.max_positions} tokens"
             )
         rows = [
-            _Row(ids, prompt, logits_processor, stopping_criteria, keeps, asked.get("streamer"))
-            for ids, prompt in zip(input_ids, prompts, strict=True)
+            _Row(
+                ids,
+                prompt,
+                (row, len(prompts)),
+                logits_processor,
+                stopping_criteria,
+                keeps,
+                asked.get("streamer"),
+            )
+            for row, (ids, prompt) in enumerate(zip(input_ids, prompts, strict=True))
         ]
         _run(engine, rows, room, generation_config.do_sample)
         return _output(input_ids, rows, generation_config)
@@ -167,13 +177,22 @@ class _Row:
     """One answer of the batch, and what `generate` asks of it."""
 
     def __init__(
-        self, ids: Tensor, prompt: list[int], processors: Any, criteria: Any, keeps: bool, streamer: Any
+        self,
+        ids: Tensor,
+        prompt: list[int],
+        place: tuple[int, int],
+        processors: Any,
+        criteria: Any,
+        keeps: bool,
+        streamer: Any,
     ) -> None:
+        """place: the row's number, and how many rows there are."""
         self.prompt = prompt
         self.answer: list[int] = []
         self.ended = False
         self.kept: dict[int, tuple[NDArray[Any], NDArray[Any]]] = {}  # place in the answer: logits, scores
         self._ids = ids  # with the padding on its left, which processors and criteria are used to
+        self._row, self._rows = place
         self._processors = processors
         self._criteria = criteria
         self._keeps = keeps
@@ -183,8 +202,10 @@ class _Row:
     def _process(self, tokens: Sequence[int], logits: NDArray[Any]) -> NDArray[Any]:
         """The processed scores [V] after these tokens: `SamplingParams.logits_processor`."""
         answer = tokens[len(self.prompt) :]
-        given = torch.from_numpy(np.array(logits)).to(self._ids.device)
-        scores = self._processors(self._with(answer), given[None])[0].cpu().numpy()
+        given = torch.from_numpy(logits).to(self._ids.device)
+        # Some processors treat every row of the batch differently: let ours stand at its own place.
+        batch = self._processors(self._with(answer).repeat(self._rows, 1), given.repeat(self._rows, 1))
+        scores = batch[self._row].cpu().numpy()
         if self._keeps:
             # The target's own scores come after a drafter's, and those of an emitted token last of all.
             self.kept[len(answer)] = (logits.copy(), scores)
@@ -313,8 +334,6 @@ def _refuse(
         name = type(processor).__name__
         if name in REMEMBERING:
             raise ConfigError(f"{REMEMBERING[name]}: {name} remembers what it has seen, which is not supported")
-        if name == "PrefixConstrainedLogitsProcessor" and batch > 1:
-            raise ConfigError("prefix_allowed_tokens_fn is supported for one prompt at a time")
     if asked.get("streamer") is not None and batch > 1:
         raise ConfigError("streamer is supported for one prompt at a time")
     if batch > 1 and config._pad_token_tensor is None:

@@ -25,7 +25,7 @@ def audited(rule: str, drafter: str, **options: Any) -> dict[str, Any]:
     target = TorchTarget(small("llama", vocab_size=TOKENS), **options)
     questions = [Question(str(first), [first, 3, 4, first, 3]) for first in range(1, 9)]
     subject = Subject("tiny", target, Letters(TOKENS), questions)
-    plan = Plan(tokens=1500, batch=8, alpha=1e-6, seed=1)
+    plan = Plan(tokens=1200, batch=8, alpha=1e-6, seed=1)
     chosen = rules.load(rule, allow_lossy=True)
     return Audit(subject, SETTINGS, plan, Progress(disable=True)).run([(rule, chosen)], [drafter])
 
@@ -40,4 +40,4 @@ def test_a_rule_keeps_its_promise(rule: str, drafter: str) -> None:
 
 
 def test_a_lossy_rule_is_caught() -> None:
-    assert audited("top:n=3,margin=0.9", "markov:widths=2x2", rows=8)["verdict"] == FAILED
+    assert audited("lenient:lenience=0.05", "markov:widths=1x1")["verdict"] == FAILED

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_array_equal
-from transformers import AutoConfig, AutoModelForSeq2SeqLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from paceline.core import NOTHING, Draft, Tree, Verdict, View
 from paceline.drafters import load
@@ -137,7 +137,14 @@ def test_the_model_stays_as_it_was() -> None:
     ("make", "says"),
     [
         (lambda: small("mamba", state_size=4), "recurrent state"),
-        (lambda: small("falcon", head_dim=None), "FalconForCausalLM"),
+        (
+            lambda: AutoModelForCausalLM.from_config(
+                AutoConfig.for_model(
+                    "falcon", vocab_size=50, hidden_size=32, num_hidden_layers=1, num_attention_heads=2
+                )
+            ).eval(),
+            "FalconForCausalLM",
+        ),
         (lambda: small("bloom", n_head=4, n_layer=2), "BloomForCausalLM"),
         (lambda: model("llama").train(), "training mode"),
         (lambda: model("llama").model, "no causal language model"),

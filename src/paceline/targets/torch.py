@@ -192,9 +192,12 @@ class TorchTarget:
         within = self._read(text[:4], 3, 4, tree, [2, 4])
         behind = self._read(text, 6, 8, Tree((), ()))
         self.release([0])
-        gap = np.stack([*within[[0, 2, 4]], behind[0]]) - own[[3, 4, 5, 7]]
-        allowed = TOLERANCE.get(self.model.dtype, COARSE_TOLERANCE)
-        if not np.sqrt(np.mean(gap**2)) <= allowed * np.std(own):
+        gaps = np.stack([*within[[0, 2, 4]], behind[0]]) - own[[3, 4, 5, 7]]
+        sizes = np.sqrt(np.mean(gaps**2, 1)) / np.std(own)
+        # In few bits a router may choose other experts for a token where two are all but tied.
+        allowed = TOLERANCE.get(self.model.dtype)
+        fits = np.median(sizes) <= COARSE_TOLERANCE if allowed is None else sizes.max() <= allowed
+        if not fits:
             raise ConfigError(
                 f"{type(self.model).__name__} gives other logits with our attention and cache than with its "
                 "own, and cannot be served"
