@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
 from paceline.errors import ConfigError, ModelFileError
@@ -36,7 +37,7 @@ def load_folder(
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype="auto", local_files_only=True, use_safetensors=True, trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()
         raise ModelFileError(f"{folder}: {reason[0] if reason else type(error).__name__}") from None
     device = "cuda" if torch.cuda.is_available() else "cpu"
