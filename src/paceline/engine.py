@@ -128,8 +128,7 @@ class Engine:
         the first is the default. "none" is always there. rule: a name with options, such as "recursive"; a
         lossy one must be allowed. policy: a name with options; what passes cost on this machine is measured
         at the first start and kept in the cache on disk. threads, cache_tokens, context: by default what the
-        machine and the model allow; rows: of the PyTorch target only, see there. Other options are those of the
-        constructor.
+        machine and the model allow; rows: see TorchTarget. Other options are those of the constructor.
 
         Raises ModelFileError, ConfigError, IncompatibleDrafter.
         """

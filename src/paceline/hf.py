@@ -4,8 +4,8 @@
     paceline.accelerate(model)  # from here on model.generate does so by itself
 
 `generate` prepares everything as always: the configuration, logits processors, stopping criteria. We take the
-place of its decoding loop. Greedy answers are its answers; sampled ones are drawn from the same law with noise of
-our own, seeded by torch's random numbers. What we cannot honour is refused by name.
+place of its decoding loop. Greedy answers are its answers; sampled ones are drawn from the same law with
+noise of our own, seeded by torch's random numbers. What we cannot honour is refused by name.
 """
 
 from __future__ import annotations
@@ -244,9 +244,9 @@ def _run(engine: Engine, rows: Sequence[_Row], room: int, sample: bool) -> None:
             running[engine.submit(row.prompt, params)] = row
         while running:
             for event in engine.step():
-                row = running.get(event.request)
-                if row is None:
+                if event.request not in running:
                     continue
+                row = running[event.request]
                 row.hear(event.token_ids)
                 if event.finish is not None and event.finish.finish_reason == "cancelled":
                     raise ConfigError(f"the answer cannot go on: {event.finish.stop_reason}")
@@ -333,7 +333,9 @@ def _refuse(
     for processor in processors:
         name = type(processor).__name__
         if name in REMEMBERING:
-            raise ConfigError(f"{REMEMBERING[name]}: {name} remembers what it has seen, which is not supported")
+            raise ConfigError(
+                f"{REMEMBERING[name]}: {name} remembers what it has seen, which is not supported"
+            )
     if asked.get("streamer") is not None and batch > 1:
         raise ConfigError("streamer is supported for one prompt at a time")
     if batch > 1 and config._pad_token_tensor is None:
@@ -343,8 +345,8 @@ def _refuse(
 def _asked_of_generate() -> Mapping[str, Any]:
     """The arguments of the `generate` that called us.
 
-    transformers 5.23 hands a function given as `custom_generate` neither the streamer nor the assistant model,
-    so that both would be ignored without a word. They are read where they are: in its frame.
+    transformers 5.23 hands a function given as `custom_generate` neither the streamer nor the assistant
+    model, so that both would be ignored without a word. They are read where they are: in its frame.
     """
     code = inspect.unwrap(GenerationMixin.generate).__code__
     frame = inspect.currentframe()

@@ -3,8 +3,8 @@
 The order of the controls, in every implementation:
 
 1. on the raw logits: repetition, then frequency and presence penalty, logit bias, the caller's own
-   `logits_processor`, and the masks: ending tokens before `min_tokens`, tokens that would complete a bad word,
-   tokens that the grammar excludes;
+   `logits_processor`, and the masks: ending tokens before `min_tokens`, tokens that would complete a bad
+   word, tokens that the grammar excludes;
 2. x = float64(logit) / temperature;
 3. top-k keeps the k largest x (of equal ones the lower ids);
 4. top-p, on the softmax of those: sorted by x falling and id rising, the shortest prefix whose

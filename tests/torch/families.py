@@ -30,8 +30,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "cohere2": {"sliding_window": 6},
     "deepseek_v3": {
         "kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 12,
-        "num_key_value_heads": 4, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16,
-        "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1,
+        "num_key_value_heads": 4, "n_routed_experts": 4, "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1,
     },
     "exaone4": {"sliding_window": 6},
     "gemma": {},
@@ -45,8 +45,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "helium": {},
     "llama": {},
     "llama4_text": {
-        "attention_chunk_size": 6, "num_local_experts": 2, "num_experts_per_tok": 1, "intermediate_size_mlp": 48,
-        "use_qk_norm": False,
+        "attention_chunk_size": 6, "num_local_experts": 2, "num_experts_per_tok": 1,
+        "intermediate_size_mlp": 48, "use_qk_norm": False,
     },
     "mistral": {"sliding_window": 6},
     "mixtral": {"num_local_experts": 4},

@@ -28,8 +28,9 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_folder_answers_as_transformers_does(folder: Path, tmp_path_factory: pytest.TempPathFactory,
-                                               monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_answers_as_transformers_does(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PACELINE_CACHE", str(tmp_path_factory.mktemp("cache")))
     engine = Engine.from_pretrained(folder, context=100)
     messages = [{"role": "user", "content": "It is known."}]
@@ -63,7 +64,8 @@ def test_damaged_and_incomplete_folders_are_named(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "says"), [({"threads": 0}, "threads is 0"), ({"rows": 0}, "rows is 0"), ({"context": 3}, "context")]
+    ("options", "says"),
+    [({"threads": 0}, "threads is 0"), ({"rows": 0}, "rows is 0"), ({"context": 3}, "context")],
 )
 def test_options_out_of_range_are_refused(options: dict[str, int], says: str, folder: Path) -> None:
     with pytest.raises(ConfigError, match=says):

@@ -72,7 +72,9 @@ CALLS: dict[str, dict[str, Any]] = {
     },
     "prompt_lookup_num_tokens": {"prompt_lookup_num_tokens": 4, "max_matching_ngram_size": 3},
     "use_cache": {"use_cache": False},
-    "prefix_allowed_tokens_fn": {"prefix_allowed_tokens_fn": lambda row, ids: [10 + row, 20 + len(ids) % 7, 30]},
+    "prefix_allowed_tokens_fn": {
+        "prefix_allowed_tokens_fn": lambda row, ids: [10 + row, 20 + len(ids) % 7, 30]
+    },
 }
 
 
@@ -86,7 +88,9 @@ def test_greedy_answers_are_those_of_generate(name: str, lengths: tuple[int, ...
     else:
         call["max_new_tokens"] = 20
     of, given = model(family), inputs(lengths)
-    plain = {key: value for key, value in call.items() if "prompt_lookup" not in key and "matching" not in key}
+    plain = {
+        key: value for key, value in call.items() if "prompt_lookup" not in key and "matching" not in key
+    }
     expected = of.generate(**given, **plain)
     found = of.generate(**given, **call, custom_generate=drafting())
     assert found.dtype == expected.dtype
@@ -151,7 +155,9 @@ def test_an_assistant_model_drafts() -> None:
 def test_an_assistant_with_another_vocabulary_is_refused() -> None:
     other = small("llama", vocab_size=50)
     with pytest.raises(IncompatibleDrafter, match="assistant_model has 50 tokens"):
-        model("llama").generate(**inputs(), max_new_tokens=4, assistant_model=other, custom_generate=drafting())
+        model("llama").generate(
+            **inputs(), max_new_tokens=4, assistant_model=other, custom_generate=drafting()
+        )
 
 
 def test_sampled_answers_follow_torchs_seed_and_no_drafter() -> None:
@@ -267,7 +273,9 @@ def test_scores_that_leave_no_token_are_an_error() -> None:
         )
 
 
-@pytest.mark.parametrize("options", [{"drafter": "guess"}, {"rule": "maybe"}, {"policy": "none"}, {"rule": "top"}])
+@pytest.mark.parametrize(
+    "options", [{"drafter": "guess"}, {"rule": "maybe"}, {"policy": "none"}, {"rule": "top"}]
+)
 def test_unknown_names_and_lossy_rules_are_refused(options: dict[str, str]) -> None:
     with pytest.raises(ConfigError):
         speculative(**options)

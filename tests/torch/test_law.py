@@ -32,7 +32,11 @@ def audited(rule: str, drafter: str, **options: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("rule", "drafter"),
-    [("match", "recycling:min_probability=1e-6"), ("block", "markov:widths=1x1"), ("traversal", "markov:widths=2x2")],
+    [
+        ("match", "recycling:min_probability=1e-6"),
+        ("block", "markov:widths=1x1"),
+        ("traversal", "markov:widths=2x2"),
+    ],
 )
 def test_a_rule_keeps_its_promise(rule: str, drafter: str) -> None:
     report = audited(rule, drafter, rows=8)

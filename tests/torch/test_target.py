@@ -92,7 +92,7 @@ def test_rows_that_depend_on_their_place_are_found(monkeypatch: pytest.MonkeyPat
         return out + drift if out.shape[1] == ROWS else out
 
     monkeypatch.setattr(of.lm_head, "forward", placed)
-    with pytest.raises(ConfigError, match="rows=8.*depends on its place"):
+    with pytest.raises(ConfigError, match=r"rows=8.*depends on its place"):
         TorchTarget(of, rows=ROWS)
 
 
@@ -150,7 +150,9 @@ def test_the_model_stays_as_it_was() -> None:
         (lambda: model("llama").model, "no causal language model"),
         (
             lambda: AutoModelForSeq2SeqLM.from_config(
-                AutoConfig.for_model("t5", vocab_size=50, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+                AutoConfig.for_model(
+                    "t5", vocab_size=50, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2
+                )
             ).eval(),
             "encoder",
         ),
@@ -179,10 +181,13 @@ def test_an_option_out_of_range_is_refused(options: dict[str, int], says: str) -
         TorchTarget(model("llama"), **options)
 
 
-def test_a_model_whose_logits_differ_through_our_attention_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("paceline.targets.torch_attention.Cached.keep", lambda cached, known, path: setattr(
-        cached, "length", cached.length + known + len(path)
-    ))
+def test_a_model_whose_logits_differ_through_our_attention_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        "paceline.targets.torch_attention.Cached.keep",
+        lambda cached, known, path: setattr(cached, "length", cached.length + known + len(path)),
+    )
     with pytest.raises(ConfigError, match="other logits"):
         TorchTarget(model("llama"))
 

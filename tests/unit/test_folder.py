@@ -67,7 +67,11 @@ KINDS = {
 
 def write(folder: Path, model: Model, **settings: Any) -> Path:
     (folder / "tokenizer.json").write_text(model.to_str(), encoding="utf-8")
-    settings = {"bos_token": "<|start|>", "eos_token": {"content": "<|end|>"}, "chat_template": TEMPLATE} | settings
+    settings = {
+        "bos_token": "<|start|>",
+        "eos_token": {"content": "<|end|>"},
+        "chat_template": TEMPLATE,
+    } | settings
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 0]}), encoding="utf-8")
     return folder

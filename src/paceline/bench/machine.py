@@ -39,7 +39,7 @@ def versions() -> dict[str, str]:
 
 
 def provenance(model: str) -> dict[str, Any]:
-    """The very model file, by its checksum (of a folder by those of all its weights), and when it was measured."""
+    """The very model file, or all weights of a folder, by their checksum, and when it was measured."""
     path = resolve(model)
     checksums = [_checksum(file) for file in sorted(path.glob("*.safetensors"))] if path.is_dir() else []
     checksum = hashlib.sha256("".join(checksums).encode()).hexdigest() if checksums else _checksum(path)

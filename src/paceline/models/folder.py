@@ -39,8 +39,8 @@ def _spec(folder: Path, text: str, held: dict[str, Any]) -> Spec:
         model = "llama"
     else:
         raise ModelFileError(
-            f"{folder / 'tokenizer.json'}: only byte-level and SentencePiece tokenizers are supported, this one "
-            f"has {', '.join(sorted(decoder)) or 'no decoder'}"
+            f"{folder / 'tokenizer.json'}: only byte-level and SentencePiece tokenizers are supported, "
+            f"this one has {', '.join(sorted(decoder)) or 'no decoder'}"
         )
     vocabulary = held["model"]["vocab"]
     if isinstance(vocabulary, list):  # Unigram: pairs of token and score
@@ -126,7 +126,9 @@ def _starts_with(held: dict[str, Any], token: str) -> bool:
     """Whether texts get this token before them."""
     processor = held.get("post_processor") or {}
     parts = [processor, *processor.get("processors", ())]
-    starts = [part["single"][0] for part in parts if part.get("type") == "TemplateProcessing" and part["single"]]
+    starts = [
+        part["single"][0] for part in parts if part.get("type") == "TemplateProcessing" and part["single"]
+    ]
     return any(start.get("SpecialToken", {}).get("id") == token for start in starts)
 
 

@@ -22,7 +22,7 @@ _SPACE = "\u2581"
 
 
 class Tokenizer:
-    """Byte-level BPE ("gpt2") or SentencePiece BPE with byte fallback ("llama"), or what a tokenizer.json says.
+    """Byte-level BPE ("gpt2"), SentencePiece BPE with byte fallback ("llama"), or what a tokenizer.json says.
 
     Control tokens are not part of the vocabulary that text is cut into: no text can yield one, except
     through `encode(special=True)` and the chat template's own text. Text is not normalised.

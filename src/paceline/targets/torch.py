@@ -1,19 +1,20 @@
 """Any causal language model of the transformers library, on PyTorch.
 
-The model's own classes do the work; attention and cache are ours (`paceline.targets.torch_attention`), so that
-packed rows of several sequences, drafted trees and rewinding cost no copies of the cache. A model is held
-against its own plain forward pass when the target is made: one that does not fit is refused by name.
+The model's own classes do the work; attention and cache are ours (`paceline.targets.torch_attention`), so
+that packed rows of several sequences, drafted trees and rewinding cost no copies of the cache. A model is
+held against its own plain forward pass when the target is made: one that does not fit is refused by name.
 
 Matrix libraries round differently for one row than for eight. With `rows` every call of the model has exactly
 that many rows, filled up where need be, and each node attends alone, in shapes that follow from its position:
-the bits of a node's logits then do not depend on what else is in the pass, and answers with a drafter equal plain
-decoding's bit for bit. Without it passes are faster, and two tokens that are all but tied may change places.
+the bits of a node's logits then do not depend on what else is in the pass, and answers with a drafter equal
+plain decoding's bit for bit. Without it passes are faster, and two tokens that are all but tied may change
+places.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -68,7 +69,7 @@ class TorchTarget:
         self.isa = f"torch {self._device} {model.dtype}, rows: {rows or 'any'}".replace("torch.", "")
         self.threads = torch.get_num_threads()
         self.weight_bytes = sum(weight.nbytes for weight in model.parameters())
-        self._logits_to_keep = rows is None and model._supports_logits_to_keep()
+        self._keeps_some = rows is None and model._supports_logits_to_keep()
         self.info = TargetInfo(
             name=config.name_or_path or model.config.name_or_path or config.model_type,
             vocab_size=config.vocab_size,
@@ -80,78 +81,63 @@ class TorchTarget:
         )
         self._check()
 
-    @torch.inference_mode()
     def forward(self, draft: Draft, taps: frozenset[str]) -> Scores:
         """One pass. The logits are float32 [S, V] in the host's memory, or float64 of a model in float64;
         features likewise.
 
         Raises CapacityError if the cache is too full, and then nothing has changed.
         """
-        offsets, parents = draft.offsets.tolist(), draft.parents.tolist()
-        slots, starts = draft.slots.tolist(), draft.starts.tolist()
-        self._make_room(slots, np.diff(draft.offsets).tolist())
-        above = [
-            ancestors([parent - offsets[row] if parent >= 0 else -1 for parent in parents[slice(*bounds)]])
-            for row, bounds in enumerate(zip(offsets, offsets[1:], strict=False))
-        ]
-        logits: list[NDArray[Any]] = []
-        features: dict[str, list[NDArray[Any]]] = {tap: [] for tap in taps}
-        for block in blocks(offsets, self.rows or offsets[-1]):
-            spans, start = [], block[0][1]
-            for row, first, last in block:
-                local, entry = first - offsets[row], starts[row] + first - offsets[row]
-                end = last - offsets[row]
-                cached = self._cached.setdefault(slots[row], Cached())
-                if cached.length != starts[row]:
-                    raise ValueError(f"slot {slots[row]} starts at {starts[row]}, cached are {cached.length}")
-                own = torch.as_tensor(draft.positions[offsets[row] : last], dtype=torch.int64)
-                positions = torch.cat((torch.arange(starts[row]), own)).to(self._device)
-                seen = torch.ones(last - first, starts[row] + end, dtype=torch.bool)
-                seen[:, starts[row] :] = above[row][local:end, :end]
-                spans.append(
-                    Span(cached, first - start, last - start, entry, positions, seen.to(self._device))
-                )
-            last = block[-1][2]
-            wanted = draft.scored[(draft.scored >= start) & (draft.scored < last)] - start
-            self._call(draft, start, last, spans, wanted, logits, features)
-        return Scores(
-            np.concatenate(logits), {tap: np.concatenate(parts) for tap, parts in features.items()}
+        offsets = draft.offsets.tolist()
+        self._make_room(draft.slots.tolist(), np.diff(draft.offsets).tolist())
+        with torch.inference_mode():
+            rows = [self._row(draft, row) for row in range(len(draft.slots))]
+            calls = [
+                self._call(draft, block[0][1], block[-1][2], _spans(rows, block, self._device), taps)
+                for block in blocks(offsets, self.rows or offsets[-1])
+            ]
+        features = {tap: np.concatenate([call.features[tap] for call in calls]) for tap in taps}
+        return Scores(np.concatenate([call.logits for call in calls]), features)
+
+    def _row(self, draft: Draft, row: int) -> _Row:
+        """What a row's nodes may see. Raises ValueError if it does not start where its cache ends."""
+        slot, start = int(draft.slots[row]), int(draft.starts[row])
+        first, last = int(draft.offsets[row]), int(draft.offsets[row + 1])
+        cached = self._cached.setdefault(slot, Cached())
+        if cached.length != start:
+            raise ValueError(f"slot {slot} starts at {start}, but {cached.length} tokens are cached")
+        parents = draft.parents[first:last]
+        above = ancestors(np.where(parents < 0, -1, parents - first).tolist())
+        before = torch.ones(last - first, start, dtype=torch.bool)
+        own = torch.as_tensor(draft.positions[first:last], dtype=torch.int64)
+        return _Row(
+            cached, first, start, torch.cat((torch.arange(start), own)), torch.cat((before, above), 1)
         )
 
     def _call(
-        self,
-        draft: Draft,
-        first: int,
-        last: int,
-        spans: Sequence[Span],
-        wanted: NDArray[np.int32],
-        logits: list[NDArray[Any]],
-        features: dict[str, list[NDArray[Any]]],
-    ) -> None:
-        """Call the model for the nodes [first, last) and add what it says of them."""
-        rows = self.rows or last - first
-        inputs = torch.zeros(3, 1, rows, dtype=torch.int64)
+        self, draft: Draft, first: int, last: int, spans: Sequence[Span], taps: frozenset[str]
+    ) -> Scores:
+        """Call the model for the nodes [first, last)."""
+        inputs = torch.zeros(3, 1, self.rows or last - first, dtype=torch.int64)
         inputs[0, 0, : last - first] = torch.as_tensor(draft.tokens[first:last])
         inputs[1, 0, : last - first] = torch.as_tensor(draft.positions[first:last])
         inputs[2] = 1
         tokens, positions, ones = inputs.to(self._device)
-        places = torch.as_tensor(wanted, dtype=torch.int64, device=self._device)
-        extra = {"logits_to_keep": places} if self._logits_to_keep else {}
-        running = Pass(spans, nodewise=self.rows is not None)
-        with self._switch.on(running):
+        scored = draft.scored[(draft.scored >= first) & (draft.scored < last)] - first
+        wanted = torch.as_tensor(scored, dtype=torch.int64).to(self._device)
+        with self._switch.on(Pass(spans, nodewise=self.rows is not None)):
             out = self.model(
                 input_ids=tokens,
                 position_ids=positions,
                 attention_mask=ones,  # rows are told apart by us, not by leaps in the positions
                 use_cache=False,
-                output_hidden_states=bool(features),
+                output_hidden_states=bool(taps),
                 return_dict=True,
-                **extra,
+                **({"logits_to_keep": wanted} if self._keeps_some else {}),
             )
-        scored = out.logits[0] if self._logits_to_keep else out.logits[0, places]
-        logits.append(_on_host(scored))
-        for tap, parts in features.items():
-            parts.append(_on_host(out.hidden_states[int(tap.removeprefix("hidden."))][0, : last - first]))
+        logits = out.logits[0] if self._keeps_some else out.logits[0, wanted]
+        layers = {tap: out.hidden_states[int(tap.removeprefix("hidden."))] for tap in taps}
+        features = {tap: _on_host(layer[0, : last - first]) for tap, layer in layers.items()}
+        return Scores(_on_host(logits), features)
 
     def _make_room(self, slots: Sequence[int], sizes: Sequence[int]) -> None:
         lengths = {slot: cached.length for slot, cached in self._cached.items()}
@@ -161,16 +147,14 @@ class TorchTarget:
         if held > self.info.cache_tokens:
             raise CapacityError(f"{held} tokens do not fit in the cache of {self.info.cache_tokens}")
 
-    @torch.inference_mode()
     def commit(self, draft: Draft, verdict: Verdict) -> None:
         """Keep what the verdict keeps; other nodes' cache entries are overwritten by the next pass."""
         offsets = draft.offsets.tolist()
-        for row, (slot, root, path) in enumerate(
-            zip(draft.slots.tolist(), draft.roots, verdict.paths, strict=True)
-        ):
-            first = offsets[row]
-            known = (root if root >= 0 else offsets[row + 1] - 1) - first + 1
-            self._cached[slot].keep(known, [node - first for node in path])
+        with torch.inference_mode():
+            for row, slot in enumerate(draft.slots.tolist()):
+                first, root = offsets[row], draft.roots[row]
+                known = (root if root >= 0 else offsets[row + 1] - 1) - first + 1
+                self._cached[slot].keep(known, [node - first for node in verdict.paths[row]])
 
     def release(self, slots: Sequence[int]) -> None:
         """Forget these sequences and free their memory."""
@@ -182,7 +166,7 @@ class TorchTarget:
         return self._cached[slot].read(layer)
 
     def _check(self) -> None:
-        """Hold a text that is read in parts and through a tree against the model's own pass over all of it."""
+        """Hold a text, read in parts and through a tree, against the model's own pass over all of it."""
         text = [(7919 * place + 11) % self.info.vocab_size for place in range(PROBED)]
         with torch.inference_mode():
             whole = torch.tensor([text], device=self._device)
@@ -227,10 +211,34 @@ class TorchTarget:
         self, history: list[int], start: int, end: int, tree: Tree, path: Sequence[int] = ()
     ) -> NDArray[Any]:
         """Score a tree behind known tokens in slot 0, and keep these and the path."""
-        draft = Draft.pack(View([0], [history], [start], [end], *([[None]] * 4)), [tree])
+        draft = Draft.pack(View([0], [history], [start], [end], [], [], [], []), [tree])
         logits: NDArray[Any] = self.forward(draft, frozenset()).logits
         self.commit(draft, Verdict([path], [-1]))
         return logits
+
+
+class _Row(NamedTuple):
+    """A whole row. first: its first node; entry: where that one's keys and values go; positions: of all
+    entries; visible: the entries that each node sees."""
+
+    cached: Cached
+    first: int
+    entry: int
+    positions: Tensor
+    visible: Tensor
+
+
+def _spans(rows: Sequence[_Row], block: Sequence[tuple[int, int, int]], device: torch.device) -> list[Span]:
+    """The parts of the rows that are in a block of nodes."""
+    spans, start = [], block[0][1]
+    for row, first, last in block:
+        cached, begin, entry, positions, visible = rows[row]
+        end = entry + last - begin
+        seen = visible[first - begin : last - begin, :end].to(device)
+        spans.append(
+            Span(cached, first - start, last - start, entry + first - begin, positions[:end].to(device), seen)
+        )
+    return spans
 
 
 def refuse(model: Any) -> None:
@@ -253,7 +261,9 @@ def longest(config: Any) -> int:
     a row depend on its neighbours: such models end where they would begin to change."""
     limit = getattr(config, "max_position_embeddings", None)
     if limit is None:
-        raise ConfigError(f"{config.model_type} does not say how long its texts may be (max_position_embeddings)")
+        raise ConfigError(
+            f"{config.model_type} does not say how long its texts may be (max_position_embeddings)"
+        )
     found: list[int] = [limit]
     kinds = getattr(config, "rope_parameters", None) or {}
     for parameters in (kinds, *(kind for kind in kinds.values() if isinstance(kind, dict))):

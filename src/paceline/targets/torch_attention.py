@@ -1,8 +1,8 @@
 """Attention of transformers' models over our own cache, each node along its own path.
 
 transformers' models look up their attention function and their mask function by a name in their config. Under
-the name NAME stand ours. During a `Pass` of ours a model is called with packed rows, [1, N]; its mask function
-says which positions may see which (all before, a window, a chunk), and we hold that against the paths of the
+NAME stand ours. During a `Pass` of ours a model is called with packed rows, [1, N]; its mask function says
+which positions may see which (all before, a window, a chunk), and we hold that against the paths of the
 drafted trees; its layers hand us queries, keys and values, and we keep the latter in the sequences' caches.
 """
 
@@ -156,7 +156,9 @@ def attended(
     if mask is not None:
         mask = mask.repeat(shared, 1)
     if softcap is None and sinks is None:
-        out = scaled_dot_product_attention(packed[None], key[None], value[None], attn_mask=mask, scale=scaling)
+        out = scaled_dot_product_attention(
+            packed[None], key[None], value[None], attn_mask=mask, scale=scaling
+        )
         return out.reshape(heads, n, -1)
     logits = (packed @ key.transpose(1, 2)) * (width**-0.5 if scaling is None else scaling)
     if softcap is not None:

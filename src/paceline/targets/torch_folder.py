@@ -18,9 +18,7 @@ from paceline.targets.torch import TorchTarget
 FILES = ("*.json", "*.safetensors", "*.jinja")
 
 
-def load_folder(
-    folder: Path, *, threads: int | None = None, **options: Any
-) -> tuple[TorchTarget, Tokenizer]:
+def load_folder(folder: Path, *, threads: int | None = None, **options: Any) -> tuple[TorchTarget, Tokenizer]:
     """The target and tokenizer of a folder with config.json, *.safetensors and tokenizer.json, in the dtype
     that the folder says, on a GPU if there is one.
 
