@@ -8,11 +8,12 @@ SOURCES := $(shell find src CMakeLists.txt pyproject.toml -type f \
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test prove sim check format docs peers scale results clean
+.PHONY: help demo test torch prove sim check format docs peers scale results clean
 
 help:
 	@echo 'make demo     install Paceline in .venv, fetch a small model, answer a prompt with speculation'
 	@echo 'make test     install what the tests need and run them'
+	@echo 'make torch    install PyTorch and transformers too, and run the tests that need them'
 	@echo 'make check    the whole gate: format, lint, types, tests'
 	@echo 'make prove    the long proofs'
 	@echo 'make sim      10,000 simulated days of the scheduler; SEEDS=N for another number'
@@ -29,6 +30,10 @@ demo: $(VENV)/installed
 test: $(VENV)/installed-for-tests
 	$(BIN)/paceline models pull $(MODEL)
 	$(BIN)/python -m pytest --require-model
+
+torch: $(VENV)/installed-for-tests
+	$(PIP) --constraint constraints-dev.txt --no-build-isolation '.[torch]'
+	$(BIN)/python -m pytest tests/torch tests/contract/test_targets.py
 
 prove: $(VENV)/installed-for-tests
 	$(BIN)/paceline models pull $(MODEL)

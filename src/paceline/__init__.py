@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         QueueFull,
     )
     from paceline.grammar import Grammar
+    from paceline.hf import accelerate
     from paceline.results import Completion, Event, Load, Stats, Timings, TokenLogprob, TokenLogprobs
     from paceline.sampling import SamplingParams
 
@@ -36,6 +37,7 @@ __all__ = [
     "Timings",
     "TokenLogprob",
     "TokenLogprobs",
+    "accelerate",
 ]
 
 _HOMES = {
@@ -55,11 +57,14 @@ _HOMES = {
     "Timings": "results",
     "TokenLogprob": "results",
     "TokenLogprobs": "results",
+    "accelerate": "hf",
 }
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used, so that `import paceline` costs next to nothing."""
+    if name == "hf":
+        return import_module("paceline.hf")
     if name not in _HOMES:
         raise AttributeError(f"module 'paceline' has no attribute {name!r}")
     return getattr(import_module(f"paceline.{_HOMES[name]}"), name)

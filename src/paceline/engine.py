@@ -130,16 +130,18 @@ class Engine:
         threads: int | None = None,
         cache_tokens: int | None = None,
         context: int | None = None,
+        rows: int | None = None,
         **options: Any,
     ) -> Engine:
-        """An engine on the native CPU target.
+        """An engine on the native CPU target, or on PyTorch (docs/torch.md).
 
-        model: a name that `paceline models list` shows, or the path of a GGUF file. drafter: a name with
+        model: a name that `paceline models list` shows, or the path of a GGUF file; with the extra
+        paceline[torch] also a folder of safetensors or a name of the Hugging Face hub. drafter: a name with
         options, such as "suffix:max_nodes=8", or several with "+" between them, mixed in one tree; of a list
         the first is the default. "none" is always there. rule: a name with options, such as "recursive"; a
         lossy one must be allowed. policy: a name with options; what passes cost on this machine is measured
         at the first start and kept in the cache on disk. threads, cache_tokens, context: by default what the
-        machine and the model allow. Other options are those of the constructor.
+        machine and the model allow; rows: see TorchTarget. Other options are those of the constructor.
 
         Raises ModelFileError, ConfigError, IncompatibleDrafter.
         """
@@ -148,7 +150,9 @@ class Engine:
         from paceline.pretrained import load_model, offers, pass_cost
 
         chosen = rules.load(rule, allow_lossy=allow_lossy)
-        target, tokenizer = load_model(model, threads=threads, cache_tokens=cache_tokens, context=context)
+        target, tokenizer = load_model(
+            model, threads=threads, cache_tokens=cache_tokens, context=context, rows=rows
+        )
         names = (drafter,) if isinstance(drafter, str) else tuple(drafter)
         offered = offers(target, tokenizer)
         drafters = {name: load(name, target.info, **offered) for name in dict.fromkeys((*names, "none"))}

@@ -87,6 +87,7 @@ class Controls:
         "_ending_tokens",
         "_masks",
         "_tally",
+        "_tokens",
         "adjusts",
         "ending",
         "failures",
@@ -107,11 +108,12 @@ class Controls:
         self.matcher = matcher
         self.failures: dict[tuple[int, ...], Failure] = {}
         self._bad_words = BadWords(bad_words) if bad_words else None
-        self._masks = bool(params.min_tokens or bad_words or matcher)
+        self._masks = bool(params.min_tokens or bad_words or matcher or params.logits_processor)
         self.adjusts = bool(self._masks or params.counts_tokens or params.logit_bias)
         self._bias_tokens = np.array(list(params.logit_bias.keys()), np.int64)
         self._biases = np.array(list(params.logit_bias.values()), np.float64)
         self._ending_tokens = np.array(sorted(self.ending), np.int64)
+        self._tokens = list(prompt) if params.logits_processor else []  # which it is told
         self._tally = Tally() if params.counts_tokens else None
         if self._tally is not None:
             for token in prompt:
@@ -119,6 +121,8 @@ class Controls:
 
     def answered(self, tokens: Sequence[int]) -> None:
         """These tokens were added to the answer. The matcher, which may cut them, has them already."""
+        if self.params.logits_processor is not None:
+            self._tokens.extend(tokens)
         if self._tally is not None:
             for token in tokens:
                 self._tally.add(token, 1)
@@ -153,6 +157,9 @@ class Controls:
             self._tally.penalise(adjusted, self.params, path)
         if len(self._biases):
             adjusted[self._bias_tokens] += self._biases.astype(logits.dtype)
+        if self.params.logits_processor is not None:
+            processed = self.params.logits_processor([*self._tokens, *path], adjusted)
+            adjusted = np.array(processed, logits.dtype)
         return adjusted, self._mask(adjusted, answered, path) if self._masks else None
 
     def _mask(self, logits: NDArray[Any], answered: int, path: Sequence[int]) -> str | None:
@@ -172,7 +179,7 @@ class Controls:
                 logits[~allowed] = -np.inf
         if logits.max() > -np.inf:
             return None
-        return "the controls together leave no token: min_tokens, bad_words, grammar"
+        return "the controls together leave no token: logits_processor, min_tokens, bad_words, grammar"
 
 
 class Laws:

@@ -1,11 +1,13 @@
-"""From a model's name or file to a target and its tokenizer."""
+"""From a model's name, file or folder to a target and its tokenizer."""
 
 from __future__ import annotations
 
 import platform
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paceline.errors import ConfigError
 from paceline.models.cache import cache_dir
 from paceline.models.registry import resolve
 from paceline.models.tokenizer import Tokenizer
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from paceline.core import Target
     from paceline.policies import PassCost
     from paceline.targets.native import NativeTarget
+    from paceline.targets.torch import TorchTarget
 
 
 def load_model(
@@ -22,25 +25,37 @@ def load_model(
     threads: int | None = None,
     cache_tokens: int | None = None,
     context: int | None = None,
-) -> tuple[NativeTarget, Tokenizer]:
-    """The native target and the tokenizer of a model, fetched first if need be.
+    rows: int | None = None,
+) -> tuple[NativeTarget | TorchTarget, Tokenizer]:
+    """The target and the tokenizer of a model, fetched first if need be.
 
-    model: a known name or the path of a GGUF file; the other options are NativeTarget.load's. Raises
-    ConfigError and ModelFileError.
+    model: a known name or the path of a GGUF file, for the native target; a folder with safetensors or a
+    name of the Hugging Face hub, such as "org/name", for the PyTorch target. The other options are those of
+    NativeTarget.load and TorchTarget; `rows` is of the latter only. Raises ConfigError and ModelFileError.
     """
+    path = resolve(model)
+    options: dict[str, Any] = {"threads": threads, "cache_tokens": cache_tokens, "context": context}
+    hub = not path.exists() and path.suffix != ".gguf" and len(path.parts) == 2 and not path.is_absolute()
+    if path.is_dir() or hub:
+        if find_spec("torch") is None or find_spec("transformers") is None:
+            raise ConfigError(f"{model}: folders and hub names need PyTorch: pip install 'paceline[torch]'")
+        from paceline.targets.torch_folder import fetch, load_folder
+
+        return load_folder(fetch(str(model)) if hub else path, rows=rows, **options)
+    if rows is not None:
+        raise ConfigError(f"rows is an option of the PyTorch target, which {model} does not use")
     from paceline.targets.native import NativeTarget
 
-    target = NativeTarget.load(resolve(model), threads=threads, cache_tokens=cache_tokens, context=context)
+    target = NativeTarget.load(path, **options)
     return target, Tokenizer.from_json(target.tokenizer_json)
 
 
-def pass_cost(target: NativeTarget) -> PassCost:
+def pass_cost(target: NativeTarget | TorchTarget) -> PassCost:
     """What the target's passes cost: measured at the first start on this machine, and kept on disk."""
     from paceline.policies import PassCost
     from paceline.policies._profile import kept_profile
 
-    model = target.model
-    key = (platform.node(), platform.machine(), model.isa, str(model.threads), target.info.name)
+    key = (platform.node(), platform.machine(), target.isa, str(target.threads), target.info.name)
     return PassCost(kept_profile(target, cache_dir() / "passes", (*key, str(target.weight_bytes))))
 
 
@@ -48,7 +63,7 @@ def offers(target: Target, tokenizer: Any) -> dict[str, Any]:
     """What drafters may be given beside the target's `info`: see `paceline.drafters.load`. A model that is
     loaded to draft gets the target's threads and as many tokens of cache."""
 
-    def load(model: str) -> tuple[NativeTarget, Tokenizer]:
+    def load(model: str) -> tuple[NativeTarget | TorchTarget, Tokenizer]:
         threads = getattr(target, "threads", None)
         return load_model(model, threads=threads, cache_tokens=target.info.cache_tokens)
 

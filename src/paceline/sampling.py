@@ -2,8 +2,9 @@
 
 The order of the controls, in every implementation:
 
-1. on the raw logits: repetition, then frequency and presence penalty, logit bias, and the masks: ending
-   tokens before `min_tokens`, tokens that would complete a bad word, tokens that the grammar excludes;
+1. on the raw logits: repetition, then frequency and presence penalty, logit bias, the caller's own
+   `logits_processor`, and the masks: ending tokens before `min_tokens`, tokens that would complete a bad
+   word, tokens that the grammar excludes;
 2. x = float64(logit) / temperature;
 3. top-k keeps the k largest x (of equal ones the lower ids);
 4. top-p, on the softmax of those: sorted by x falling and id rising, the shortest prefix whose
@@ -19,7 +20,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -55,6 +56,8 @@ class SamplingParams:
     presence_penalty    taken off the logits of tokens that the answer holds, -2 to 2
     frequency_penalty   taken off once per occurrence in the answer, -2 to 2
     logit_bias          {token id: number from -100 to 100} added to logits, at most 1024 entries
+    logits_processor    a function of the token ids so far (prompt and answer) and logits [V] that gives other
+                        logits [V]: the same ones for the same tokens, however often it is asked
     bad_words           words that the answer must not hold: text, in its usual spellings with and without a
                         space before it, or sequences of token ids; at most 1024
     grammar             the answer is a text of this grammar, which ends it: paceline.Grammar
@@ -81,6 +84,7 @@ class SamplingParams:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
+    logits_processor: Callable[[Sequence[int], Array], Array] | None = None
     bad_words: Sequence[str | Sequence[int]] = ()
     grammar: Grammar | None = None
     min_tokens: int = 0
@@ -110,6 +114,8 @@ class SamplingParams:
         for name in ("logprobs", "prompt_logprobs"):
             if (count := getattr(self, name)) is not None:
                 _whole(name, count, 0, MAX_LOGPROBS, say=f"0 to {MAX_LOGPROBS}, or None")
+        if self.logits_processor is not None and not callable(self.logits_processor):
+            raise ConfigError(f"logits_processor must be a function, got {self.logits_processor!r}")
         if self.grammar is not None:
             self._check_grammar()
         object.__setattr__(self, "bad_words", _bad_words(self.bad_words))
@@ -253,6 +259,8 @@ def warp(logits: Array, params: SamplingParams, context: Context) -> Array:
     penalty = penalty + params.presence_penalty * xp.astype(counts > 0, xp.float64)
     x = x - xp.astype(penalty, x.dtype)
     x = x + per_token([params.logit_bias.get(token, 0.0) for token in tokens], x.dtype)
+    if params.logits_processor is not None:
+        x = xp.asarray(params.logits_processor([*context.prompt, *answer], x), dtype=x.dtype)
 
     forbidden = {
         word[-1] for word in context.bad_words if answer[len(answer) - len(word) + 1 :] == list(word[:-1])

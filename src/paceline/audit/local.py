@@ -91,13 +91,12 @@ def run(
     with progress_bar() as progress:
         audit = Audit(subject, settings, plan, progress, policy)
         report = audit.run(list(zip(rules or rule_files.exact(), chosen, strict=True)), drafters)
-    native = getattr(subject.target, "model", None)
     return {
         "audit": "engine",
         "model": model,
         "title": subject.name,
         **report,
-        "machine": machine(getattr(native, "isa", "none"), getattr(native, "threads", 1)),
+        "machine": machine(getattr(subject.target, "isa", "none"), getattr(subject.target, "threads", 1)),
         "versions": versions(),
     }
 

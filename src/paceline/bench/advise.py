@@ -58,7 +58,7 @@ def run(
         "context": context,
         **advise(seconds, acceptance, draft_cost, batch),
         **provenance(model),
-        "machine": machine(target.model.isa, target.model.threads),
+        "machine": machine(target.isa, target.threads),
         "versions": versions(),
     }
 

@@ -39,10 +39,16 @@ def versions() -> dict[str, str]:
 
 
 def provenance(model: str) -> dict[str, Any]:
-    """The very model file, by its checksum, and when it was measured."""
-    with resolve(model).open("rb") as file:
-        checksum = hashlib.file_digest(file, "sha256").hexdigest()
+    """The very model file, or all weights of a folder, by their checksum, and when it was measured."""
+    path = resolve(model)
+    checksums = [_checksum(file) for file in sorted(path.glob("*.safetensors"))] if path.is_dir() else []
+    checksum = hashlib.sha256("".join(checksums).encode()).hexdigest() if checksums else _checksum(path)
     return {"model_sha256": checksum, "date": datetime.now(UTC).isoformat(timespec="seconds")}
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def usable_cores() -> int:

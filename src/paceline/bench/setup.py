@@ -96,6 +96,6 @@ def measured(
         **measure(Setup(target, tokenizer, lambda: pass_cost(target)), chosen),
         "prompts_from": str(prompts or "those that come along"),
         **provenance(model),
-        "machine": machine(target.model.isa, target.model.threads),
+        "machine": machine(target.isa, target.threads),
         "versions": versions(),
     }

@@ -84,7 +84,7 @@ def run(*, model: str, rows: list[int], context: int, threads: int | None, note:
         "floor_ms": None if bandwidth is None else weight_bytes / bandwidth / 1e6,
         "memory_bandwidth_gb_per_s": _bandwidth(MEMORY_BUFFER, target.model.threads),
         "stages": {str(n): bench.stages(n) for n in rows},
-        "machine": machine(target.model.isa, target.model.threads),
+        "machine": machine(target.isa, target.threads),
         "versions": versions(),
     }
 

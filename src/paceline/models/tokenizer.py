@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from paceline.errors import ConfigError
 from paceline.models.chat_template import ChatTemplate, Messages, control_pattern
 from paceline.models.detokenizer import Detokenizer
+from paceline.models.folder import without_prefix
 from paceline.models.vocabulary import PRE_TOKENIZERS, Spec, TokenType
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ _SPACE = "\u2581"
 
 
 class Tokenizer:
-    """Byte-level BPE ("gpt2") or SentencePiece BPE with byte fallback ("llama").
+    """Byte-level BPE ("gpt2"), SentencePiece BPE with byte fallback ("llama"), or what a tokenizer.json says.
 
     Control tokens are not part of the vocabulary that text is cut into: no text can yield one, except
     through `encode(special=True)` and the chat template's own text. Text is not normalised.
@@ -39,6 +40,7 @@ class Tokenizer:
         self.vocab_size = len(self._tokens)
         self.eos_ids: frozenset[int] = frozenset(spec["eos"])
         self.bos_id: int | None = spec["bos"]
+        self._json: str | None = spec.get("json")
         self._model = _build(spec)
         self._pieces: dict[int, bytes] = {}
         self._characters = {character: byte for byte, character in enumerate(byte_characters())}
@@ -70,7 +72,10 @@ class Tokenizer:
 
     def encode_part(self, text: str) -> list[int]:
         """The ids of a text inside another: no start token before it, and no space of the tokenizer's own."""
-        return self._cut(self._prepare(text, prefix=False)) if text else []
+        if not text:
+            return []
+        cut = self._cut if self._json is None else self._cut_inside
+        return cut(self._prepare(text, prefix=False))
 
     def apply_chat_template(self, messages: Messages, add_generation_prompt: bool = True) -> list[int]:
         """The ids of a conversation in the model's own format, ready for the model's answer.
@@ -127,12 +132,23 @@ class Tokenizer:
             if index % 2:
                 ids.append(self._controls[piece])
             elif piece:
-                ids += self._cut(self._prepare(piece, prefix=self._spec["add_space_prefix"]))
+                inside = index > 0 and self._spec.get("prefix_once", False)
+                cut = self._cut_inside if inside else self._cut
+                ids += cut(self._prepare(piece, prefix=self._spec["add_space_prefix"]))
         return ids
 
     def _cut(self, text: str) -> list[int]:
         ids: list[int] = self._model.encode(text, add_special_tokens=False).ids
         return ids
+
+    def _cut_inside(self, text: str) -> list[int]:
+        """As `_cut`, by a tokenizer.json without its space before the text."""
+        ids: list[int] = self._inside.encode(text, add_special_tokens=False).ids
+        return ids
+
+    @cached_property
+    def _inside(self) -> Model:
+        return _from_json(without_prefix(self._json or ""))
 
     def _prepare(self, text: str, *, prefix: bool) -> str:
         """The text as the model's tables spell it. prefix: whether a space goes before it."""
@@ -141,6 +157,8 @@ class Tokenizer:
         except UnicodeEncodeError:
             text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
             data = text.encode()
+        if self._json is not None:
+            return text
         if self._spaces:
             return (_SPACE if prefix else "") + text.replace(" ", _SPACE)
         if self._missing and len(data.translate(None, self._missing)) != len(data):
@@ -180,7 +198,20 @@ def byte_characters() -> str:
     return "".join(chr(byte if byte in printable else next(others)) for byte in range(256))
 
 
+def _from_json(text: str) -> Model:
+    """As a tokenizer.json says, but control tokens that a text spells out stay text."""
+    from tokenizers import Tokenizer as Model
+
+    model = Model.from_str(text)
+    model.encode_special_tokens = True
+    model.no_truncation()
+    model.no_padding()
+    return model
+
+
 def _build(spec: Spec) -> Model:
+    if "json" in spec:
+        return _from_json(spec["json"])
     from tokenizers import AddedToken, Regex
     from tokenizers import Tokenizer as Model
     from tokenizers.models import BPE

@@ -14,7 +14,8 @@ from paceline.errors import ModelFileError
 from paceline.models.metadata import Metadata
 
 Spec = dict[str, Any]
-"""model             "gpt2" (byte-level BPE) or "llama" (SentencePiece BPE with byte fallback)
+"""json              a whole tokenizer.json, which then cuts the texts; only for folders of safetensors
+model             "gpt2" (byte-level BPE) or "llama" (SentencePiece BPE with byte fallback)
 pre               name of the pre-tokenizer of a "gpt2" model
 tokens, types     one text and one TokenType per id
 merges            "left right", best first; derived from the scores for a "llama" model
@@ -22,6 +23,7 @@ bos               id or None
 eos               ids that end an answer, the file's own end token first
 add_bos           whether a raw prompt starts with bos
 add_space_prefix  whether a text gets a leading space ("llama" models)
+prefix_once       whether only a text at the very start gets it; only with `json`
 chat_template     Jinja source or None
 """
 

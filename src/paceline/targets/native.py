@@ -90,6 +90,7 @@ class NativeTarget:
             self.model = kernels.compiled.Model(
                 weights.shape, dict(weights.tensors), **common, threads=threads, isa=isa
             )
+        self.isa: str = self.model.isa
         self._logits = self._logits_room(1)
 
     @staticmethod

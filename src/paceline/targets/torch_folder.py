@@ -1,0 +1,53 @@
+"""From a model's folder, or its name on the Hugging Face hub, to a target and a tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM
+
+from paceline.errors import ConfigError, ModelFileError
+from paceline.models.folder import read_folder_tokenizer
+from paceline.models.tokenizer import Tokenizer
+from paceline.models.vocabulary import fingerprint
+from paceline.targets.torch import TorchTarget
+
+FILES = ("*.json", "*.safetensors", "*.jinja")
+
+
+def load_folder(folder: Path, *, threads: int | None = None, **options: Any) -> tuple[TorchTarget, Tokenizer]:
+    """The target and tokenizer of a folder with config.json, *.safetensors and tokenizer.json, in the dtype
+    that the folder says, on a GPU if there is one.
+
+    threads: of the whole process, None = as PyTorch sees fit; options: those of TorchTarget. Raises
+    ModelFileError for the folder, ConfigError for an option or a model that cannot be served. Code in the
+    folder is not run.
+    """
+    if threads is not None:
+        if not 1 <= threads <= 256:
+            raise ConfigError(f"threads is {threads}, allowed: 1 to 256")
+        torch.set_num_threads(threads)
+    tokenizer = Tokenizer(read_folder_tokenizer(folder))
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype="auto", local_files_only=True, use_safetensors=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()
+        raise ModelFileError(f"{folder}: {reason[0] if reason else type(error).__name__}") from None
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    target = TorchTarget(model.to(device).eval(), vocabulary=fingerprint(tokenizer.to_json()), **options)
+    return target, tokenizer
+
+
+def fetch(name: str) -> Path:
+    """The folder of a model of the hub, on this machine from now on. Raises ModelFileError."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(FILES)))
+    except Exception as error:  # of the network in all its forms
+        raise ModelFileError(f"{name} cannot be fetched: {str(error).splitlines()[0]}") from None
