@@ -122,7 +122,8 @@ def _batches(report: Report) -> str:
     for one in report["results"]:
         lines.append(
             f"| {one['batch']} | {one['drafter']} | {plain[one['batch']]:.0f} "
-            f"| {one['tokens_per_second']:.0f} | {one['ratio']:.2f} ({one['ratio_low']:.2f} to {one['ratio_high']:.2f}) | {one['tau']:.2f} |"
+            f"| {one['tokens_per_second']:.0f} "
+            f"| {one['ratio']:.2f} ({one['ratio_low']:.2f} to {one['ratio_high']:.2f}) | {one['tau']:.2f} |"
         )
     return "\n".join(lines)
 
