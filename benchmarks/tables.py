@@ -110,10 +110,10 @@ def _speed(report: Report) -> str:
 
 
 def _batches(report: Report) -> str:
+    different = sum(one["different_outputs"] for one in report["results"])
     lines = [
-        f"Requests at a time, {report['prompts']} prompts of one turn, greedy, {report['max_tokens']} tokens at "
-        f"most; outputs that differ from plain decoding's: "
-        f"{sum(one['different_outputs'] for one in report['results'])}",
+        f"Requests at a time, {report['prompts']} prompts of one turn, greedy, {report['max_tokens']} tokens "
+        f"at most; outputs that differ from plain decoding's: {different}",
         "",
         "| requests | drafter | tokens/s plain | tokens/s | times as fast as plain, median (95 %) | τ |",
         "|---|---|---|---|---|---|",
@@ -121,7 +121,8 @@ def _batches(report: Report) -> str:
     plain = {one["batch"]: one["tokens_per_second"] for one in report["plain"]}
     for one in report["results"]:
         lines.append(
-            f"| {one['batch']} | {one['drafter']} | {plain[one['batch']]:.0f} | {one['tokens_per_second']:.0f} "
+            f"| {one['batch']} | {one['drafter']} | {plain[one['batch']]:.0f} "
+            f"| {one['tokens_per_second']:.0f} "
             f"| {one['ratio']:.2f} ({one['ratio_low']:.2f} to {one['ratio_high']:.2f}) | {one['tau']:.2f} |"
         )
     return "\n".join(lines)
