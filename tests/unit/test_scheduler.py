@@ -230,6 +230,33 @@ def test_speculation_shrinks_to_nothing_as_the_batch_fills() -> None:
     assert amounts[-1] < 0.02
 
 
+def test_answers_to_one_prompt_that_come_together_read_it_once() -> None:
+    target = Watched()
+    one = engine(target=target, chunk_tokens=32, max_batch=6)
+    prompt = [1 + place % 11 for place in range(100)]
+    together = one.generate([prompt] * 2, params(), n=3)
+    read = sum(tokens for rows in target.passes for *_, tokens in rows if tokens > 1)
+    assert read == 100 + 5 * 4
+    assert one.load.prefix_hit_tokens == 5 * 96
+    alone = engine(max_batch=1).generate([prompt] * 2, params(), n=3)
+    assert [c.token_ids for c in together] == [c.token_ids for c in alone]
+
+
+def test_who_waits_for_another_s_prompt_goes_on_without_it_and_holds_nobody_up() -> None:
+    target = Watched()
+    one = engine(target=target, chunk_tokens=32, max_batch=6)
+    prompt = [1 + place % 11 for place in range(100)]
+    first, second, other = (one.submit(text, params()) for text in (prompt, [*prompt[:50], 3], [7] * 9))
+    seen = [{event.request for event in one.step()} for _ in range(2)]
+    assert seen[0] == {other}, "which waits for nobody"
+    assert {slot for rows in target.passes for slot, *_ in rows} == {0, 2}
+    one.cancel(first)
+    one.step()
+    assert target.passes[-1][0] == (1, 0, 31)
+    done = finish(one)
+    assert done[second].token_ids == engine().generate([[*prompt[:50], 3]], params())[0].token_ids
+
+
 class Needy(Known):
     """Wants the features of every token, and notes which positions it saw."""
 
@@ -274,6 +301,16 @@ def test_prefixes_are_found_by_page_and_only_under_their_salt() -> None:
     assert hits(text, "mine") == 0
     assert hits(text, "mine") == 32
     assert hits(text, "yours") == 0
+
+
+def test_engines_that_share_no_prefixes_may_use_one_target_in_turn() -> None:
+    target = Watched(cache_tokens=64)
+    for _ in range(3):
+        one = engine(target=target, share_prefixes=False)
+        for _ in range(2):
+            assert one.generate([1] * 40, params())[0].finish_reason == "length"
+        assert one.load.prefix_lookup_tokens == 0
+        assert target.free_pages == 4
 
 
 def test_the_next_turn_of_a_conversation_finds_the_answer_too() -> None:

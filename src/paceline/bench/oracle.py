@@ -139,6 +139,7 @@ def compare(
         tokenizer=setup.tokenizer,
         nodes=BUDGETS[-1],
         max_batch=1,
+        share_prefixes=False,
     )
     recorder = Recorder(setup.policy(policy))
     real = setup.engine("+".join(names), wrap=lambda _: recorder, nodes=BUDGETS[-1], max_batch=1)

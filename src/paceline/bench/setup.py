@@ -69,6 +69,7 @@ class Setup(NamedTuple):
             tokenizer=self.tokenizer,
             rule=rule,
             policy=wrap(decides) if wrap else decides,
+            share_prefixes=False,  # all engines have one target
             **options,
         )
 
