@@ -21,12 +21,14 @@ class Seat:
     salt     pages are shared among requests with the same one; None: it shares nothing
     claimed  pages that it fills, or may fill
     path     those of them that are in the tree of prefixes: the first ones
+    begun    whether its sequence is there
     """
 
     slot: int
     salt: str | None
     claimed: int
     path: list[Page]
+    begun: bool = False
 
 
 class Cache:
@@ -51,22 +53,38 @@ class Cache:
         return (self._private + shared) * self._page_tokens
 
     def admit(self, slot: int, salt: str | None, text: Sequence[int], tokens: int) -> Seat | None:
-        """A seat with room for so many tokens, or None if there is none. Its sequence begins with what is
-        known of the text, the pages of `Seat.path`, but for the last token, which is always read: its logits
-        are wanted."""
-        path: list[Page] = []
-        if self._tree is not None and salt is not None:
-            path = self._tree.find(salt, text[:-1])
-            self._tree.use(path)
-        seat = Seat(slot, salt, len(path), path)
+        """A seat with room for so many tokens, or None if there is none. text: what to look for at once."""
+        seat = Seat(slot, salt, 0, [])
+        self.look(seat, text)
         if not self.grow(seat, tokens):
             self.leave(seat)
             return None
-        if self._tree is not None and salt is not None:
-            self._tree.start(slot, path)
-            self.lookup_tokens += len(text)
-            self.hit_tokens += len(path) * self._page_tokens
         return seat
+
+    def known(self, salt: str | None, text: Sequence[int]) -> int:
+        """How many of the text's tokens need not be read. The last one always is: its logits are wanted."""
+        return len(self._path(salt, text)) * self._page_tokens
+
+    def look(self, seat: Seat, text: Sequence[int]) -> None:
+        """Let pages that hold the beginning of the text take the place of pages of its own. Not for a
+        sequence that has begun, or found some already."""
+        seat.path = self._path(seat.salt, text)
+        self._private -= len(seat.path)
+        if self._tree is not None:
+            self._tree.use(seat.path)
+
+    def begin(self, seat: Seat, looked_for: int) -> int:
+        """Let the sequence begin with what was found; how many tokens that is, of so many looked for."""
+        seat.begun = True
+        found = len(seat.path) * self._page_tokens
+        if self._tree is not None and seat.salt is not None:
+            self._tree.start(seat.slot, seat.path)
+            self.lookup_tokens += looked_for
+            self.hit_tokens += found
+        return found
+
+    def _path(self, salt: str | None, text: Sequence[int]) -> list[Page]:
+        return [] if self._tree is None or salt is None else self._tree.find(salt, text[:-1])
 
     def grow(self, seat: Seat, tokens: int) -> bool:
         """Claim pages until the sequence may have so many tokens; whether there was room. If there was not,

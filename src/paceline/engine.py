@@ -362,7 +362,7 @@ class Engine:
         drafter = self._known_drafter(drafter or (self.drafter if prediction is None else PREDICTION))
         _check_limit(limit)
         # A drafter that works with features must see those of the whole prompt.
-        shared = None if self.drafters[drafter].needs else salt
+        shares = self.target.info.shares_pages and not self.drafters[drafter].needs
         seed = secrets.randbelow(MAX_SEED + 1) if params.seed is None else params.seed
         return [
             self._scheduler.add(
@@ -375,7 +375,7 @@ class Engine:
                 drafter=drafter,
                 prediction=predicted,
                 budget=limit,
-                salt=shared,
+                salt=salt if shares else None,
                 outbox=outbox,
             )
             for index in range(n)

@@ -169,10 +169,10 @@ class Request:
         known = len(self.prompt_logprobs) - 1
         return range(max(self.cached, known), min(end, self.prompt - 1))
 
-    def resume(self, seat: Seat, cached: int, now: Time) -> None:
-        """The request runs from now on, with the first `cached` tokens in the cache: for the first time, or
-        again after a preemption, whose length is then taken out of its times."""
-        self.seat, self.cached, self.sound = seat, cached, False
+    def resume(self, seat: Seat, now: Time) -> None:
+        """The request runs from now on: for the first time, or again after a preemption, whose length is
+        then taken out of its times."""
+        self.seat, self.sound = seat, False
         if self.preempted_at is None or self.admitted_at is None:
             self.admitted_at = now
             return

@@ -189,24 +189,50 @@ class Scheduler:
         """Let the oldest requests in while there is room for all that is known of them."""
         while self._waiting and self._free_slots:
             request = self._waiting[0]
-            # What is not read has no logits to tell of.
-            found = request.history if request.told else ()
-            seat = self.cache.admit(self._free_slots[-1], request.salt, found, len(request.history) + 1)
+            follows = self._follows(request)
+            # Where log-probabilities of the prompt are wanted all of it is read: what is not has no logits.
+            text = request.history if request.told and not follows else ()
+            seat = self.cache.admit(self._free_slots[-1], request.salt, text, len(request.history) + 1)
             if seat is None:
                 return
             del self._waiting[0], self._free_slots[-1]
-            cached = len(seat.path) * self._info.page_tokens
-            request.resume(seat, cached, self._watch.read("plan"))
+            request.resume(seat, self._watch.read("plan"))
+            if not follows:
+                request.cached = self.cache.begin(seat, len(text))
             insort(self._running, request, key=_BY_AGE)
+
+    def _follows(self, request: Request) -> bool:
+        """Whether an older request is about to read more of this one's text than is known, by whole pages.
+        Then it pays to wait, as answers to one prompt do that come together."""
+        if request.salt is None or not request.told:
+            return False
+        older = [
+            other
+            for other in self._running
+            if other.id < request.id and not other.sound and other.salt == request.salt
+        ]
+        if not older:
+            return False
+        more = self.cache.known(request.salt, request.history) + self._info.page_tokens
+        text = request.history[:more]
+        return len(request.history) > more and any(other.history[:more] == text for other in older)
 
     def _known(self) -> list[int]:
         """How many of its known tokens each running request has in this step: one if it decodes; if it reads,
-        a share of what these leave of the step's tokens, and if they leave less than a page, of that."""
-        known = [len(request.history) - request.cached for request in self._running]
+        a share of what these leave of the step's tokens, and if they leave less than a page, of that; none if
+        an older one reads for it."""
+        known = []
+        for request in self._running:
+            seat = request.seat
+            assert seat is not None, "it runs"
+            if not seat.begun and not self._follows(request):
+                self.cache.look(seat, request.history)
+                request.cached = self.cache.begin(seat, len(request.history))
+            known.append(len(request.history) - request.cached if seat.begun else 0)
         reading = [place for place, tokens in enumerate(known) if tokens > 1]
         if reading:
             least = min(self._info.page_tokens, self._chunk_tokens)
-            left = max(least, self._chunk_tokens - (len(known) - len(reading)))
+            left = max(least, self._chunk_tokens - known.count(1))
             needs = [
                 min(known[place], WANTED_AT_ONCE) if not self._running[place].told else known[place]
                 for place in reading
@@ -277,16 +303,16 @@ class Scheduler:
             top = request.controls.params.logprobs or 0
             logprobs = tuple(map(laws.logprobs, nodes, tokens, repeat(top)))  # as many as there are tokens
             request.logprobs += logprobs
+        first, request.sound = not request.sound, True
         finish = None
         if growth.reason is not None:
             finish = self._end(request, growth.reason, growth.stop)
-        elif not request.sound:
-            request.sound = True
+        elif first:
             self._publish(request)
         request.outbox.append(Event(request.id, growth.text, tuple(tokens), logprobs, finish))
 
     def _publish(self, request: Request) -> None:
-        """Share the pages of a request that has a place. Only now that laws came of them: what a failed pass
+        """Share the pages of a request that has a place. Only once laws came of them: what a failed pass
         left, or a prompt that leads to no law, is never shared."""
         assert request.seat is not None, "it has a place"
         self.cache.publish(request.seat, request.history[: request.cached])

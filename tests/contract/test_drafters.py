@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import pytest
 
-from paceline.core import Budget, Drafter, Tree, View
+from paceline.core import NOTHING, Budget, Drafter, Step, Tree, View
 from paceline.drafters import names, options
 from paceline.engine import Engine
 from paceline.errors import ConfigError
@@ -67,6 +68,7 @@ def generate(name: str, seeds: range, **engine_options: int) -> list[tuple[int, 
     prompts = [repetitive(seed, 3 + seed % 20) for seed in seeds]
     params = [SamplingParams(seed=seed, temperature=0.4, max_tokens=20) for seed in seeds]
     done = engine.generate(prompts, params, "d", prediction=[repetitive(seed, 40) for seed in seeds])
+    assert engine.load.draft_failures == {}
     return [completion.token_ids for completion in done]
 
 
@@ -121,6 +123,40 @@ def test_answers_equal_plain_decoding(name: str) -> None:
     plain = generate("none", range(60), max_batch=1)
     assert generate(name, range(60), max_batch=1) == plain
     assert generate(name, range(60), max_batch=7, chunk_tokens=5, nodes=21) == plain
+
+
+class OnAndOff:
+    """A drafter that is left alone in some steps, as one is that failed, and in those that read prompts, as
+    where a prompt's pages were found."""
+
+    def __init__(self, drafter: Drafter) -> None:
+        self._drafter = drafter
+        self._random = random.Random(1)
+        self._on = True
+        self.needs, self.drawn, self.branches = drafter.needs, drafter.drawn, drafter.branches
+
+    def propose(self, view: View, budgets: Sequence[Budget]) -> Sequence[Tree]:
+        self._on = self._random.random() < 0.6 and all(view.draws(row) for row in range(len(budgets)))
+        return self._drafter.propose(view, budgets) if self._on else [NOTHING] * len(budgets)
+
+    def observe(self, step: Step) -> None:
+        if self._on:
+            self._drafter.observe(step)
+
+    def release(self, slots: Sequence[int]) -> None:
+        self._drafter.release(slots)
+
+
+def test_it_may_miss_steps_and_the_beginnings_of_prompts(name: str) -> None:
+    target = SketchingTable()
+    engine = Engine(target, {"d": OnAndOff(drafter_for(name, target))}, drafter="d", chunk_tokens=9)
+    prompts = [repetitive(seed % 7, 3 + seed % 40) for seed in range(60)]
+    params = [SamplingParams(seed=seed, temperature=0.4, max_tokens=20) for seed in range(60)]
+    done = engine.generate(prompts, params, "d", prediction=[repetitive(seed, 40) for seed in range(60)])
+    assert engine.load.draft_failures == {}
+    assert engine.load.prefix_hit_tokens > 0
+    plain = Engine(target, {"none": drafter_for("none", target)}, drafter="none").generate(prompts, params)
+    assert [c.token_ids for c in done] == [c.token_ids for c in plain]
 
 
 def test_releasing_a_slot_that_it_never_saw_is_no_error(name: str) -> None:

@@ -98,6 +98,7 @@ def run(
         prediction=[predicted(answers, work[i][1]) for i in order],
     )
     assert engine.idle
+    assert engine.load.draft_failures == {}
     if isinstance(target, TableTarget):
         assert not target._cache, "every sequence was released"
     return [completion for _, completion in sorted(zip(order, done, strict=True))]

@@ -148,6 +148,7 @@ def p_values(
             answers.append(done.token_ids)
             drafted += done.stats.drafted
             accepted += done.stats.accepted
+    assert engine.load.draft_failures == {}
     assert 0 < accepted < drafted
     joint, conditional = judge(np.array(answers), laws(table_target.table, SamplingParams(**setting)))
     return Judgement(joint, conditional, drafted, accepted)

@@ -31,6 +31,7 @@ SOMETIMES = (
     "preempted when asked to",
     "found pages",
     "found pages of its own after a preemption",
+    "waited for another to read its prompt",
     "gave up pages",
     "read a prompt in chunks",
     "read beside requests that decode",
@@ -177,6 +178,8 @@ class Simulation:
             if request.seat is not None and request.seat.path:
                 self._seen["found pages"] += 1
                 self._seen["found pages of its own after a preemption"] += request.id in self._preempted
+        waits = sum(not request.seat.begun for request in scheduler._running)
+        self._seen["waited for another to read its prompt"] += waits
         reading = [r for r in scheduler._running if len(r.history) - r.cached > 1]
         self._seen["read a prompt in chunks"] += any(r.cached for r in reading)
         self._seen["read beside requests that decode"] += bool(reading and decoding)

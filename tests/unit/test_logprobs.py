@@ -9,7 +9,9 @@ import pytest
 
 from paceline.drafters.none import Plain
 from paceline.engine import Engine
+from paceline.errors import ConfigError
 from paceline.logprobs import logprobs
+from paceline.results import Completion
 from paceline.sampling import SamplingParams
 from paceline.targets.table import TableTarget
 from tests.toys import VOCABULARY, Letters, Oracle
@@ -72,3 +74,80 @@ def test_without_asking_there_are_none_and_a_cancelled_request_keeps_its_own() -
     assert last.finish.logprobs == first[0].logprobs
     engine.cancel(engine.submit([1], SamplingParams()))
     assert engine.step()[0].logprobs is None
+
+
+PROMPT = [1 + place % 11 for place in range(50)]
+
+
+def told(engine: Engine, **fields: object) -> Completion:
+    fields = {"seed": 3, "max_tokens": 2, "ignore_eos": True, "prompt_logprobs": 2, **fields}
+    return engine.generate(PROMPT, SamplingParams(**fields))[0]
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 7, 33, 200])
+def test_log_probabilities_of_a_prompt_are_those_of_its_tokens_whatever_the_chunks(chunk_tokens: int) -> None:
+    target = TableTarget(VOCABULARY)
+    engine = Engine(target, {"d": Plain()}, drafter="d", chunk_tokens=chunk_tokens)
+    engine.generate(PROMPT, SamplingParams(max_tokens=1))  # its pages are there to be found
+    done = told(engine)
+    first, *rest = done.prompt_logprobs
+    assert first is None
+    assert [entry.token_id for entry in rest] == PROMPT[1:]
+    for place, entry in enumerate(rest):
+        row = target.table[PROMPT[place - 1] if place else 0, PROMPT[place]]
+        assert entry == logprobs(row, PROMPT[place + 1], 2)
+    plain = told(Engine(target, {"d": Plain()}, drafter="d"), prompt_logprobs=None)
+    assert plain.prompt_logprobs is None
+    assert done.token_ids == plain.token_ids
+
+
+def test_log_probabilities_of_a_prompt_cost_few_rows_of_logits_at_a_time() -> None:
+    rows: list[int] = []
+
+    class Counting(TableTarget):
+        def forward(self, draft, taps):
+            rows.append(len(draft.scored))
+            return super().forward(draft, taps)
+
+    told(Engine(Counting(VOCABULARY), {"d": Plain()}, drafter="d", chunk_tokens=500))
+    assert rows[:2] == [32, 18]
+
+
+def test_log_probabilities_of_a_prompt_survive_preemptions() -> None:
+    expected = told(Engine(TableTarget(VOCABULARY), {"d": Plain()}, drafter="d"), max_tokens=9)
+    engine = Engine(TableTarget(VOCABULARY), {"d": Plain()}, drafter="d", chunk_tokens=6)
+    params = SamplingParams(seed=3, max_tokens=9, ignore_eos=True, prompt_logprobs=2)
+    request = engine.submit(PROMPT, params)
+    events = []
+    for step in range(60):
+        if step in (3, 4, 15):
+            engine.preempt(request)
+        events += engine.step()
+    assert engine.load.preemptions == 3
+    done = events[-1].finish
+    assert (done.prompt_logprobs, done.token_ids) == (expected.prompt_logprobs, expected.token_ids)
+    assert engine.load.prefix_hit_tokens > 0, "what is told already may be found"
+
+
+def test_a_prompt_whose_logits_are_no_numbers_ends_its_request() -> None:
+    class Ill(TableTarget):
+        def forward(self, draft, taps):
+            scores = super().forward(draft, taps)
+            scores.logits[draft.positions[draft.scored] == 40, 2] = np.nan
+            return scores
+
+    engine = Engine(Ill(VOCABULARY), {"d": Plain()}, drafter="d")
+    done = told(engine)
+    assert (done.finish_reason, done.token_ids) == ("error", ())
+    assert done.stop_reason == "the target gave logits that are not finite, in the prompt"
+    assert len(done.prompt_logprobs) <= 41
+    assert told(engine, prompt_logprobs=None).finish_reason == "length"
+    assert engine.load.prefix_hit_tokens == 0
+
+
+def test_log_probabilities_of_a_prompt_of_one_token_are_none() -> None:
+    engine = Engine(TableTarget(VOCABULARY), {"d": Plain()}, drafter="d")
+    (done,) = engine.generate([1], SamplingParams(max_tokens=1, prompt_logprobs=0))
+    assert done.prompt_logprobs == (None,)
+    with pytest.raises(ConfigError, match="prompt_logprobs must be a whole number, 0 to 20, or None; got 21"):
+        SamplingParams(prompt_logprobs=21)

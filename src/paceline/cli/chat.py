@@ -109,7 +109,7 @@ class Conversation:
         if dropped:
             note(f"the context is full: the oldest {dropped} of the turns are dropped")
         self.last = self._answer(prompt)
-        if self.last.finish_reason == "cancelled" and self.last.stop_reason is not None:
+        if self.last.finish_reason in ("cancelled", "error") and self.last.stop_reason is not None:
             note(f"the answer is incomplete: {self.last.stop_reason}")
         self._turns = [*turns[2 * dropped :], {"role": "assistant", "content": self.last.text}]
 

@@ -132,7 +132,7 @@ def command(
                 click.echo("---")
             click.echo(terminal_safe(completion.text))
     for completion in completions:
-        if completion.finish_reason == "cancelled":
+        if completion.finish_reason in ("cancelled", "error"):
             click.echo(f"The answer is incomplete: {completion.stop_reason}", err=True)
         if stats:
             click.echo(figures(completion), err=True)
