@@ -29,7 +29,11 @@ def gauge(name: str) -> str:
 
 
 PANELS: tuple[tuple[str, str, dict[str, str]], ...] = (
-    ("Acceptance rate: accepted of drafted tokens", "percentunit", {"": f"{rate(ACCEPTED)} / {rate(DRAFTED)}"}),
+    (
+        "Acceptance rate: accepted of drafted tokens",
+        "percentunit",
+        {"": f"{rate(ACCEPTED)} / {rate(DRAFTED)}"},
+    ),
     ("Tokens per drafted pass", "none", {"": f"1 + {rate(ACCEPTED)} / {rate(DRAFTS)}"}),
     (
         "Accepted tokens by place in the draft, of all drafts",
@@ -39,7 +43,11 @@ PANELS: tuple[tuple[str, str, dict[str, str]], ...] = (
             f"/ scalar(sum({rate(DRAFTS)}))"
         },
     ),
-    ("Drafted and accepted tokens per second", "none", {"drafted": rate(DRAFTED), "accepted": rate(ACCEPTED)}),
+    (
+        "Drafted and accepted tokens per second",
+        "none",
+        {"drafted": rate(DRAFTED), "accepted": rate(ACCEPTED)},
+    ),
     (
         "Tokens per second",
         "none",

@@ -19,9 +19,11 @@ def names() -> set[str]:
     page, _ = Metrics().page({"m": (load, 1)})
     kinds = dict(re.findall(r"^# TYPE (\S+) (\w+)$", page.decode(), re.MULTILINE))
     made = {name + "_bucket" for name, kind in kinds.items() if kind == "histogram"}
-    return made | {name.removesuffix("_total") + "_total" for name, kind in kinds.items() if kind == "counter"} | {
-        name for name, kind in kinds.items() if kind == "gauge"
-    }
+    return (
+        made
+        | {name.removesuffix("_total") + "_total" for name, kind in kinds.items() if kind == "counter"}
+        | {name for name, kind in kinds.items() if kind == "gauge"}
+    )
 
 
 def test_the_dashboard_is_current_and_asks_for_what_there_is() -> None:

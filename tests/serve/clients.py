@@ -31,7 +31,12 @@ def use_llm(program: Path, url: str) -> None:
         def llm(*arguments: str) -> str:
             command = [program, *arguments]
             done = subprocess.run(
-                command, env=environment, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+                command,
+                env=environment,
+                capture_output=True,
+                text=True,
+                check=False,
+                stdin=subprocess.DEVNULL,
             )
             assert done.returncode == 0, done.stderr
             return done.stdout

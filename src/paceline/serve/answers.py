@@ -308,7 +308,12 @@ def _delta(pieces: Iterable[Piece]) -> Json:
             continue
         if piece.name is not None:
             function = {"name": piece.name, "arguments": ""}
-            calls[piece.call] = {"index": piece.call, "id": piece.id, "type": "function", "function": function}
+            calls[piece.call] = {
+                "index": piece.call,
+                "id": piece.id,
+                "type": "function",
+                "function": function,
+            }
         call = calls.setdefault(piece.call, {"index": piece.call, "function": {"arguments": ""}})
         call["function"]["arguments"] += piece.text
     delta: Json = {"content": "".join(said)} if said else {}
