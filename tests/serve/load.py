@@ -1,8 +1,9 @@
 """Many streams at once: python -m tests.serve.load [--streams 256] [--seconds 600]
 
 Every stream is one long answer of the tiny model, paced to 10 tokens a second. Of each are checked: all of
-its text, in order, against the library's; when its chunks came; and what memory the server takes. Then four
-times as many requests as the server takes at a time: how fast the rest is refused, and what is still answered.
+its text, in order, against the library's; when its chunks came; and what memory the server takes. Then
+four times as many requests as the server takes at a time: how fast the rest is refused, and what is still
+answered.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ def streams(count: int, seconds: float) -> Figures:
     context = tokens + 64
     with running(
         *("--model", f"table:pace={1 / RATE}", "--max-batch", str(count), "--context", str(context)),
-        *("--cache-tokens", str(count * (context + 64)), "--log-level", "warning"),
+        *("--cache-tokens", str(count * (context + 64))),
     ) as program:
         before = 0
 

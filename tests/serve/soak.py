@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import random
@@ -121,11 +122,9 @@ async def at_work(program: Program, seconds: float, kill_every: float, seed: int
         pick = random.Random(seed)
         while kill_every and time.monotonic() < end - 5:
             await asyncio.sleep(kill_every * pick.uniform(0.5, 1.5))
-            try:
+            with contextlib.suppress(ProcessLookupError):  # it is just being started again
                 os.kill(program.engine(), signal.SIGKILL)
                 outcomes["kills"] += 1
-            except ValueError:
-                pass  # it is just being started again
 
     await asyncio.gather(killer(), *(client(number) for number in range(CLIENTS)))
     return outcomes
