@@ -78,7 +78,7 @@ class Program:
     def tell(self, number: int = signal.SIGTERM) -> None:
         self.process.send_signal(number)
 
-    def end(self, seconds: float = 10) -> int:
+    def end(self, seconds: float = 30) -> int:
         """Wait for the end; the exit code."""
         try:
             code = self.process.wait(seconds)

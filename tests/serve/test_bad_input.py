@@ -159,6 +159,15 @@ def test_unknown_parameters(client: httpx2.Client, locked: Program) -> None:
     with locked.client(KEY) as strict:
         check(strict.post(CHAT, json=chat(colour="blue")), 400, "unknown_parameter", "colour")
         assert strict.post(CHAT, json=chat()).status_code == 200
+        half = json.dumps(chat() | {"\ud800": 1})
+        response = strict.post(CHAT, content=half, headers={"Content-Type": "application/json"})
+        check(response, 400, "unknown_parameter", "?")
+
+
+def test_a_model_whose_name_is_half_a_character(client: httpx2.Client) -> None:
+    body = json.dumps(chat() | {"model": "\ud800"})
+    response = client.post(CHAT, content=body, headers={"Content-Type": "application/json"})
+    check(response, 404, "model_not_found", "model")
 
 
 @pytest.mark.parametrize(
