@@ -8,7 +8,8 @@ SOURCES := $(shell find src CMakeLists.txt pyproject.toml -type f \
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test torch prove sim check format docs peers scale results clean
+.PHONY: help demo test torch prove sim check format docs peers scale results \
+	load soak chaos fuzz clients clean
 
 help:
 	@echo 'make demo     install Paceline in .venv, fetch a small model, answer a prompt with speculation'
@@ -22,6 +23,11 @@ help:
 	@echo 'make peers    install and measure every other engine this machine can run; ONLY=a,b for some'
 	@echo 'make scale    measure passes of random models of 0.1 to 3 billion parameters'
 	@echo 'make results  measure all of this and write it into the pages; PROMPTS=FILE to choose prompts'
+	@echo 'make load     256 streams at once for 10 minutes, then more requests than the server takes; SECONDS=n'
+	@echo 'make soak     an hour of requests of all kinds with faults among them; SECONDS=n for another time'
+	@echo 'make chaos    the same for 10 minutes while engines are killed'
+	@echo 'make fuzz     5,000 cases made of the OpenAPI file'
+	@echo "make clients  sessions with OpenAI's clients of versions 2 and 3, and with llm"
 	@echo 'make clean    remove what was built'
 
 demo: $(VENV)/installed
@@ -54,6 +60,7 @@ format: $(VENV)/tools
 
 docs: $(VENV)/installed-for-tests
 	$(BIN)/python docs/write_cli.py
+	$(BIN)/python docs/write_dashboard.py
 
 peers: $(VENV)/installed
 	$(BIN)/python -m benchmarks.peers $(if $(ONLY),--only $(ONLY)) $(if $(PROMPTS),--prompts $(PROMPTS)) \
@@ -79,8 +86,23 @@ results: $(VENV)/installed
 	@$(MAKE) --no-print-directory scale
 	$(BIN)/python -m benchmarks.tables
 
+load: $(VENV)/installed-for-tests
+	$(BIN)/python -m tests.serve.load $(if $(SECONDS),--seconds $(SECONDS))
+
+soak: $(VENV)/installed-for-tests
+	$(BIN)/python -m tests.serve.soak $(if $(SECONDS),--seconds $(SECONDS))
+
+chaos: $(VENV)/installed-for-tests
+	$(BIN)/python -m tests.serve.soak --seconds $(or $(SECONDS),600) --kill-every 10
+
+fuzz: $(VENV)/installed-for-tests $(VENV)-schemathesis/created
+	$(BIN)/python -m tests.serve.fuzz $(VENV)-schemathesis/bin/schemathesis
+
+clients: $(VENV)/installed-for-tests $(VENV)-openai2/created $(VENV)-openai3/created
+	$(BIN)/python -m tests.serve.clients $(VENV)-openai2/bin/python $(VENV)-openai3/bin/python
+
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-* build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 
 # Each stamp says that a step was done; it is done again when something it depends on is younger.
@@ -100,6 +122,16 @@ $(VENV)/created:
 	echo 'make: Paceline needs Python 3.11 or newer and found none$(if $(PYTHON), in $(PYTHON));' \
 		'install it, or name it: make demo PYTHON=/path/to/python3.11' >&2; \
 	exit 1
+
+# What only talks with the server has environments of its own.
+$(VENV)-schemathesis/created: PACKAGES := 'schemathesis>=4,<5'
+$(VENV)-openai2/created: PACKAGES := 'openai>=2,<3' 'llm>=0.27,<1'
+$(VENV)-openai3/created: PACKAGES := 'openai>=3,<4'
+$(VENV)-%/created: $(VENV)/created
+	@echo 'Installing $(subst ',,$(PACKAGES))'
+	@$(BIN)/python -m venv $(VENV)-$*
+	@$(VENV)-$*/bin/python -m pip install --disable-pip-version-check --quiet $(PACKAGES)
+	@touch $@
 
 $(VENV)/installed: $(VENV)/created $(SOURCES)
 	@echo 'Building and installing Paceline (about a minute the first time)'

@@ -1,8 +1,9 @@
 """Many streams at once: python -m tests.serve.load [--streams 256] [--seconds 600]
 
-Every stream is one long answer of the tiny model, paced to 10 tokens a second. Of each are checked: all of its
-text, in order, against the library's; when its chunks came; and what memory the server takes. Then four times as many
-requests as the server takes at a time: how fast the rest is refused, and what is still answered.
+Every stream is one long answer of the tiny model, paced to 10 tokens a second. Of each are checked: all of
+its text, in order, against the library's; when its chunks came; and what memory the server takes. Then
+four times as many requests as the server takes at a time: how fast the rest is refused, and what is still
+answered.
 """
 
 from __future__ import annotations
@@ -32,9 +33,11 @@ PLAIN = {"off": True}
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What a load came to. lateness: of a chunk, how much later than a tenth of a second after the one before.
+    """What a load came to.
 
-    growth: of the memory of both processes, from a fifth of the time on
+    wrong     streams whose text is not the library's
+    lateness  of a chunk: how much later it came than a tenth of a second after the one before
+    growth    of the memory of both processes, from a fifth of the time on
     """
 
     streams: int
@@ -81,10 +84,10 @@ async def ask(url: str, body: dict[str, Any]) -> tuple[int, str, list[float], fl
         answered = time.perf_counter()
         text, times = [], []
         while line := await reader.readline():
-            if line.startswith(b"data: {") and (choices := json.loads(line[6:]).get("choices")):
-                if said := choices[0]["delta"].get("content"):
-                    text.append(said)
-                    times.append(time.perf_counter())
+            choices = json.loads(line[6:]).get("choices") if line.startswith(b"data: {") else None
+            if choices and (said := choices[0]["delta"].get("content")):
+                text.append(said)
+                times.append(time.perf_counter())
         return status, "".join(text), times, answered
     finally:
         writer.close()
@@ -105,7 +108,7 @@ def streams(count: int, seconds: float) -> Figures:
     context = tokens + 64
     with running(
         *("--model", f"table:pace={1 / RATE}", "--max-batch", str(count), "--context", str(context)),
-        *("--cache-tokens", str(count * (context + 64)), "--log-level", "warning"),
+        *("--cache-tokens", str(count * (context + 64))),
     ) as program:
         before = 0
 

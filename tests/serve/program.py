@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -71,16 +72,13 @@ class Program:
 
     def engine(self) -> int:
         """The process id of the engine."""
-        listed = subprocess.run(
-            ["ps", "-o", "pid=", "--ppid", str(self.process.pid)], capture_output=True, text=True, check=True
-        )
-        (pid,) = listed.stdout.split()
-        return int(pid)
+        started = [line for line in self.lines if '"message": "engine started"' in line]
+        return int(json.loads(started[-1])["pid"])
 
     def tell(self, number: int = signal.SIGTERM) -> None:
         self.process.send_signal(number)
 
-    def end(self, seconds: float = 10) -> int:
+    def end(self, seconds: float = 30) -> int:
         """Wait for the end; the exit code."""
         try:
             code = self.process.wait(seconds)

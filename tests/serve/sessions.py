@@ -86,7 +86,9 @@ def run(url: str) -> None:
     completion = client.completions.create(model=model, prompt=["ab", "cd"], max_tokens=5, n=2, logprobs=1)
     assert [choice.index for choice in completion.choices] == [0, 1, 2, 3]
 
-    response = client.responses.create(model=model, input="Hello", max_output_tokens=40, extra_body={"seed": 3})
+    response = client.responses.create(
+        model=model, input="Hello", max_output_tokens=40, extra_body={"seed": 3}
+    )
     assert response.output_text == text
     with client.responses.stream(
         model=model, input="Hello", max_output_tokens=40, extra_body={"seed": 3}
@@ -99,16 +101,17 @@ def run(url: str) -> None:
         ({**common, "model": "gpt-9"}, openai.NotFoundError),
         ({**common, "messages": []}, openai.BadRequestError),
     ):
+        refused: Any = None
         try:
             client.chat.completions.create(**wrong)  # type: ignore[call-overload]
         except kind as error:
-            assert error.body["message"], error  # type: ignore[index]
-            assert error.code
-        else:
-            raise AssertionError(f"{wrong} was taken")
+            refused = error
+        assert refused is not None, f"{wrong} was taken"
+        assert refused.body["message"]
+        assert refused.code
 
-    for chunk in client.chat.completions.create(**common, stream=True):
-        break  # and the client goes away
+    with client.chat.completions.create(**common, stream=True) as going_away:
+        next(iter(going_away))
     client.close()
 
 

@@ -1,14 +1,15 @@
 """Requests of all kinds, with faults among them: python -m tests.serve.soak [--seconds 3600] [--kill-every S]
 
-Clients stay, go away in the middle, tear the connection, send what is no request. With --kill-every the engine
-is killed again and again. At the end the server must be as it was: nothing in work, no cache in use, as many
-file descriptors, threads and tasks; and every request must have ended once.
+Clients stay, go away in the middle, tear the connection, send what is no request. With --kill-every the
+engine is killed again and again. At the end the server must be as it was: nothing in work, no cache in use,
+as many file descriptors and threads; and every request must have ended once.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import random
@@ -41,7 +42,9 @@ async def visit(client: httpx2.AsyncClient, pick: random.Random, texts: dict[int
             text = response.json()["choices"][0]["message"]["content"]
         else:
             text = ""
-            async with client.stream("POST", "/v1/chat/completions", json=body | {"stream": True}) as response:
+            async with client.stream(
+                "POST", "/v1/chat/completions", json=body | {"stream": True}
+            ) as response:
                 if response.status_code != 200:
                     await response.aread()
                     return refused(response, killing)
@@ -83,7 +86,11 @@ async def fault(client: httpx2.AsyncClient, pick: random.Random, body: dict[str,
     else:
         data = json.dumps(body | {"stream": True}).encode()
         head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-        data = b"\x00\xff" * 50 if kind == "garbage" else head + b"Content-Length: %d\r\n\r\n%s" % (len(data), data)
+        data = (
+            b"\x00\xff" * 50
+            if kind == "garbage"
+            else head + b"Content-Length: %d\r\n\r\n%s" % (len(data), data)
+        )
         address = (client.base_url.host, client.base_url.port)
         connection = await asyncio.to_thread(socket.create_connection, address)
         with connection:
@@ -115,11 +122,9 @@ async def at_work(program: Program, seconds: float, kill_every: float, seed: int
         pick = random.Random(seed)
         while kill_every and time.monotonic() < end - 5:
             await asyncio.sleep(kill_every * pick.uniform(0.5, 1.5))
-            try:
+            with contextlib.suppress(ProcessLookupError):  # it is just being started again
                 os.kill(program.engine(), signal.SIGKILL)
                 outcomes["kills"] += 1
-            except ValueError:
-                pass  # it is just being started again
 
     await asyncio.gather(killer(), *(client(number) for number in range(CLIENTS)))
     return outcomes
@@ -153,7 +158,13 @@ def soak(seconds: float, *, kill_every: float = 0.0, seed: int = 0) -> dict[str,
     assert set(ended.values()) == {1}, "a request ended twice"
     asked = sum(outcomes.values()) - outcomes["kills"] - outcomes["torn"] - outcomes["garbage"] + 21
     assert len(ended) >= asked - outcomes["gone"], (len(ended), outcomes)
-    return {"seconds": seconds, "requests": len(ended), **outcomes, "held_before": before, "held_after": after}
+    return {
+        "seconds": seconds,
+        "requests": len(ended),
+        **outcomes,
+        "held_before": before,
+        "held_after": after,
+    }
 
 
 def main() -> None:

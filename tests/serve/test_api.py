@@ -148,6 +148,7 @@ def test_functions_are_called_in_responses_and_streams(client: httpx2.Client, ch
     deltas = [one["choices"][0]["delta"] for one in stream(client, CHAT, **body)]
     parts = [part for delta in deltas for part in delta.get("tool_calls", ())]
     assert [part["index"] for part in parts] == [0] * len(parts)
+    assert all(len(delta.get("tool_calls", ())) <= 1 for delta in deltas)
     assert parts[0]["function"]["name"] == "look_up"
     assert "".join(part["function"]["arguments"] for part in parts) == call["function"]["arguments"]
     history = [

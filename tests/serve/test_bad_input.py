@@ -20,7 +20,7 @@ KEY = "a-key-for-tests"
 
 @pytest.fixture(scope="module")
 def canary(client: httpx2.Client) -> str:
-    return said(client.post(CHAT, json=chat()))
+    return said(client.post(CHAT, json=chat(max_tokens=8)))
 
 
 def said(response: httpx2.Response) -> str:
@@ -32,7 +32,7 @@ def said(response: httpx2.Response) -> str:
 def well_afterwards(client: httpx2.Client, canary: str) -> Iterator[None]:
     yield
     assert client.get("/health").status_code == 200
-    assert said(client.post(CHAT, json=chat())) == canary
+    assert said(client.post(CHAT, json=chat(max_tokens=8))) == canary
 
 
 def check(
@@ -98,12 +98,15 @@ def test_too_much(client: httpx2.Client) -> None:
 
 def test_headers_without_end_and_what_is_no_http(server: Program) -> None:
     address = ("127.0.0.1", int(server.url.rsplit(":", 1)[1]))
-    for data in (b"GET / HTTP/1.1\r\nx: " + b"y" * 300_000, b"\x16\x03\x01 hello\r\n\r\n"):
+    for data, status, code in (
+        (b"GET / HTTP/1.1\r\nx: " + b"y" * 131_100, b"431", b"request_too_large"),
+        (b"\x16\x03\x01 hello\r\n\r\n", b"400", b"invalid_http"),
+    ):
         with socket.create_connection(address, timeout=10) as connection:
             connection.sendall(data)
             answer = connection.recv(1 << 16)
-        assert answer.startswith(b"HTTP/1.1 400 ")
-        assert b'"code":"invalid_http"' in answer
+        assert answer.startswith(b"HTTP/1.1 " + status)
+        assert b'"code":"%s"' % code in answer
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", None])
@@ -156,6 +159,15 @@ def test_unknown_parameters(client: httpx2.Client, locked: Program) -> None:
     with locked.client(KEY) as strict:
         check(strict.post(CHAT, json=chat(colour="blue")), 400, "unknown_parameter", "colour")
         assert strict.post(CHAT, json=chat()).status_code == 200
+        half = json.dumps(chat() | {"\ud800": 1})
+        response = strict.post(CHAT, content=half, headers={"Content-Type": "application/json"})
+        check(response, 400, "unknown_parameter", "?")
+
+
+def test_a_model_whose_name_is_half_a_character(client: httpx2.Client) -> None:
+    body = json.dumps(chat() | {"model": "\ud800"})
+    response = client.post(CHAT, content=body, headers={"Content-Type": "application/json"})
+    check(response, 404, "model_not_found", "model")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -155,11 +154,8 @@ def test_an_engine_ends_with_its_server() -> None:
     program.tell(signal.SIGKILL)
     program.end()
 
-    def gone() -> bool:
-        state = subprocess.run(["ps", "-o", "stat=", "-p", str(engine)], capture_output=True, text=True)
-        return not state.stdout.strip() or state.stdout.startswith("Z")
-
-    until(gone)
+    line = Path(f"/proc/{engine}/cmdline")
+    until(lambda: not line.exists() or not line.read_bytes())  # nothing, or a zombie
 
 
 def test_told_to_end_a_server_finishes_what_it_has() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from itertools import pairwise
 from typing import Any
 
@@ -10,13 +11,18 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.applications import Starlette
 
 from paceline.results import Event, TokenLogprobs
 from paceline.sampling import SamplingParams
 from paceline.serve import wire
 from paceline.serve.channel import MAX_BYTES, Channel
 from paceline.serve.failures import ApiError, refused
+from paceline.serve.fleet import Fleet
+from paceline.serve.guard import Guard
+from paceline.serve.metrics import Metrics
 from paceline.serve.reading import MAX_DEPTH, parse
+from paceline.serve.server import Server
 from paceline.serve.tools import CallReader
 
 
@@ -129,3 +135,27 @@ def test_depth_is_counted() -> None:
     assert parse(nested(MAX_DEPTH))
     with pytest.raises(ApiError, match="deeper"):
         parse(nested(MAX_DEPTH + 1))
+
+
+def test_what_takes_too_long_to_read_is_refused() -> None:
+    async def read() -> float:
+        server = Server(Fleet({}), Metrics(), Guard(Starlette(), ()), strict=False)
+        begin = time.perf_counter()
+        with pytest.raises(ApiError) as caught:
+            await server.aside(time.sleep, 0.5, timeout=0.05)
+        assert caught.value.code == "invalid_json_schema"
+        return time.perf_counter() - begin
+
+    assert asyncio.run(read()) < 0.4
+
+
+def test_a_server_without_its_packages_says_how_to_get_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from paceline.cli import serve
+    from paceline.cli.main import run
+
+    monkeypatch.setattr(serve, "PACKAGES", ("msgspec", "no_such_package"))
+    assert run(["serve", "--model", "table"]) == 2
+    said = capsys.readouterr().err
+    assert said == 'paceline: error: serving needs no_such_package: pip install "paceline[serve]"\n'

@@ -84,8 +84,9 @@ class Visit:
             records = self._records(answer, channel)
             return EventStream(records, headers=headers, named=answer.named, on_end=self.end)
         await while_connected(request.receive, self._collect(answer, channel))
+        response = json_response(answer.response(), headers=headers)
         self.end(200)
-        return json_response(answer.response(), headers=headers)
+        return response
 
     async def _collect(self, answer: Answer, channel: Channel) -> None:
         while not answer.complete:

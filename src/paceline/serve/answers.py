@@ -299,16 +299,22 @@ def _called(pieces: Iterable[Piece]) -> Json:
 
 
 def _delta(pieces: Iterable[Piece]) -> Json:
-    """The same for a chunk."""
+    """The same for a chunk. Clients take it that a call has one entry in a chunk."""
     said: list[str] = []
-    calls: list[Json] = []
+    calls: dict[int, Json] = {}
     for piece in pieces:
         if piece.call is None:
             said.append(piece.text)
-        elif piece.name is not None:
-            function = {"name": piece.name, "arguments": piece.text}
-            calls.append({"index": piece.call, "id": piece.id, "type": "function", "function": function})
-        else:
-            calls.append({"index": piece.call, "function": {"arguments": piece.text}})
+            continue
+        if piece.name is not None:
+            function = {"name": piece.name, "arguments": ""}
+            calls[piece.call] = {
+                "index": piece.call,
+                "id": piece.id,
+                "type": "function",
+                "function": function,
+            }
+        call = calls.setdefault(piece.call, {"index": piece.call, "function": {"arguments": ""}})
+        call["function"]["arguments"] += piece.text
     delta: Json = {"content": "".join(said)} if said else {}
-    return delta | ({"tool_calls": calls} if calls else {})
+    return delta | ({"tool_calls": list(calls.values())} if calls else {})

@@ -59,7 +59,7 @@ async def metrics(request: Request) -> Response:
 
 async def description(request: Request) -> Response:
     """The OpenAPI file."""
-    return json_response(openapi.document())
+    return json_response(openapi.document(_server(request).fleet.names))
 
 
 async def models(request: Request) -> Response:

@@ -25,7 +25,7 @@ FIRST_DELAY_S = 0.2
 LAST_DELAY_S = 5.0
 LONG_LIFE_S = 60.0
 """An engine that lived so long did not die of starting."""
-STALL_S = 120.0
+STALL_S = 60.0
 """An engine that has requests and says nothing for so long is hanging: no pass takes that long."""
 FAREWELL_S = 3.0
 IDLE = Load(0, 0, 0, 0, 0, 0, 0, {}, frozenset())
@@ -109,6 +109,7 @@ class Backend:
                 pass_fds=[its.fileno()],
                 stdin=asyncio.subprocess.DEVNULL,
             )
+        log.info("engine started", extra={"model": self.build.model, "pid": process.pid})
         reader, self._writer = await asyncio.open_unix_connection(sock=ours)
         reason = "its connection was closed"
         try:
@@ -129,8 +130,13 @@ class Backend:
     async def _listen(self, reader: asyncio.StreamReader) -> str | None:
         splitter = wire.Splitter()
         while True:
-            async with asyncio.timeout(STALL_S if self._channels and self.model else None):
-                data = await reader.read(READ_BYTES)
+            try:
+                async with asyncio.timeout(STALL_S):
+                    data = await reader.read(READ_BYTES)
+            except TimeoutError:
+                if self._waits_since(asyncio.get_running_loop().time() - STALL_S):
+                    raise
+                continue
             if not data:
                 return None
             for frame in splitter.push(data):
@@ -140,6 +146,10 @@ class Backend:
                         raise ModelFileError(report.message)
                     return report.message
                 self._take(report)
+
+    def _waits_since(self, time: float) -> bool:
+        """Whether the engine has had a request from before this time on."""
+        return any(began < time for began in self._began.values())
 
     async def _end(self, process: asyncio.subprocess.Process) -> None:
         """Close the connection, which ends the process, by force if it does not hear."""

@@ -37,8 +37,14 @@ class ApiError(Exception):
         self.headers = dict(headers or {})
 
     def body(self) -> dict[str, Any]:
-        """The error as JSON."""
-        return {"error": {"message": str(self), "type": self.type, "param": self.param, "code": self.code}}
+        """The error as JSON can say it: a client's own words may hold what UTF-8 cannot."""
+        said = {"message": str(self), "type": self.type, "param": self.param, "code": self.code}
+        return {
+            "error": {
+                name: None if text is None else text.encode("utf-8", "replace").decode()
+                for name, text in said.items()
+            }
+        }
 
 
 def refused(message: str, param: str | None, code: str | None = "invalid_value") -> ApiError:

@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 
 MAX_BODY = 4 << 20
 MAX_UNREAD = 16 * MAX_BODY
-"""A body that is too large is read to its end up to here, and forgotten: a client that is still sending when the
-connection is closed would never see why."""
+"""A body that is too large is read to its end up to here, and forgotten: a client that is still sending when
+the connection is closed would never see why."""
 MAX_HEADER_BYTES = 32 << 10
 MAX_HEADERS = 100
 BODY_TIMEOUT_S = 30.0

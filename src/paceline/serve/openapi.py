@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -37,11 +37,14 @@ _REFUSALS = {
 }
 
 
-@cache
-def document() -> dict[str, Any]:
-    """The file."""
+def document(models: Sequence[str]) -> dict[str, Any]:
+    """The file. models: the names that can be asked for."""
     records = [record for record, _ in _BODIES.values()]
     bodies, components = msgspec.json.schema_components(records, ref_template="#/components/schemas/{name}")
+    for record in components.values():
+        if "model" in record.get("properties", {}):
+            optional = "model" not in record.get("required", ())
+            record["properties"]["model"] = {"enum": [*models, *([None] if optional else [])]}
     error: dict[str, Any] = {"type": ["string", "null"]}
     components["Error"] = {
         "type": "object",
@@ -81,7 +84,7 @@ def document() -> dict[str, Any]:
             }
         }
     paths["/v1/models/{model}"]["get"]["parameters"] = [
-        {"name": "model", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+        {"name": "model", "in": "path", "required": True, "schema": {"enum": list(models)}}
     ]
     return {
         "openapi": "3.1.0",

@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
+import msgspec
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from paceline.errors import ConfigError
 from paceline.serve import logs
 from paceline.serve.app import routes
-from paceline.serve.failures import shutting_down
+from paceline.serve.failures import ApiError, shutting_down, too_large
 from paceline.serve.fleet import Fleet
 from paceline.serve.guard import MAX_HEADER_BYTES, Guard
 from paceline.serve.metrics import Metrics
@@ -29,6 +30,8 @@ from paceline.serve.server import Server
 from paceline.serve.settings import ModelSettings
 
 BACKLOG = 2048
+UNREAD_HEADER_BYTES = 4 * MAX_HEADER_BYTES
+"""Above what the guard allows, so that it is mostly the guard who refuses."""
 INTERRUPTED = 130
 
 
@@ -139,14 +142,14 @@ class _Protocol(H11Protocol):
     """HTTP/1.1 by h11, whose limits on unread headers are firm; what is no HTTP is refused in our form."""
 
     def send_400_response(self, msg: str) -> None:
-        """What uvicorn does with what is no HTTP, or whose headers never end."""
-        body = (
-            b'{"error":{"message":"the request is not HTTP/1.1, or its headers are too large",'
-            b'"type":"invalid_request_error","param":null,"code":"invalid_http"}}'
-        )
+        """What uvicorn does with what is no HTTP, and with headers that do not end."""
+        error = ApiError("the request is not HTTP/1.1", code="invalid_http")
+        if len(self.conn.trailing_data[0]) > UNREAD_HEADER_BYTES:
+            error = too_large(f"more than {UNREAD_HEADER_BYTES} bytes of headers", status=431)
+        body = msgspec.json.encode(error.body())
         self.transport.write(
-            b"HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nConnection: close\r\n"
-            b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
+            b"HTTP/1.1 %d \r\nContent-Type: application/json\r\nConnection: close\r\n"
+            b"Content-Length: %d\r\n\r\n%s" % (error.status, len(body), body)
         )
         self.transport.close()
 
@@ -188,14 +191,12 @@ class _Program:
                 proxy_headers=False,
                 timeout_keep_alive=75,
                 timeout_graceful_shutdown=1,
-                # Above what the guard allows, so that it is the guard who refuses.
-                h11_max_incomplete_event_size=4 * MAX_HEADER_BYTES,
+                h11_max_incomplete_event_size=UNREAD_HEADER_BYTES,
             )
         )
         self._connection = connection
         self._drain_s = listening.drain_s
         self._note = note
-        self._signals = 0
         self._told = asyncio.Event()
         self._hurried = asyncio.Event()
 

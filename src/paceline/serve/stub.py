@@ -1,7 +1,8 @@
 """A tiny exact model that speaks nonsense: for trying out clients and loads without a download.
 
 Its model is the table target, which looks its logits up by the last two tokens, over the printable
-characters. `table:pace=0.1` lets passes follow each other no faster than that, in seconds, as a large model would.
+characters. `table:pace=0.1` lets passes follow each other no faster than that, in seconds, as those of a
+large model would.
 """
 
 from __future__ import annotations
