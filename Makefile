@@ -37,8 +37,7 @@ test: $(VENV)/installed-for-tests
 	$(BIN)/paceline models pull $(MODEL)
 	$(BIN)/python -m pytest --require-model
 
-torch: $(VENV)/installed-for-tests
-	$(PIP) --constraint constraints-dev.txt --no-build-isolation '.[torch]'
+torch: $(VENV)/installed-for-tests $(VENV)/torch
 	$(BIN)/python -m pytest tests/torch tests/contract/test_targets.py
 
 prove: $(VENV)/installed-for-tests
@@ -105,6 +104,13 @@ clean:
 	rm -rf $(VENV) $(VENV)-* build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 
+# What pyproject.toml lists under the extra $(1), in the versions of the constraints.
+define install-extra
+$(BIN)/python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+		print(*project['optional-dependencies']['$(1)'], sep='\n')" > $(VENV)/$(1).txt && \
+	$(PIP) --constraint constraints-dev.txt --requirement $(VENV)/$(1).txt
+endef
+
 # Each stamp says that a step was done; it is done again when something it depends on is younger.
 
 $(VENV)/created:
@@ -144,9 +150,12 @@ $(VENV)/installed: $(VENV)/created $(SOURCES)
 
 $(VENV)/tools: $(VENV)/created pyproject.toml constraints-dev.txt
 	@echo 'Installing what tests and checks need'
-	@$(BIN)/python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-		print(*project['optional-dependencies']['dev'], sep='\n')" > $(VENV)/tools.txt
-	@$(PIP) --constraint constraints-dev.txt --requirement $(VENV)/tools.txt
+	@$(call install-extra,dev)
+	@touch $@
+
+$(VENV)/torch: $(VENV)/tools
+	@echo 'Installing PyTorch and transformers'
+	@$(call install-extra,torch)
 	@touch $@
 
 $(VENV)/installed-for-tests: $(VENV)/tools $(VENV)/installed

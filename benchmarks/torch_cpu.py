@@ -4,9 +4,9 @@
     python -m benchmarks.torch_cpu FOLDER [--gguf MODEL.gguf] [--limit 20] [--tokens 128] [--draft 10]
 
 Greedy answers of a fixed length, alone: transformers plain and with prompt lookup; ours plain, with the same
-drafting (the same tokens looked up by the same runs, the same number drafted in every step) and as it comes
-(`auto`); with --gguf the native target on that file too. Then batches of eight: transformers plain, ours plain
-and as it comes. Each prompt, or batch, is answered by all of them one after the other, in an order that moves on.
+drafting (looked up by runs as long, as many tokens drafted in every step) and as it comes (`auto`); with
+--gguf the native target on that file too. Then batches of eight: transformers plain, ours plain and as it
+comes. Each prompt, or batch, is answered by all of them in turn, in an order that moves on.
 
 Prints medians of the ratios to transformers' prompt lookup (batches: to its plain generation) on stderr, and
 one JSON object on stdout. Needs the extra paceline[torch].
@@ -128,7 +128,7 @@ def main() -> None:
         "alone": measure(runs, [[prompt] for prompt in prompts], "transformers, prompt lookup"),
         "batches": measure(
             batched,
-            [prompts[start : start + BATCH] for start in range(0, len(prompts) - BATCH + 1, BATCH)],
+            [prompts[start : start + BATCH] for start in range(0, len(prompts), BATCH)],
             "transformers",
         ),
         "tokens": chosen.tokens,

@@ -3,11 +3,11 @@
     python -m benchmarks.peers.workers.dequantise MODEL.gguf FOLDER
     python -m benchmarks.torch_native MODEL.gguf FOLDER [--limit 20] [--tokens 64] [--temperature 1]
 
-The native target answers. PyTorch reads each answer and says which token it would have drawn at every place, with
-the same seed's noise. Where that is another one, the gap is how far it came first before noise and logits were
-added up otherwise. The targets' logits differ a little (the native one rounds what flows between layers to 8 bits):
-sigma is the root mean square of that, over tokens that are not improbable. A gap of up to SIGMAS times as much is a
-tie that arithmetic decided; a larger one would be a bug in either target, and ends the script with status 1.
+The native target answers. PyTorch reads each answer and says which token it would have drawn at every place,
+with the same seed's noise. Where that is another one, the gap is by how much it came first. The targets'
+logits differ a little (the native one rounds what flows between layers to 8 bits): sigma is the root mean
+square of that, over tokens that are not improbable. A gap of up to SIGMAS times as much is a tie that
+arithmetic decided; a larger one would be a bug in either target, and ends the script with status 1.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from paceline.engine import Engine
 from paceline.pretrained import load_model
 from paceline.sampling import SamplingParams
 
-SIGMAS = 8
+SIGMAS = 6
 LIKELY = 1e-4
 
 

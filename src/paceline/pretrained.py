@@ -38,7 +38,8 @@ def load_model(
     hub = not path.exists() and path.suffix != ".gguf" and len(path.parts) == 2 and not path.is_absolute()
     if path.is_dir() or hub:
         if find_spec("torch") is None or find_spec("transformers") is None:
-            raise ConfigError(f"{model}: folders and hub names need PyTorch: pip install 'paceline[torch]'")
+            what = "a name of the Hugging Face hub, for there is no such file," if hub else "a folder"
+            raise ConfigError(f"{model}: {what} needs PyTorch: pip install 'paceline[torch]'")
         from paceline.targets.torch_folder import fetch, load_folder
 
         return load_folder(fetch(str(model)) if hub else path, rows=rows, **options)

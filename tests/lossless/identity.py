@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from types import MappingProxyType
 
+import numpy as np
+
 from paceline import policies
 from paceline.core import Drafter, Rule, Target
 from paceline.drafters import names
@@ -19,6 +21,7 @@ from paceline.targets.table import TableTarget
 from tests import discovery
 from tests.toys import ADVERSARIES, VOCABULARY, Empty, Letters, SketchingTable
 
+SLOPE = np.linspace(0, 4, VOCABULARY)
 SETTINGS = (
     {"temperature": 0},
     {"temperature": 0, "repetition_penalty": 1.3, "min_tokens": 4},
@@ -28,6 +31,7 @@ SETTINGS = (
     {"temperature": 1.3, "top_k": 4},
     {"temperature": 0.9, "logit_bias": {3: 4.0, 7: -100.0}},
     {"temperature": 1.0, "min_tokens": 5},
+    {"temperature": 1.0, "logits_processor": lambda tokens, logits: logits + sum(tokens) % 3 * SLOPE},
     {"temperature": 1.0, "stop_token_ids": (2, 9)},
     {"temperature": 1.0, "stop": ("bc", "f", "dde", "kbi"), "min_tokens": 2},
     {"temperature": 0.5, "ignore_eos": True, "top_k": 6, "top_p": 0.8, "min_p": 0.02},

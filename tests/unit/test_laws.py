@@ -78,6 +78,7 @@ SETTINGS = (
     {"min_tokens": 6, "min_p": 0.1},
     {"bad_words": ((3,), (4, 5), (4, 4, 6), (7, 8, 9)), "top_p": 0.7},
     {"temperature": 0, "bad_words": ((2, 3), (3,))},
+    {"logits_processor": lambda tokens, logits: logits * (1 + sum(tokens) % 5), "logit_bias": {3: 2.5}},
     {"grammar": Grammar.regex("[b-j]*"), "bad_words": ((4, 5),)},
     {"grammar": Grammar.lark('start: "c" start "d" | /[e-j]{0,5}/'), "presence_penalty": 1.0},
 )

@@ -32,6 +32,7 @@ BAD = {
     "bad_words": [5, None, [""], [[]], [[-1]], [[1.5]], [5], ["x" * 1001], [[1] * 1001], ["a"] * 1025],
     "logprobs": [-1, 21, True, 1.5, "2"],
     "ignore_eos": [1, "yes", None],
+    "logits_processor": [1, "x", [abs]],
     "seed": [-1, 2**63, 1.5, True, "x"],
 }
 

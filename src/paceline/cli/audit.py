@@ -51,8 +51,9 @@ def _sampling(function: F) -> F:
     metavar="NAME|FILE|table",
     envvar="PACELINE_MODEL",
     show_envvar=True,
-    help="A name from `paceline models list`, a GGUF file, or table[:vocab_size=8,spread=1.5,seed=0]: a tiny"
-    " exact model, for checking the engine itself. With --url the server's name for the model."
+    help="A name from `paceline models list`, a GGUF file, a folder of safetensors, or"
+    " table[:vocab_size=8,spread=1.5,seed=0]: a tiny exact model, for checking the engine itself. With --url"
+    " the server's name for the model."
     f" [default: {DEFAULT_MODEL}]",
 )
 @click.option(

@@ -26,7 +26,8 @@ from paceline.models.registry import MODELS, find, known, resolve
 def command() -> None:
     """List, fetch and inspect models.
 
-    Wherever a model's name is asked for, the path of a GGUF file works as well. Files are kept in the
+    Wherever a model's name is asked for, the path of a GGUF file works as well, and
+    with the extra paceline[torch] that of a folder of safetensors. Files are kept in the
     cache folder; set PACELINE_CACHE to choose another.
     """
 

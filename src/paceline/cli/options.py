@@ -125,7 +125,7 @@ def model_option(function: F) -> F:
         metavar="NAME|FILE",
         show_default=True,
         show_envvar=True,
-        help="A name from `paceline models list`, or a GGUF file.",
+        help="A name from `paceline models list`, a GGUF file, or a folder of safetensors (paceline[torch]).",
     )(function)
 
 
