@@ -63,6 +63,7 @@ class TorchTarget:
         cache_tokens = _within("cache_tokens", cache_tokens, CACHE_SEQUENCES * context, PROBED, 1 << 28)
         self.rows = None if rows is None else _within("rows", rows, rows, 1, min(context, cache_tokens))
         self.model = model
+        self._device = model.get_input_embeddings().weight.device
         self._switch = Switch(model, alike=rows is not None)
         self._cached: dict[int, Cached] = {}
         self.isa = f"torch {self._device} {model.dtype}, rows: {rows or 'any'}".replace("torch.", "")
@@ -79,11 +80,6 @@ class TorchTarget:
             vocabulary=vocabulary,
         )
         self._check()
-
-    @property
-    def _device(self) -> torch.device:
-        """Where tokens go; a model may be moved."""
-        return self.model.get_input_embeddings().weight.device
 
     def forward(self, draft: Draft, taps: frozenset[str]) -> Scores:
         """One pass. The logits are float32 [S, V] in the host's memory, or float64 of a model in float64;
