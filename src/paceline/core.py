@@ -47,6 +47,8 @@ class Promise(Enum):
 
     TOKENS = "bit-exact"
     """The very tokens of plain decoding with the same seed."""
+    TIES = "bit-exact but for ties"
+    """Those tokens, but where two are so close that the rounding of a wider pass decides between them."""
     LAW = "exact in law"
     """Other tokens than plain decoding's, drawn from the same law."""
     LOSSY = "lossy"
@@ -364,6 +366,7 @@ class TargetInfo:
                    there is no tokenizer
     layers         layers that a `Sketch` may leave out; 0: it has none
     shares_pages   whether it is a `PageSharing`, too
+    row_invariant  whether the bits of a row's logits never depend on what else is in the pass
     """
 
     name: str
@@ -375,6 +378,11 @@ class TargetInfo:
     vocabulary: str = ""
     layers: int = 0
     shares_pages: bool = False
+    row_invariant: bool = True
+
+    def keeps(self, promise: Promise) -> Promise:
+        """What is left of a rule's promise with this target."""
+        return Promise.TIES if promise is Promise.TOKENS and not self.row_invariant else promise
 
 
 class Shortcut(NamedTuple):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from paceline.cache import Seat
-from paceline.core import Budget, Rule
+from paceline.core import Budget, Promise
 from paceline.laws import Controls
 from paceline.results import Completion, Event, FinishReason, Stats, Timings, TokenLogprobs
 from paceline.transcript import Transcript
@@ -181,7 +181,9 @@ class Request:
             self.first_token_at = _later(self.first_token_at, self.preempted_at, now)
         self.preempted_at = None
 
-    def completion(self, reason: FinishReason, stop: str | int | None, rule: Rule, now: Time) -> Completion:
+    def completion(
+        self, reason: FinishReason, stop: str | int | None, rule: str, promise: Promise, now: Time
+    ) -> Completion:
         """The finished answer. now: what the stopwatch says."""
         answer = tuple(self.history[self.prompt :])
         return Completion(
@@ -195,8 +197,8 @@ class Request:
             stop_reason=stop,
             seed=self.seed,
             drafter=self.drafter,
-            rule=rule.name,
-            promise=rule.promise.value,
+            rule=rule,
+            promise=promise.value,
             prompt_tokens=self.prompt,
             stats=Stats(
                 self.passes, len(answer), self.drafted, self.accepted, self.accepted_lengths, self.drafts

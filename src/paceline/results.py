@@ -91,7 +91,8 @@ class Completion:
     seed           the seed used: give it again to get the same answer
     drafter        the drafter that the request was served with
     rule           the rule that decided which drafted tokens were kept
-    promise        what that rule promises: "bit-exact", "exact in law" or "lossy" (paceline.core.Promise)
+    promise        what that rule promises: "bit-exact", "bit-exact but for ties", "exact in law" or
+                   "lossy" (paceline.core.Promise)
     prompt_tokens  the prompt's length
     """
 

@@ -375,7 +375,8 @@ class Scheduler:
             self._waiting.remove(request)
         else:
             self._ended_slots.append(self._leave(request, failed=reason == "error"))
-        return request.completion(reason, stop, self._rule, self._watch.read("apply"))
+        promise = self._info.keeps(self._rule.promise)
+        return request.completion(reason, stop, self._rule.name, promise, self._watch.read("apply"))
 
     def _done(self) -> list[int]:
         """The slots of requests that ended; the plan is carried out."""

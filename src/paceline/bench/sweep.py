@@ -125,6 +125,7 @@ def compare(
 ) -> dict[str, Any]:
     """Sweep; the report without what only `run` knows. Raises ConfigError."""
     info, tokenizer = setup.target.info, setup.tokenizer
+    promise = info.keeps(rule.promise)
     params = params if params.seed is not None else replace(params, seed=0)
     first_turns = [prompt._replace(turns=prompt.turns[:1]) for prompt in prompts]
     conversation.check(first_turns, params.max_tokens, tokenizer, info)
@@ -179,13 +180,13 @@ def compare(
         "top_p": params.top_p,
         "seed": params.seed,
         "rule": rule.name,
-        "promise": rule.promise.value,
+        "promise": promise.value,
         "policy": policy,
         "swept": lists._asdict(),
         "plain": plain_report,
         "results": results,
         "same_outputs_promised": all(
-            promises_tokens(rule, replace(params, temperature=t)) for t in lists.temperature
+            promises_tokens(promise, temperature) for temperature in lists.temperature
         ),
     }
 

@@ -59,7 +59,7 @@ def start(link: Link, build: wire.Build) -> None:
             cache_tokens=info.cache_tokens,
             drafters=tuple(engine.drafters),
             rule=engine.rule.name,
-            promise=engine.rule.promise.value,
+            promise=info.keeps(engine.rule.promise).value,
             tokenizer=tokenizer.to_json(),
         )
     )

@@ -78,6 +78,7 @@ class TorchTarget:
             page_tokens=PAGE_TOKENS,
             taps=frozenset(f"hidden.{layer}" for layer in range(config.num_hidden_layers + 1)),
             vocabulary=vocabulary,
+            row_invariant=rows is not None,
         )
         self._check()
 
