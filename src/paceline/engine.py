@@ -57,6 +57,8 @@ class Engine:
     max_batch     requests that run at the same time; more wait
     max_waiting   requests that may wait, beside those that a step will let in; `submit` and `stream` refuse
                   more. By default any number may. `generate` waits for its own requests and may bring more
+    share_prefixes  whether requests that begin alike share what was read, if the target can. Then the target
+                  belongs to this engine; without it several may use one in turn, as measurements do
     clock         seconds, from any start: by it times are measured and failing drafters tried again
 
     Raises ConfigError for a value out of range, IncompatibleDrafter for a drafter that needs features
@@ -78,6 +80,7 @@ class Engine:
         chunk_tokens: int = 128,
         max_batch: int = 8,
         max_waiting: int | None = None,
+        share_prefixes: bool = True,
         clock: Callable[[], float] = perf_counter,
     ) -> None:
         for name, value in (("nodes", nodes), ("chunk_tokens", chunk_tokens), ("max_batch", max_batch)):
@@ -104,13 +107,14 @@ class Engine:
         self.policy = Fixed() if policy is None else policy
         self._nodes = nodes
         self._max_waiting = max_waiting
+        self._shares_prefixes = share_prefixes and target.info.shares_pages
         self._eos_ids = eos_ids
         self._grammars = Grammars(tokenizer, target.info.vocab_size, eos_ids) if tokenizer else None
         self._router = Router(drafters, target.info.vocab_size, rule, clock)
         self._scheduler = Scheduler(
             target.info,
             self.watch,
-            cast(PageSharing, target) if target.info.shares_pages else None,
+            cast(PageSharing, target) if self._shares_prefixes else None,
             nodes=nodes,
             chunk_tokens=chunk_tokens,
             max_batch=max_batch,
@@ -362,7 +366,7 @@ class Engine:
         drafter = self._known_drafter(drafter or (self.drafter if prediction is None else PREDICTION))
         _check_limit(limit)
         # A drafter that works with features must see those of the whole prompt.
-        shares = self.target.info.shares_pages and not self.drafters[drafter].needs
+        shares = self._shares_prefixes and not self.drafters[drafter].needs
         seed = secrets.randbelow(MAX_SEED + 1) if params.seed is None else params.seed
         return [
             self._scheduler.add(

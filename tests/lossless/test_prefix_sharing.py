@@ -72,6 +72,7 @@ def test_answers_and_their_log_probabilities_are_the_same_to_the_bit_with_shared
     for batch in (1, 3):
         done, found = answers(True, ("none", "recycling", "markov"), batch, config, count)
         assert different(done, expected) == 0
+        assert [c.prompt_logprobs for c in done] == [c.prompt_logprobs for c in expected]
         assert found > 0
         assert sum(completion.stats.accepted for completion in done) > 0
 

@@ -85,6 +85,7 @@ def answer(
         drafter="d",
         tokenizer=tokenizer(),
         max_batch=batch,
+        share_prefixes=False,
         nodes=8 * batch,
         **options,
     )
@@ -156,7 +157,15 @@ def test_a_rule_that_trusts_drafts_is_found_out() -> None:
 def test_a_mixed_batch_of_drafters_and_settings_gives_the_plain_answers() -> None:
     params, plain = zip(*[pair for s in SETTINGS for pair in zip(*work(s, 12), strict=True)], strict=True)
     drafters = {name: make(name, {}) for name in names()}
-    engine = Engine(target(), drafters, drafter="none", tokenizer=tokenizer(), max_batch=4, chunk_tokens=40)
+    engine = Engine(
+        target(),
+        drafters,
+        drafter="none",
+        tokenizer=tokenizer(),
+        max_batch=4,
+        chunk_tokens=40,
+        share_prefixes=False,
+    )
     choice = [sorted(drafters)[i % len(drafters)] for i in range(len(params))]
     done = engine.generate(prompts(12) * len(SETTINGS), params, choice, prediction=predicted(plain))
     assert [c.token_ids for c in done] == [c.token_ids for c in plain]
@@ -166,7 +175,13 @@ def test_a_mixed_batch_of_drafters_and_settings_gives_the_plain_answers() -> Non
 
 def test_greedy_text_is_sensible() -> None:
     question = [{"role": "user", "content": "Write one sentence about trains."}]
-    engine = Engine(target(), {"none": load("none", target().info)}, drafter="none", tokenizer=tokenizer())
+    engine = Engine(
+        target(),
+        {"none": load("none", target().info)},
+        drafter="none",
+        tokenizer=tokenizer(),
+        share_prefixes=False,
+    )
     completion = engine.generate(question, SamplingParams(temperature=0, max_tokens=60))[0]
     assert completion.finish_reason == "stop"
     assert "train" in completion.text.lower()

@@ -61,7 +61,9 @@ def work(setting: str) -> tuple[list[Any], list[SamplingParams], list[Completion
 
 def answer(drafter: str, asked: list[Any], params: list[SamplingParams], batch: int) -> list[Completion]:
     drafters = {drafter: load(drafter, target().info)}
-    engine = Engine(target(), drafters, drafter=drafter, tokenizer=tokenizer(), max_batch=batch)
+    engine = Engine(
+        target(), drafters, drafter=drafter, tokenizer=tokenizer(), max_batch=batch, share_prefixes=False
+    )
     return engine.generate(asked, params)
 
 

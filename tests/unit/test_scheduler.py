@@ -303,6 +303,16 @@ def test_prefixes_are_found_by_page_and_only_under_their_salt() -> None:
     assert hits(text, "yours") == 0
 
 
+def test_engines_that_share_no_prefixes_may_use_one_target_in_turn() -> None:
+    target = Watched(cache_tokens=64)
+    for _ in range(3):
+        one = engine(target=target, share_prefixes=False)
+        for _ in range(2):
+            assert one.generate([1] * 40, params())[0].finish_reason == "length"
+        assert one.load.prefix_lookup_tokens == 0
+        assert target.free_pages == 4
+
+
 def test_the_next_turn_of_a_conversation_finds_the_answer_too() -> None:
     one = engine()
     first = one.generate([1] * 10, params(max_tokens=40))[0]

@@ -26,6 +26,7 @@ class Worker:
             context=context,
             cache_tokens=context * sequences,
             max_batch=sequences,
+            share_prefixes=False,
         )
 
     def answer(self, prompt: list[int], tokens: int) -> dict[str, Any]:

@@ -303,6 +303,7 @@ class Audit:
             rule=rule,
             policy=policies.load(self._policy),
             max_batch=batch,
+            share_prefixes=False,
             **subject.engine,
         )
 

@@ -151,7 +151,13 @@ def compare(
     offered = offers(target, tokenizer)
     listener = Listener({name: load(name, target.info, **offered) for name in names})
     plain = Engine(
-        target, {LISTENER: listener}, drafter=LISTENER, tokenizer=tokenizer, nodes=BUDGETS[-1], max_batch=1
+        target,
+        {LISTENER: listener},
+        drafter=LISTENER,
+        tokenizer=tokenizer,
+        nodes=BUDGETS[-1],
+        max_batch=1,
+        share_prefixes=False,
     )
     mixed, recorder = "+".join(names), Recorder(policies.load(policy, make_cost()))
     real = Engine(
@@ -162,6 +168,7 @@ def compare(
         policy=recorder,
         nodes=BUDGETS[-1],
         max_batch=1,
+        share_prefixes=False,
     )
     note(f"{len(prompts)} prompts, plainly with {', '.join(names)} asked at every token, and with {policy}")
     traces: list[Trace] = []

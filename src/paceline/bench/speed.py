@@ -171,6 +171,7 @@ def make_engine(
         tokenizer=tokenizer,
         rule=rule,
         policy=decides,
+        share_prefixes=False,
     )
 
 

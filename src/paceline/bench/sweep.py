@@ -171,6 +171,7 @@ def compare(
             policy=Recorder(policies.load(own or policy, cost and cost()), nodes),
             nodes=nodes * batch,
             max_batch=batch,
+            share_prefixes=False,
         )
 
     plain_report: list[dict[str, Any]] = []
