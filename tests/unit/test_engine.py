@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
 import paceline
-from paceline.core import Drafter, Step
+from paceline.core import Drafter, Rule, Step
 from paceline.drafters import load
 from paceline.engine import Engine
 from paceline.errors import CapacityError, ConfigError
 from paceline.results import Completion, Event
+from paceline.rules.match import match
+from paceline.rules.recursive import recursive
 from paceline.sampling import SamplingParams
 from paceline.targets.table import TableTarget
 from tests.toys import Letters, Oracle, OverBudget
@@ -448,3 +451,20 @@ def test_a_prediction_that_cannot_be_taken_is_refused() -> None:
         two.generate([1, 2], prediction="ab")
     with pytest.raises(ConfigError, match="prediction: give one or one per prompt; got 3, prompts are 2"):
         two.generate([[1], [2]], prediction=["a", "b", "c"])
+
+
+@pytest.mark.parametrize(
+    ("rule", "row_invariant", "promise"),
+    [
+        (match, True, "bit-exact"),
+        (match, False, "bit-exact but for ties"),
+        (recursive, False, "exact in law"),
+    ],
+)
+def test_an_answer_says_what_is_left_of_the_rules_promise_with_this_target(
+    rule: Rule, row_invariant: bool, promise: str
+) -> None:
+    target = TableTarget(VOCABULARY)
+    target.info = replace(target.info, row_invariant=row_invariant)
+    (done,) = engine(target=target, rule=rule).generate([1, 2], params())
+    assert done.promise == promise
