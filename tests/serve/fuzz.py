@@ -20,7 +20,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     # A short context: without max_tokens an answer is as long as that.
-    with running("--context", "64", "--max-batch", "32", "--log-level", "error") as program, program.client() as client:
+    with (
+        running("--context", "64", "--max-batch", "32", "--log-level", "error") as program,
+        program.client() as client,
+    ):
         before = client.post("/v1/chat/completions", json=chat()).json()["choices"]
         done = subprocess.run(
             [

@@ -205,7 +205,7 @@ def _expected(report: dict[str, Any]) -> str:
     if report["same_outputs_promised"]:
         return "which must be 0."
     if report["promise"] == Promise.TIES.value:
-        return "as may\nhappen: on this target rounding decides between tokens that are all but tied; see paceline audit."
+        return "as may\nhappen: on this target rounding decides between tokens that are all but tied."
     if report["promise"] == Promise.LAW.value:
         return "as is to be\nexpected: this rule promises the same law, not the same tokens."
     return "as is to be\nexpected: this rule is lossy and promises nothing."
