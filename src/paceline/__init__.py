@@ -63,11 +63,16 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used, so that `import paceline` costs next to nothing."""
-    if name == "hf":
-        return import_module("paceline.hf")
-    if name not in _HOMES:
+    home = "hf" if name == "hf" else _HOMES.get(name)
+    if home is None:
         raise AttributeError(f"module 'paceline' has no attribute {name!r}")
-    return getattr(import_module(f"paceline.{_HOMES[name]}"), name)
+    try:
+        module = import_module(f"paceline.{home}")
+    except ModuleNotFoundError as missing:
+        if missing.name in ("torch", "transformers"):
+            raise ImportError(f"paceline.{name} needs PyTorch: pip install 'paceline[torch]'") from missing
+        raise
+    return module if name == home else getattr(module, name)
 
 
 def __dir__() -> list[str]:

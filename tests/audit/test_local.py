@@ -216,8 +216,8 @@ def test_other_log_probabilities_are_a_difference_that_can_be_written_down(
 ) -> None:
     real = Laws.logprobs
 
-    def logprobs(self: Laws, node: int, token: int) -> TokenLogprobs:
-        right = real(self, node, token)
+    def logprobs(self: Laws, node: int, token: int, top: int) -> TokenLogprobs:
+        right = real(self, node, token, top)
         return replace(right, logprob=right.logprob - 1) if len(self._draft.tokens) > 1 else right
 
     monkeypatch.setattr(Laws, "logprobs", logprobs)

@@ -60,13 +60,13 @@ SUBJECTS = (
         parts=("warp", "log_law", "truncate"),
         same=frozenset(
             {
-                "sampling.py:249: logits > 0 -> logits >= 0",  # 0 times r is 0 over r
+                "sampling.py:255: logits > 0 -> logits >= 0",  # 0 times r is 0 over r
                 # All tokens are within a share of 1, and none is below a probability of 0.
-                "sampling.py:289: params.top_p < 1 -> params.top_p <= 1",
-                "sampling.py:289: 1 -> 2",
-                "sampling.py:292: params.top_p < 1 -> params.top_p <= 1",
-                "sampling.py:292: 1 -> 2",
-                "sampling.py:298: params.min_p > 0 -> params.min_p >= 0",
+                "sampling.py:297: params.top_p < 1 -> params.top_p <= 1",
+                "sampling.py:297: 1 -> 2",
+                "sampling.py:300: params.top_p < 1 -> params.top_p <= 1",
+                "sampling.py:300: 1 -> 2",
+                "sampling.py:306: params.min_p > 0 -> params.min_p >= 0",
             }
         ),
     ),
@@ -79,11 +79,11 @@ SUBJECTS = (
                 "laws.py:49: 2 -> 3",
                 "laws.py:64: x > 0 -> x >= 0",  # 0 times r is 0 over r
                 # The compiled draw gives what the other does, which tests/native show.
-                "laws.py:207: if fused_draw is not None and logits.dtype == np.float32: -> "
+                "laws.py:214: if fused_draw is not None and logits.dtype == np.float32: -> "
                 "if not (fused_draw is not None and logits.dtype == np.float32):",
-                "laws.py:207: fused_draw is not None and logits.dtype == np.float32 -> "
+                "laws.py:214: fused_draw is not None and logits.dtype == np.float32 -> "
                 "fused_draw is not None or logits.dtype == np.float32",
-                "laws.py:207: fused_draw is not None -> fused_draw is None",
+                "laws.py:214: fused_draw is not None -> fused_draw is None",
             }
         ),
     ),

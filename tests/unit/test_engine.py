@@ -415,10 +415,20 @@ def test_the_package_imports_fast_and_names_what_it_offers() -> None:
     code += "; assert 'numpy' not in sys.modules"
     seconds = min(float(subprocess.check_output([sys.executable, "-c", code])) for _ in range(3))
     assert seconds < 0.3
-    assert {name for name in paceline.__all__ if getattr(paceline, name)} == set(paceline.__all__)
+    assert all(getattr(paceline, name) for name in paceline.__all__ if paceline._HOMES[name] != "hf")
     assert set(paceline.__all__) == set(paceline._HOMES)
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = paceline.nonsense
+
+
+def test_without_pytorch_its_names_say_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "paceline.hf", raising=False)
+    for name in ("hf", "accelerate"):
+        with pytest.raises(
+            ImportError, match=rf"paceline.{name} needs PyTorch: pip install 'paceline\[torch\]'"
+        ):
+            getattr(paceline, name)
 
 
 def test_a_prediction_goes_to_the_drafter_of_that_name_and_changes_nothing() -> None:
