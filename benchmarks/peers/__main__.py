@@ -121,9 +121,31 @@ def _run(options: argparse.Namespace) -> int:
         note=note,
     )
     entries = contest.choose(found(plan), prompts, options.tokens, note)
+
+    def record() -> str:
+        """What is known so far, written into the file: hours of measuring are not lost with what comes after."""
+        results = report.rows(entries, PREFILL_TOKENS)
+        known = {
+            "machine": machine(kernels.chosen(), options.threads),
+            "prompts": len(prompts),
+            "tokens": options.tokens,
+            "model": options.model,
+            "title": weights.config.name,
+            "prefill_tokens": PREFILL_TOKENS,
+            "summary": report.summary(entries, results),
+            "results": results,
+            "versions": versions(),
+        }
+        line = json.dumps(known)
+        with write_atomically(options.output) as file:
+            file.write(line.encode() + b"\n")
+        return line
+
     long_prompt = list(islice(cycle(chain.from_iterable(prompts)), PREFILL_TOKENS))
     contest.race(entries, prompts, options.tokens, long_prompt, note)
+    record()
     contest.batches(entries, prompts, options.tokens, STREAMS, note)
+    record()
     own = next(entry for entry in entries if entry.contender.engine == report.ENGINE)
     if own.error is None:
         texts = [
@@ -131,22 +153,8 @@ def _run(options: argparse.Namespace) -> int:
             for prompt, answer in zip(prompts, own.answers, strict=True)
         ]
         contest.laws(entries, reference(plan), texts[: options.laws], note)
-    results = report.rows(entries, PREFILL_TOKENS)
-    record = {
-        "machine": machine(kernels.chosen(), options.threads),
-        "prompts": len(prompts),
-        "tokens": options.tokens,
-        "model": options.model,
-        "title": weights.config.name,
-        "prefill_tokens": PREFILL_TOKENS,
-        "summary": report.summary(entries, results),
-        "results": results,
-        "versions": versions(),
-    }
-    line = json.dumps(record)
-    with write_atomically(options.output) as file:
-        file.write(line.encode() + b"\n")
-    note(report.table(record))
+    line = record()
+    note(report.table(json.loads(line)))
     print(line)
     return 0
 

@@ -24,8 +24,10 @@ def pythons(plan: Plan) -> tuple[Path, ...]:
     if plan.llama_pythons:
         return plan.llama_pythons
     amx = Path("/proc/cpuinfo").exists() and "amx_int8" in Path("/proc/cpuinfo").read_text()
-    off = "-mno-amx-int8 -mno-amx-tile -mno-amx-bf16"
-    variables = {"CMAKE_ARGS": f"-DCMAKE_C_FLAGS='{off}' -DCMAKE_CXX_FLAGS='{off}'"} if amx else None
+    # One flag each: the build splits these arguments at every space, quoted or not.
+    variables = (
+        {"CMAKE_ARGS": " ".join(f"-DCMAKE_{x}_FLAGS=-mno-amx-int8" for x in ("C", "CXX"))} if amx else None
+    )
     required = [f"llama-cpp-python=={VERSION}"]
     return (environment(plan, "llama_cpp", required, source=["llama-cpp-python"], variables=variables),)
 
