@@ -123,7 +123,7 @@ def _run(options: argparse.Namespace) -> int:
     entries = contest.choose(found(plan), prompts, options.tokens, note)
 
     def record() -> str:
-        """What is known so far; also written into the file, so that a later failure costs nothing measured."""
+        """What is known so far; written into the file, so that a later failure costs nothing measured."""
         results = report.rows(entries, PREFILL_TOKENS)
         known = {
             "machine": machine(kernels.chosen(), options.threads),
