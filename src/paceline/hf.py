@@ -190,6 +190,7 @@ class _Row:
         self.prompt = prompt
         self.answer: list[int] = []
         self.ended = False
+        self.error: Exception | None = None  # what a processor raised
         self.kept: dict[int, tuple[NDArray[Any], NDArray[Any]]] = {}  # place in the answer: logits, scores
         self._ids = ids  # with the padding on its left, which processors and criteria are used to
         self._row, self._rows = place
@@ -204,7 +205,11 @@ class _Row:
         answer = tokens[len(self.prompt) :]
         given = torch.from_numpy(logits).to(self._ids.device)
         # Some processors treat every row of the batch differently: let ours stand at its own place.
-        batch = self._processors(self._with(answer).repeat(self._rows, 1), given.repeat(self._rows, 1))
+        try:
+            batch = self._processors(self._with(answer).repeat(self._rows, 1), given.repeat(self._rows, 1))
+        except Exception as error:
+            self.error = error
+            raise
         scores = batch[self._row].cpu().numpy()
         if self._keeps:
             # The target's own scores come after a drafter's, and those of an emitted token last of all.
@@ -248,8 +253,10 @@ def _run(engine: Engine, rows: Sequence[_Row], room: int, sample: bool) -> None:
                     continue
                 row = running[event.request]
                 row.hear(event.token_ids)
-                if event.finish is not None and event.finish.finish_reason == "cancelled":
-                    raise ConfigError(f"the answer cannot go on: {event.finish.stop_reason}")
+                if event.finish is not None and event.finish.finish_reason in ("cancelled", "error"):
+                    why = f"the answer cannot go on: {event.finish.stop_reason}"
+                    cancelled = event.finish.finish_reason == "cancelled"
+                    raise row.error or (ConfigError(why) if cancelled else RuntimeError(why))
                 if row.ended or event.finish is not None:
                     del running[event.request]
                     engine.cancel(event.request)

@@ -133,13 +133,13 @@ class Controls:
         """A copy of the logits [V] after penalties, bias and masks.
 
         answered: tokens of the answer before the one to draw, `path` included; path: drafted tokens
-        behind the committed history. Where the masks leave no token, that is noted in `failures`, and the
-        logits come back as they are.
+        behind the committed history. Where the masks leave no token, or the caller's processor fails, that
+        is noted in `failures`, and the logits come back as they are.
         """
         adjusted, failure = self._adjusted(logits, answered, path)
         if failure is None:
             return adjusted
-        self.failures[tuple(path)] = Failure("cancelled", failure)
+        self.failures[tuple(path)] = failure
         return logits.copy()
 
     def attempt(self, logits: NDArray[Any], answered: int, path: Sequence[int]) -> NDArray[Any]:
@@ -150,7 +150,7 @@ class Controls:
 
     def _adjusted(
         self, logits: NDArray[Any], answered: int, path: Sequence[int]
-    ) -> tuple[NDArray[Any], str | None]:
+    ) -> tuple[NDArray[Any], Failure | None]:
         """A copy of the logits [V] after all controls, and why no token is left, if none is."""
         adjusted = logits.copy()
         if self._tally is not None:
@@ -158,9 +158,14 @@ class Controls:
         if len(self._biases):
             adjusted[self._bias_tokens] += self._biases.astype(logits.dtype)
         if self.params.logits_processor is not None:
-            processed = self.params.logits_processor([*self._tokens, *path], adjusted)
-            adjusted = np.array(processed, logits.dtype)
-        return adjusted, self._mask(adjusted, answered, path) if self._masks else None
+            try:
+                processed = self.params.logits_processor([*self._tokens, *path], adjusted)
+                adjusted = np.array(processed, logits.dtype).reshape(logits.shape)
+            except Exception as error:  # of the caller's own code: it ends this answer and no other
+                said = " ".join(f"{type(error).__name__}: {error}".split())
+                return adjusted, Failure("error", f"the logits_processor failed: {said}")
+        why = self._mask(adjusted, answered, path) if self._masks else None
+        return adjusted, None if why is None else Failure("cancelled", why)
 
     def _mask(self, logits: NDArray[Any], answered: int, path: Sequence[int]) -> str | None:
         """Apply the masks in place; why they leave no token, if they leave none."""

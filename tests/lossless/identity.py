@@ -6,8 +6,10 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from paceline import policies
 from paceline.core import Drafter, Rule, Target
@@ -21,7 +23,12 @@ from paceline.targets.table import TableTarget
 from tests import discovery
 from tests.toys import ADVERSARIES, VOCABULARY, Empty, Letters, SketchingTable
 
-SLOPE = np.linspace(0, 4, VOCABULARY)
+
+def slanted(tokens: Sequence[int], logits: NDArray[Any]) -> NDArray[Any]:
+    """A user's own logits processor: what it does depends on the tokens before."""
+    return logits + sum(tokens) % 3 * np.linspace(0, 4, VOCABULARY)[np.arange(len(logits)) % VOCABULARY]
+
+
 SETTINGS = (
     {"temperature": 0},
     {"temperature": 0, "repetition_penalty": 1.3, "min_tokens": 4},
@@ -31,7 +38,7 @@ SETTINGS = (
     {"temperature": 1.3, "top_k": 4},
     {"temperature": 0.9, "logit_bias": {3: 4.0, 7: -100.0}},
     {"temperature": 1.0, "min_tokens": 5},
-    {"temperature": 1.0, "logits_processor": lambda tokens, logits: logits + sum(tokens) % 3 * SLOPE},
+    {"temperature": 1.0, "logits_processor": slanted},
     {"temperature": 1.0, "stop_token_ids": (2, 9)},
     {"temperature": 1.0, "stop": ("bc", "f", "dde", "kbi"), "min_tokens": 2},
     {"temperature": 0.5, "ignore_eos": True, "top_k": 6, "top_p": 0.8, "min_p": 0.02},

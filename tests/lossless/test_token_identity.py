@@ -238,8 +238,8 @@ BROKEN = {
         Matcher, "after", lambda original: lambda self, path: original(self, ()),
     ),
     "logprobs of the place before": (
-        Laws, "logprobs", lambda original: lambda self, node, token: original(
-            self, max(self._parents[node], self._draft.roots[0]), token
+        Laws, "logprobs", lambda original: lambda self, node, token, top: original(
+            self, max(self._parents[node], self._draft.roots[0]), token, top
         ),
     ),
 }  # fmt: skip

@@ -79,11 +79,11 @@ SUBJECTS = (
                 "laws.py:49: 2 -> 3",
                 "laws.py:64: x > 0 -> x >= 0",  # 0 times r is 0 over r
                 # The compiled draw gives what the other does, which tests/native show.
-                "laws.py:214: if fused_draw is not None and logits.dtype == np.float32: -> "
+                "laws.py:219: if fused_draw is not None and logits.dtype == np.float32: -> "
                 "if not (fused_draw is not None and logits.dtype == np.float32):",
-                "laws.py:214: fused_draw is not None and logits.dtype == np.float32 -> "
+                "laws.py:219: fused_draw is not None and logits.dtype == np.float32 -> "
                 "fused_draw is not None or logits.dtype == np.float32",
-                "laws.py:214: fused_draw is not None -> fused_draw is None",
+                "laws.py:219: fused_draw is not None -> fused_draw is None",
             }
         ),
     ),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -17,6 +18,15 @@ from tests.sim.world import SOMETIMES, simulate
 
 SEEDS = 200
 """`make sim` runs 10,000."""
+
+
+@pytest.fixture(autouse=True)
+def level() -> Iterator[None]:
+    """Simulations silence the log; other tests listen to it."""
+    log = logging.getLogger("paceline")
+    before = log.level
+    yield
+    log.setLevel(before)
 
 
 def test_whatever_happens_answers_are_plain_decoding_s_and_the_books_balance() -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import paceline
 from paceline.core import Drafter, Rule, Step
@@ -478,3 +481,15 @@ def test_an_answer_says_what_is_left_of_the_rules_promise_with_this_target(
     target.info = replace(target.info, row_invariant=row_invariant)
     (done,) = engine(target=target, rule=rule).generate([1, 2], params())
     assert done.promise == promise
+
+
+@pytest.mark.parametrize("broken", [lambda tokens, logits: 1 / 0, lambda tokens, logits: logits[1:]])
+def test_a_logits_processor_that_fails_ends_its_own_answer_only(broken: Callable[..., Any]) -> None:
+    def later(tokens: Sequence[int], logits: NDArray[Any]) -> NDArray[Any]:
+        return broken(tokens, logits) if len(tokens) > 6 else logits
+
+    both = engine(oracle()).generate([[1, 2], [1, 2]], [params(logits_processor=later), params()])
+    assert both[0].token_ids == FULL.token_ids[:5]
+    assert both[0].finish_reason == "error"
+    assert "the logits_processor failed: " in str(both[0].stop_reason)
+    assert both[1].token_ids == FULL.token_ids
