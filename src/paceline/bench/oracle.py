@@ -109,9 +109,8 @@ def run(
         model,
         threads,
         prompts,
-        chosen,
         note,
-        lambda setup, chosen: compare(setup, drafters, chosen, params, note, policy),
+        lambda setup: compare(setup, drafters, chosen, params, note, policy),
     )
 
 

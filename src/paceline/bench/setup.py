@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,7 +12,6 @@ from paceline.policies import PassCost
 from paceline.rules.match import match
 
 if TYPE_CHECKING:
-    from paceline.bench.prompts import Prompt
     from paceline.core import Drafter, Policy, Rule, Target
     from paceline.models.tokenizer import Tokenizer
 
@@ -78,14 +77,12 @@ def measured(
     model: str,
     threads: int | None,
     prompts: Path | None,
-    chosen: Sequence[Prompt],
     note: Note,
-    measure: Callable[[Setup, Sequence[Prompt]], dict[str, Any]],
+    measure: Callable[[Setup], dict[str, Any]],
 ) -> dict[str, Any]:
     """Load a model, measure on it, and say with the result what it was measured on.
 
-    prompts: the file of the prompts `chosen`, None for those that come along. Raises ConfigError,
-    ModelFileError.
+    prompts: the file that they come from, None for those that come along. Raises ConfigError, ModelFileError.
     """
     from paceline.pretrained import load_model, pass_cost
 
@@ -94,7 +91,7 @@ def measured(
     return {
         "model": model,
         "title": target.info.name,
-        **measure(Setup(target, tokenizer, lambda: pass_cost(target)), chosen),
+        **measure(Setup(target, tokenizer, lambda: pass_cost(target))),
         "prompts_from": str(prompts or "those that come along"),
         **provenance(model),
         "machine": machine(target.isa, target.threads),

@@ -67,9 +67,8 @@ def run(
         model,
         threads,
         prompts,
-        chosen,
         note,
-        lambda setup, chosen: compare(setup, drafters, chosen, params, note, decides, policy),
+        lambda setup: compare(setup, drafters, chosen, params, note, decides, policy),
     )
 
 

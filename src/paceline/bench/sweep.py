@@ -107,9 +107,8 @@ def run(
         model,
         threads,
         prompts,
-        chosen,
         note,
-        lambda setup, chosen: compare(setup, drafters, lists, chosen, params, note, decides, policy),
+        lambda setup: compare(setup, drafters, lists, chosen, params, note, decides, policy),
     )
 
 

@@ -64,9 +64,8 @@ def run(
         model,
         threads,
         prompts,
-        chosen,
         note,
-        lambda setup, chosen: compare(setup, names, chosen, params, seconds, note),
+        lambda setup: compare(setup, names, chosen, params, seconds, note),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -37,7 +38,7 @@ class Choice:
         self.finish = event.finish
 
 
-class Answer:
+class Answer(ABC):
     """All answers of one HTTP request, and what is said of them: in one response once they are complete, or
     in records of a stream while they grow. Subclasses are the forms of the routes.
 
@@ -66,21 +67,25 @@ class Answer:
         """Add an event to the answer with this index."""
         self.choices[index].take(event)
 
+    @abstractmethod
     def response(self) -> Json:
         """The whole response."""
-        raise NotImplementedError
+        ...
 
+    @abstractmethod
     def opening(self) -> Iterator[Json]:
         """Records before any token."""
-        raise NotImplementedError
+        ...
 
+    @abstractmethod
     def grow(self, index: int, event: Event) -> Iterator[Json]:
         """`take`, and the records for it."""
-        raise NotImplementedError
+        ...
 
+    @abstractmethod
     def closing(self) -> Iterator[Json]:
         """Records behind all tokens."""
-        raise NotImplementedError
+        ...
 
     @property
     def read(self) -> int:
@@ -139,17 +144,20 @@ class Choices(Answer):
         if self.job.include_usage:
             yield {**self._chunk([]), "usage": self.usage(), **self.made()}
 
+    @abstractmethod
     def _whole(self, index: int) -> Json:
         """A choice of the response."""
-        raise NotImplementedError
+        ...
 
+    @abstractmethod
     def _opening(self, index: int) -> Json | None:
         """A choice of the first chunk, if there is one before any token."""
-        raise NotImplementedError
+        ...
 
+    @abstractmethod
     def _part(self, index: int, event: Event, tokens: int, characters: int) -> Json:
         """A choice of a chunk; tokens, characters: how many of them came before."""
-        raise NotImplementedError
+        ...
 
     def _chunk(self, choices: Sequence[Json]) -> Json:
         return {**self._head, "object": self.part, "choices": choices}
