@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -83,6 +85,11 @@ PACKAGES = ("msgspec", "prometheus_client", "starlette", "uvicorn")
 )
 @click.option("--vllm-metric-names", is_flag=True, help='Begin the names in /metrics with "vllm:".')
 @click.option(
+    "--otlp-endpoint",
+    metavar="URL",
+    help="Send a span and times of each request to an OpenTelemetry collector, as http://localhost:4318.",
+)
+@click.option(
     "--log-level",
     type=click.Choice(["info", "warning", "error"]),
     default="info",
@@ -109,6 +116,7 @@ def command(
     strict: bool,
     drain_timeout: float,
     vllm_metric_names: bool,
+    otlp_endpoint: str | None,
     log_level: str,
 ) -> None:
     """Answer OpenAI's HTTP interface: chat, completions, responses, streaming, JSON schemas, tools.
@@ -131,6 +139,7 @@ def command(
         strict=strict,
         drain_s=drain_timeout,
         metric_prefix="vllm:" if vllm_metric_names else "paceline:",
+        otlp_endpoint=_collector(otlp_endpoint),
         log_level=log_level,
     )
     if models is not None:
@@ -155,6 +164,18 @@ def command(
         served, memory = {settings.served_name(model): one}, None
     code = program.serve(served, memory, listening, lambda line: click.echo(line, err=True))
     click.get_current_context().exit(code)
+
+
+def _collector(endpoint: str | None) -> str | None:
+    """The address of a collector. Raises ConfigError if it is none, or without the packages to reach it."""
+    if endpoint is not None:
+        if not re.fullmatch(r"https?://[^/\s]+(/\S*)?", endpoint):
+            raise ConfigError(f"--otlp-endpoint must be as http://localhost:4318, got {endpoint!r}")
+        try:
+            distribution("opentelemetry-exporter-otlp-proto-http")
+        except PackageNotFoundError:
+            raise ConfigError('--otlp-endpoint needs pip install "paceline[otel]"') from None
+    return endpoint
 
 
 def _only_models() -> None:
