@@ -23,6 +23,7 @@ from torch import Tensor
 
 from paceline.core import Draft, Scores, TargetInfo, Tree, Verdict, View
 from paceline.errors import CapacityError, ConfigError
+from paceline.targets._options import within
 from paceline.targets.torch_attention import Cached, Pass, Span, Switch, ancestors, blocks
 
 PAGE_TOKENS = 16
@@ -59,9 +60,9 @@ class TorchTarget:
         refuse(model)
         config = model.config.get_text_config()
         trained = longest(config)
-        context = _within("context", context, trained, PROBED, trained)
-        cache_tokens = _within("cache_tokens", cache_tokens, CACHE_SEQUENCES * context, PROBED, 1 << 28)
-        self.rows = None if rows is None else _within("rows", rows, rows, 1, min(context, cache_tokens))
+        context = within("context", context, trained, PROBED, trained)
+        cache_tokens = within("cache_tokens", cache_tokens, CACHE_SEQUENCES * context, PROBED, 1 << 28)
+        self.rows = None if rows is None else within("rows", rows, rows, 1, min(context, cache_tokens))
         self.model = model
         self._device = model.get_input_embeddings().weight.device
         self._switch = Switch(model, alike=rows is not None)
@@ -277,11 +278,3 @@ def _on_host(values: Tensor) -> NDArray[Any]:
     """float64 as it is, everything else as float32, in the host's memory."""
     found: NDArray[Any] = (values if values.dtype is torch.float64 else values.float()).cpu().numpy()
     return found
-
-
-def _within(name: str, value: int | None, default: int, low: int, high: int) -> int:
-    if value is None:
-        return default
-    if not low <= value <= high:
-        raise ConfigError(f"{name} is {value}, allowed: {low} to {high}")
-    return value
