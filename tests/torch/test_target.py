@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_array_equal
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSpeechSeq2Seq
 
 from paceline.core import NOTHING, Draft, Tree, Verdict, View
 from paceline.drafters import load
 from paceline.engine import Engine
 from paceline.errors import ConfigError
 from paceline.sampling import SamplingParams
-from paceline.targets.torch import TorchTarget, longest
+from paceline.targets.torch import TorchTarget
+from paceline.targets.torch_models import longest
 from tests.torch.families import FAMILIES, VOCABULARY, model, small
 
 ROWS = 8
@@ -147,17 +148,42 @@ def test_the_model_stays_as_it_was() -> None:
         ),
         (lambda: small("bloom", n_head=4, n_layer=2), "BloomForCausalLM"),
         (lambda: model("llama").train(), "training mode"),
-        (lambda: model("llama").model, "no causal language model"),
+        (lambda: model("llama").model, "no language model"),
         (
             lambda: AutoModelForSeq2SeqLM.from_config(
                 AutoConfig.for_model(
-                    "t5", vocab_size=50, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2
+                    "switch_transformers",
+                    vocab_size=50,
+                    d_model=16,
+                    d_kv=8,
+                    d_ff=16,
+                    num_layers=1,
+                    num_heads=2,
                 )
             ).eval(),
-            "encoder",
+            "SwitchTransformersForConditionalGeneration cannot be served",
+        ),
+        (
+            lambda: AutoModelForSpeechSeq2Seq.from_config(
+                AutoConfig.for_model(
+                    "whisper",
+                    d_model=16,
+                    encoder_layers=1,
+                    decoder_layers=1,
+                    encoder_attention_heads=2,
+                    decoder_attention_heads=2,
+                    encoder_ffn_dim=16,
+                    decoder_ffn_dim=16,
+                    vocab_size=50,
+                    pad_token_id=0,
+                    bos_token_id=1,
+                    eos_token_id=2,
+                )
+            ).eval(),
+            "WhisperForConditionalGeneration reads input_features",
         ),
     ],
-    ids=["mamba", "falcon", "bloom", "training", "no head", "t5"],
+    ids=["mamba", "falcon", "bloom", "training", "no head", "switch", "whisper"],
 )
 def test_a_model_that_cannot_be_served_is_refused_by_name(make: Any, says: str) -> None:
     try:

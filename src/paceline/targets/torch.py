@@ -1,4 +1,4 @@
-"""Any causal language model of the transformers library, on PyTorch.
+"""Language models of the transformers library, on PyTorch.
 
 The model's own classes do the work; attention and cache are ours (`paceline.targets.torch_attention`), so
 that packed rows of several sequences, drafted trees and rewinding cost no copies of the cache. A model is
@@ -21,10 +21,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from paceline.core import Draft, Scores, TargetInfo, Tree, Verdict, View
+from paceline.core import NOTHING, Draft, Scores, TargetInfo, Tree, Verdict, View
 from paceline.errors import CapacityError, ConfigError
 from paceline.targets._options import within
-from paceline.targets.torch_attention import Cached, Pass, Span, Switch, ancestors, blocks
+from paceline.targets.torch_attention import Cached, Pass, Source, Span, Switch, ancestors, blocks
+from paceline.targets.torch_models import EncoderDecoder, calls_of, longest
 
 PAGE_TOKENS = 16
 CACHE_SEQUENCES = 4
@@ -39,11 +40,11 @@ the last is for 16 bits and fewer."""
 class TorchTarget:
     """The target behind `pip install paceline[torch]`.
 
-    model: a causal language model of transformers, in eval mode; it stays usable as it is, and its dtype and
-    device are kept. context: tokens one sequence may hold, None = what the model was made for; cache_tokens:
-    tokens of all sequences together, None = four full ones (memory is taken as it is used, and up to half as
-    much again); rows: None, or the exact number of rows of every call, which makes answers bit-exact (see
-    above); vocabulary: fingerprint of the tokenizer.
+    model: a causal language model or an encoder-decoder model of transformers, in eval mode; it stays usable
+    as it is, and its dtype and device are kept. context: tokens one sequence may hold, None = what the model
+    was made for; cache_tokens: tokens of all sequences together, None = four full ones (memory is taken as it
+    is used, and up to half as much again); rows: None, or the exact number of rows of every call, which makes
+    answers bit-exact (see above); vocabulary: fingerprint of the tokenizer.
 
     Raises ConfigError for a model that cannot be served and for an option out of range.
     """
@@ -57,8 +58,8 @@ class TorchTarget:
         rows: int | None = None,
         vocabulary: str = "",
     ) -> None:
-        refuse(model)
-        config = model.config.get_text_config()
+        self._calls = calls_of(model)
+        config = self._calls.config
         trained = longest(config)
         context = within("context", context, trained, PROBED, trained)
         cache_tokens = within("cache_tokens", cache_tokens, CACHE_SEQUENCES * context, PROBED, 1 << 28)
@@ -77,9 +78,10 @@ class TorchTarget:
             max_positions=context,
             cache_tokens=-(-cache_tokens // PAGE_TOKENS) * PAGE_TOKENS,
             page_tokens=PAGE_TOKENS,
-            taps=frozenset(f"hidden.{layer}" for layer in range(config.num_hidden_layers + 1)),
+            taps=frozenset(f"hidden.{layer}" for layer in range(self._calls.layers + 1)),
             vocabulary=vocabulary,
             row_invariant=rows is not None,
+            inputs=self._calls.inputs,
         )
         self._check()
 
@@ -112,32 +114,34 @@ class TorchTarget:
         before = torch.ones(last - first, start, dtype=torch.bool)
         own = torch.as_tensor(draft.positions[first:last], dtype=torch.int64)
         return _Row(
-            cached, first, start, torch.cat((torch.arange(start), own)), torch.cat((before, above), 1)
+            cached,
+            first,
+            start,
+            torch.cat((torch.arange(start), own)),
+            torch.cat((before, above), 1),
+            draft.inputs.get(slot),
         )
 
     def _call(
         self, draft: Draft, first: int, last: int, spans: Sequence[Span], taps: frozenset[str]
     ) -> Scores:
         """Call the model for the nodes [first, last)."""
-        inputs = torch.zeros(3, 1, self.rows or last - first, dtype=torch.int64)
-        inputs[0, 0, : last - first] = torch.as_tensor(draft.tokens[first:last])
-        inputs[1, 0, : last - first] = torch.as_tensor(draft.positions[first:last])
-        inputs[2] = 1
-        tokens, positions, ones = inputs.to(self._device)
+        packed = torch.zeros(2, 1, self.rows or last - first, dtype=torch.int64)
+        packed[0, 0, : last - first] = torch.as_tensor(draft.tokens[first:last])
+        packed[1, 0, : last - first] = torch.as_tensor(draft.positions[first:last])
+        tokens, positions = packed.to(self._device)
         scored = draft.scored[(draft.scored >= first) & (draft.scored < last)] - first
         wanted = torch.as_tensor(scored, dtype=torch.int64).to(self._device)
         with self._switch.on(Pass(spans, nodewise=self.rows is not None)):
             out = self.model(
-                input_ids=tokens,
-                position_ids=positions,
-                attention_mask=ones,  # rows are told apart by us, not by leaps in the positions
+                **self._calls.arguments(tokens, positions),
                 use_cache=False,
                 output_hidden_states=bool(taps),
                 return_dict=True,
                 **({"logits_to_keep": wanted} if self._keeps_some else {}),
             )
         logits = out.logits[0] if self._keeps_some else out.logits[0, wanted]
-        layers = {tap: out.hidden_states[int(tap.removeprefix("hidden."))] for tap in taps}
+        layers = {tap: out[self._calls.hidden][int(tap.removeprefix("hidden."))] for tap in taps}
         features = {tap: _on_host(layer[0, : last - first]) for tap, layer in layers.items()}
         return Scores(_on_host(logits), features)
 
@@ -158,6 +162,16 @@ class TorchTarget:
                 known = (root if root >= 0 else offsets[row + 1] - 1) - first + 1
                 self._cached[slot].keep(known, [node - first for node in verdict.paths[row]])
 
+    def source(self, encoded: Tensor) -> Source:
+        """What a request of an encoder-decoder model has as `inputs`. encoded: what the model's encoder made
+        of the source, [E, hidden size], without padding.
+
+        Raises ConfigError for a model that has no encoder.
+        """
+        if not isinstance(self._calls, EncoderDecoder):
+            raise ConfigError(f"{type(self.model).__name__} has no encoder")
+        return self._calls.source(encoded)
+
     def release(self, slots: Sequence[int]) -> None:
         """Forget these sequences and free their memory."""
         for slot in slots:
@@ -169,15 +183,20 @@ class TorchTarget:
 
     def _check(self) -> None:
         """Hold a text, read in parts and through a tree, against the model's own pass over all of it."""
+        kind = type(self.model).__name__
         text = [(7919 * place + 11) % self.info.vocab_size for place in range(PROBED)]
-        with torch.inference_mode():
-            whole = torch.tensor([text], device=self._device)
-            own = _on_host(self.model(input_ids=whole, use_cache=False).logits[0])
         tree = Tree([text[0], text[4], text[1], text[5]], [-1, -1, 1, 1])
-        self._read(text[:3], 0, 3, Tree((), ()))
-        within = self._read(text[:4], 3, 4, tree, [2, 4])
-        behind = self._read(text, 6, 8, Tree((), ()))
-        self.release([0])
+        try:
+            with torch.inference_mode():
+                whole = torch.tensor([text], device=self._device)
+                own = _on_host(self._calls.own(whole))
+                inputs = self._calls.inputs_of_own(whole)
+            self._read(text[:3], 0, inputs)
+            within = self._read(text[:4], 3, inputs, tree, [2, 4])
+            behind = self._read(text, 6, inputs)
+            self.release([0])
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise ConfigError(f"{kind} cannot be served: {type(error).__name__}: {error}") from error
         gaps = np.stack([*within[[0, 2, 4]], behind[0]]) - own[[3, 4, 5, 7]]
         sizes = np.sqrt(np.mean(gaps**2, 1)) / np.std(own)
         # In few bits a router may choose other experts for a token where two are all but tied.
@@ -185,22 +204,22 @@ class TorchTarget:
         fits = np.median(sizes) <= COARSE_TOLERANCE if allowed is None else sizes.max() <= allowed
         if not fits:
             raise ConfigError(
-                f"{type(self.model).__name__} gives other logits with our attention and cache than with its "
-                "own, and cannot be served"
+                f"{kind} gives other logits with our attention and cache than with its own, and cannot be "
+                "served"
             )
         if self.rows is not None:
-            self._check_rows(self.rows)
+            self._check_rows(self.rows, inputs)
 
-    def _check_rows(self, rows: int) -> None:
+    def _check_rows(self, rows: int, inputs: Any) -> None:
         """Whether a row's bits depend on its place in a call, or on its neighbours."""
         first, token = 11 % self.info.vocab_size, 12 % self.info.vocab_size
-        self._read([first], 0, 1, Tree((), ()))
-        alone = self._read([first, token], 1, 2, Tree((), ()))[0]
+        self._read([first], 0, inputs)
+        alone = self._read([first, token], 1, inputs)[0]
         self.release([0])
         others = [(7919 * place) % self.info.vocab_size for place in range(1, rows)]
         others[rows // 2 : rows // 2 + 1] = [token]
         for tokens in ([token] * (rows - 1), others):
-            logits = self._read([first], 0, 1, Tree(tokens, [-1] * (rows - 1)))[1:]
+            logits = self._read([first], 0, inputs, Tree(tokens, [-1] * (rows - 1)))[1:]
             self.release([0])
             same = [row for row, other in zip(logits, tokens, strict=True) if other == token]
             if not all((row == alone).all() for row in same):
@@ -210,10 +229,11 @@ class TorchTarget:
                 )
 
     def _read(
-        self, history: list[int], start: int, end: int, tree: Tree, path: Sequence[int] = ()
+        self, history: list[int], start: int, inputs: Any, tree: Tree = NOTHING, path: Sequence[int] = ()
     ) -> NDArray[Any]:
         """Score a tree behind known tokens in slot 0, and keep these and the path."""
-        draft = Draft.pack(View([0], [history], [start], [end], [], [], [], []), [tree])
+        view = View([0], [history], [start], [len(history)], [], [], [], [], inputs={0: inputs})
+        draft = Draft.pack(view, [tree])
         logits: NDArray[Any] = self.forward(draft, frozenset()).logits
         self.commit(draft, Verdict([path], [-1]))
         return logits
@@ -228,50 +248,19 @@ class _Row(NamedTuple):
     entry: int
     positions: Tensor
     visible: Tensor
+    inputs: Any
 
 
 def _spans(rows: Sequence[_Row], block: Sequence[tuple[int, int, int]], device: torch.device) -> list[Span]:
     """The parts of the rows that are in a block of nodes."""
     spans, start = [], block[0][1]
     for row, first, last in block:
-        cached, begin, entry, positions, visible = rows[row]
+        cached, begin, entry, positions, visible, inputs = rows[row]
         end = entry + last - begin
         seen = visible[first - begin : last - begin, :end].to(device)
-        spans.append(
-            Span(cached, first - start, last - start, entry + first - begin, positions[:end].to(device), seen)
-        )
+        at = positions[:end].to(device)
+        spans.append(Span(cached, first - start, last - start, entry + first - begin, at, seen, inputs))
     return spans
-
-
-def refuse(model: Any) -> None:
-    """Raises ConfigError for a model that this target can never serve."""
-    kind = type(model).__name__
-    if not hasattr(model, "_supports_logits_to_keep") or model.get_output_embeddings() is None:
-        raise ConfigError(f"{kind} is no causal language model of transformers")
-    if model.config.is_encoder_decoder:
-        raise ConfigError(f"{kind} has an encoder; only decoders are supported")
-    if not model._can_set_attn_implementation():
-        raise ConfigError(f"{kind} does not use transformers' attention interface, which our cache needs")
-    if model._is_stateful:
-        raise ConfigError(f"{kind} keeps a recurrent state, which cannot be rewound when a draft is refused")
-    if model.training:
-        raise ConfigError(f"{kind} is in training mode; call its eval() first")
-
-
-def longest(config: Any) -> int:
-    """How many tokens a sequence may hold. Rotary frequencies that change with the text's length would make
-    a row depend on its neighbours: such models end where they would begin to change."""
-    limit = getattr(config, "max_position_embeddings", None)
-    if limit is None:
-        raise ConfigError(
-            f"{config.model_type} does not say how long its texts may be (max_position_embeddings)"
-        )
-    found: list[int] = [limit]
-    kinds = getattr(config, "rope_parameters", None) or {}
-    for parameters in (kinds, *(kind for kind in kinds.values() if isinstance(kind, dict))):
-        if parameters.get("rope_type") == "longrope":
-            found.append(parameters["original_max_position_embeddings"])
-    return min(found)
 
 
 def _on_host(values: Tensor) -> NDArray[Any]:

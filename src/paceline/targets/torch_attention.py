@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import pairwise, repeat
 from typing import Any
 
 import torch
@@ -70,12 +70,21 @@ class Cached:
 
 
 @dataclass(frozen=True, slots=True)
+class Source:
+    """What a decoder attends to beside its text: keys and values [heads, E, width] of each layer."""
+
+    keys: Sequence[Tensor]
+    values: Sequence[Tensor]
+
+
+@dataclass(frozen=True, slots=True)
 class Span:
     """The nodes of one sequence in a pass: its packed rows [first, last).
 
     entry      where in the sequence's cache the first one's keys and values go
     positions  int64 [entry + n]: of all entries up to the last node's
     visible    bool [n, entry + n]: the entries on each node's own path, itself included
+    inputs     what the sequence has beside tokens: the `Source` of an encoder-decoder model
     """
 
     cached: Cached
@@ -84,6 +93,7 @@ class Span:
     entry: int
     positions: Tensor
     visible: Tensor
+    inputs: Any = None
 
 
 Masks = Sequence[Tensor | None]
@@ -98,6 +108,7 @@ class Pass:
     spans: Sequence[Span]
     nodewise: bool
     layers: set[int] = field(default_factory=set)
+    biases: Sequence[Tensor] | None = None
 
     def masks(self, function: MaskFunction) -> Masks:
         """What each node sees, under a mask function of the model."""
@@ -111,6 +122,16 @@ class Pass:
             seen = seen & function(zero, zero, at[span.entry :, None], at[None, :])
         return None if not self.nodewise and bool(seen.all()) else seen
 
+    def relate(self, module: Any) -> None:
+        """Take over what a module of T5's kind adds to logits by how far apart two tokens are: per span
+        [heads, n, entries]. The layers behind it add the same."""
+        longest = max(len(span.positions) for span in self.spans)
+        by_distance = module.compute_bias(1, longest, past_seen_tokens=longest - 1)[0, :, 0].flip(-1)
+        self.biases = []
+        for span in self.spans:
+            apart = span.positions[span.entry :, None] - span.positions[None, :]
+            self.biases.append(by_distance[:, apart.clamp(min=0)])  # what lies ahead is not seen
+
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, masks: Masks, **how: Any
     ) -> Tensor:
@@ -119,7 +140,7 @@ class Pass:
             raise ConfigError(f"layer {layer} of this model attends twice in a pass, which is not supported")
         self.layers.add(layer)
         out = value.new_zeros(query.shape[2], query.shape[1], value.shape[3])
-        for span, mask in zip(self.spans, masks, strict=True):
+        for span, mask, bias in zip(self.spans, masks, self.biases or repeat(None), strict=False):
             rows = slice(span.first, span.last)
             keys, values = span.cached.write(layer, span.entry, key[0, :, rows], value[0, :, rows])
             queries = query[0, :, rows]
@@ -128,10 +149,22 @@ class Pass:
                 for node, seen in enumerate(mask):
                     entries = seen.nonzero()[:, 0]
                     own = queries[:, node : node + 1]
-                    found = attended(own, keys[:, entries], values[:, entries], None, **how)
+                    added = None if bias is None else bias[:, node : node + 1, entries]
+                    found = attended(own, keys[:, entries], values[:, entries], None, bias=added, **how)
                     out[span.first + node] = found[:, 0]
             else:
-                out[rows] = attended(queries, keys, values, mask, **how).transpose(0, 1)
+                out[rows] = attended(queries, keys, values, mask, bias=bias, **how).transpose(0, 1)
+        return out[None]
+
+    def attend_source(self, layer: int, query: Tensor, **how: Any) -> Tensor:
+        """The attended values [1, N, heads, width] of each sequence's own source."""
+        out = query.new_zeros(query.shape[2], query.shape[1], query.shape[3])
+        for span in self.spans:
+            keys, values = span.inputs.keys[layer], span.inputs.values[layer]
+            size = 1 if self.nodewise else span.last - span.first
+            for first in range(span.first, span.last, size):
+                rows = slice(first, first + size)
+                out[rows] = attended(query[0, :, rows], keys, values, None, **how).transpose(0, 1)
         return out[None]
 
 
@@ -144,17 +177,21 @@ def attended(
     scaling: float | None,
     softcap: float | None,
     sinks: Tensor | None,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """Softmax attention of the queries [heads, n, width] to [key heads, L, width]: [heads, n, value width].
 
-    mask: bool [n, L]; softcap: logits x become softcap * tanh(x / softcap); sinks: [heads], a logit for
-    attending to nothing.
+    mask: bool [n, L]; bias: [heads, n, L], added to the logits; softcap: logits x become
+    softcap * tanh(x / softcap) before; sinks: [heads], a logit for attending to nothing.
     """
     heads, n, width = query.shape
     shared = heads // key.shape[0]  # query heads that share a key head lie side by side
     packed = query.reshape(key.shape[0], shared * n, width)
     if mask is not None:
         mask = mask.repeat(shared, 1)
+    if bias is not None:
+        bias = bias.reshape(packed.shape[0], packed.shape[1], -1).to(query.dtype)
+        mask = bias if mask is None else bias.masked_fill(~mask, -torch.inf)
     if softcap is None and sinks is None:
         out = scaled_dot_product_attention(
             packed[None], key[None], value[None], attn_mask=mask, scale=scaling
@@ -164,7 +201,7 @@ def attended(
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
     if mask is not None:
-        logits = logits.masked_fill(~mask, -torch.inf)
+        logits = logits.masked_fill(~mask, -torch.inf) if bias is None else logits + mask
     if sinks is not None:
         nothing = sinks.to(logits.dtype).reshape(-1, shared, 1).repeat_interleave(n, 1)
         logits = torch.cat((logits, nothing), 2)
@@ -189,14 +226,16 @@ def _attention(
     **_: Any,
 ) -> tuple[Tensor, None]:
     """The attention function that transformers' models call. Windows are in the mask."""
-    if position_bias is not None or not isinstance(attention_mask, list):
-        kind = "biases" if position_bias is not None else "masks of its own making"
-        raise ConfigError(f"{type(module).__name__} attends with {kind}, which this target does not support")
     running = _running.get()
-    out = running.attend(
-        module.layer_idx, query, key, value, attention_mask, scaling=scaling, softcap=softcap, sinks=s_aux
-    )
-    return out, None
+    how: dict[str, Any] = {"scaling": scaling, "softcap": softcap, "sinks": s_aux}
+    if not key.shape[2]:  # nothing is where a decoder would have what it knows of its source
+        return running.attend_source(module.layer_idx, query, **how), None
+    if getattr(module, "has_relative_attention_bias", False):
+        running.relate(module)
+    if (position_bias is not None and running.biases is None) or not isinstance(attention_mask, list):
+        kind = "masks of its own making" if position_bias is None else "biases"
+        raise ConfigError(f"{type(module).__name__} attends with {kind}, which this target does not support")
+    return running.attend(module.layer_idx, query, key, value, attention_mask, **how), None
 
 
 def _mask(*, mask_function: MaskFunction, **_: Any) -> Masks:
