@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from itertools import repeat
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ CACHES = (None, "dynamic", "static", "hybrid", "sliding_window")
 HANDLED = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep"}
 ENCODED = {"encoder_outputs", "decoder_attention_mask"}
 """What is handled beside that where a model has an encoder."""
-Output = Tensor | GenerateDecoderOnlyOutput | GenerateEncoderDecoderOutput
+Output: TypeAlias = Tensor | GenerateDecoderOnlyOutput | GenerateEncoderDecoderOutput
 REMEMBERING = {
     "UnbatchedClassifierFreeGuidanceLogitsProcessor": "guidance_scale",
     "SynthIDTextWatermarkLogitsProcessor": "watermarking_config",
@@ -121,10 +121,16 @@ class Speculative:
         `GenerateDecoderOnlyOutput` or `GenerateEncoderDecoderOutput`. input_ids: the texts to go on from; of
         a model with an encoder those that its decoder begins with."""
         asked = _asked_of_generate()
-        encodes = model.config.is_encoder_decoder
-        prompts = _prompts(input_ids, model_kwargs, "decoder_attention_mask" if encodes else "attention_mask")
+        target = self.prepare(model)
+        encodes, looks = target.info.inputs is Inputs.REQUIRED, target.info.inputs is Inputs.OPTIONAL
         handled = HANDLED | ENCODED if encodes else HANDLED
-        _refuse(generation_config, model_kwargs, handled, asked, logits_processor, len(prompts))
+        if looks:  # the model itself says what becomes of a prompt
+            handled = model_kwargs.keys() - {"inputs_embeds"}
+        _refuse(generation_config, model_kwargs, handled, asked, logits_processor, len(input_ids))
+        kept = _kept(input_ids, model_kwargs, "decoder_attention_mask" if encodes else "attention_mask")
+        if not looks:
+            _check_positions(kept, model_kwargs)
+        prompts = [ids[keep].tolist() for ids, keep in zip(input_ids, kept, strict=True)]
         keeps = generation_config.return_dict_in_generate and (
             generation_config.output_scores or generation_config.output_logits
         )
@@ -137,7 +143,11 @@ class Speculative:
                 f"max_length is {generation_config.max_length}; {engine.target.info.name} holds "
                 f"{engine.target.info.max_positions} tokens"
             )
-        inputs = _sources(engine.target, model_kwargs) if encodes else repeat(None)
+        inputs: Iterable[Any] = repeat(None)
+        if encodes:
+            inputs = _sources(target, model_kwargs)
+        elif looks:
+            inputs = target.see(input_ids, kept, _of_prompts(model_kwargs))
         rows = [
             _Row(
                 ids,
@@ -318,30 +328,38 @@ def _assistant(assistant: Any, target: TorchTarget, config: Any) -> ModelDrafter
     return ModelDrafter(Companion(companion), [1] * depth, Drawn.IID, 0.4 if threshold is None else threshold)
 
 
-def _sources(target: Any, model_kwargs: Mapping[str, Any]) -> list[Any]:
+def _sources(target: TorchTarget, model_kwargs: Mapping[str, Any]) -> list[Any]:
     """What each row's decoder gets of its source, without padding."""
     states, mask = model_kwargs["encoder_outputs"].last_hidden_state, model_kwargs.get("attention_mask")
     kept = (torch.ones(states.shape[:2]) if mask is None else mask).to(states.device, torch.bool)
     return [target.source(row[keep]) for row, keep in zip(states, kept, strict=True)]
 
 
-def _prompts(input_ids: Tensor, model_kwargs: Mapping[str, Any], masked_by: str) -> list[list[int]]:
-    """The prompts without the padding on their left. masked_by: the argument that says where it is."""
+def _of_prompts(model_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that belong to the prompts, such as images, without those that steer decoding."""
+    return {**model_kwargs, "past_key_values": None, "use_cache": False}
+
+
+def _kept(input_ids: Tensor, model_kwargs: Mapping[str, Any], masked_by: str) -> Tensor:
+    """What of the prompts is no padding, bool [B, P]. masked_by: the argument that says so."""
     mask = model_kwargs.get(masked_by)
     kept = torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask.to(torch.bool)
     if kept.shape != input_ids.shape or not bool((kept[:, 1:] >= kept[:, :-1]).all() & kept[:, -1].all()):
         raise ConfigError(f"{masked_by}: prompts must be padded on their left, and nowhere else")
+    return kept
+
+
+def _check_positions(kept: Tensor, model_kwargs: Mapping[str, Any]) -> None:
     positions = model_kwargs.get("position_ids")
     counted = kept.to(torch.int64).cumsum(1) - 1
     if positions is not None and bool(((positions.expand_as(counted) != counted) & kept).any()):
         raise ConfigError("position_ids: only those that count each prompt's tokens from 0 are supported")
-    return [ids[keep].tolist() for ids, keep in zip(input_ids, kept, strict=True)]
 
 
 def _refuse(
     config: Any,
     model_kwargs: Mapping[str, Any],
-    handled: set[str],
+    handled: Set[str],
     asked: Mapping[str, Any],
     processors: Any,
     batch: int,

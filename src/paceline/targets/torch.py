@@ -13,7 +13,7 @@ places.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,7 +25,7 @@ from paceline.core import NOTHING, Draft, Scores, TargetInfo, Tree, Verdict, Vie
 from paceline.errors import CapacityError, ConfigError
 from paceline.targets._options import within
 from paceline.targets.torch_attention import Cached, Pass, Source, Span, Switch, ancestors, blocks
-from paceline.targets.torch_models import EncoderDecoder, calls_of, longest
+from paceline.targets.torch_models import EncoderDecoder, Seen, VisionLanguage, calls_of, longest
 
 PAGE_TOKENS = 16
 CACHE_SEQUENCES = 4
@@ -40,7 +40,7 @@ the last is for 16 bits and fewer."""
 class TorchTarget:
     """The target behind `pip install paceline[torch]`.
 
-    model: a causal language model or an encoder-decoder model of transformers, in eval mode; it stays usable
+    model: a causal, encoder-decoder or vision-language model of transformers, in eval mode; it stays usable
     as it is, and its dtype and device are kept. context: tokens one sequence may hold, None = what the model
     was made for; cache_tokens: tokens of all sequences together, None = four full ones (memory is taken as it
     is used, and up to half as much again); rows: None, or the exact number of rows of every call, which makes
@@ -68,6 +68,7 @@ class TorchTarget:
         self._device = model.get_input_embeddings().weight.device
         self._switch = Switch(model, alike=rows is not None)
         self._cached: dict[int, Cached] = {}
+        self._looked = False  # whether a prompt with inputs was held against the model's own pass
         self.isa = f"torch {self._device} {model.dtype}, rows: {rows or 'any'}".replace("torch.", "")
         self.threads = torch.get_num_threads()
         self.weight_bytes = sum(weight.nbytes for weight in model.parameters())
@@ -134,7 +135,7 @@ class TorchTarget:
         wanted = torch.as_tensor(scored, dtype=torch.int64).to(self._device)
         with self._switch.on(Pass(spans, nodewise=self.rows is not None)):
             out = self.model(
-                **self._calls.arguments(tokens, positions),
+                **self._calls.arguments(tokens, positions, spans),
                 use_cache=False,
                 output_hidden_states=bool(taps),
                 return_dict=True,
@@ -172,6 +173,25 @@ class TorchTarget:
             raise ConfigError(f"{type(self.model).__name__} has no encoder")
         return self._calls.source(encoded)
 
+    def see(self, input_ids: Tensor, kept: Tensor, more: Mapping[str, Any]) -> list[Seen]:
+        """What requests of a vision-language model have as `inputs`, one for each prompt of a batch.
+
+        input_ids: int64 [B, P], the prompts; kept: bool [B, P], without padding; more: what the model's
+        `generate` takes with them, such as pixel_values. The first time, the logits after the first prompt
+        are held against the model's own.
+
+        Raises ConfigError for a model that looks at nothing, or whose images cannot be served.
+        """
+        if not isinstance(self._calls, VisionLanguage):
+            raise ConfigError(f"{type(self.model).__name__} takes tokens only")
+        seen, own = self._calls.see(input_ids, kept, more, whole=not self._looked)
+        if own is not None:
+            text = input_ids[0, kept[0]].tolist()
+            self._hold(self._read(text, 0, seen[0]), _on_host(own[:1]))
+            self.release([0])
+            self._looked = True
+        return seen
+
     def release(self, slots: Sequence[int]) -> None:
         """Forget these sequences and free their memory."""
         for slot in slots:
@@ -197,18 +217,22 @@ class TorchTarget:
             self.release([0])
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise ConfigError(f"{kind} cannot be served: {type(error).__name__}: {error}") from error
-        gaps = np.stack([*within[[0, 2, 4]], behind[0]]) - own[[3, 4, 5, 7]]
+        self._hold(np.stack([*within[[0, 2, 4]], behind[0]]), own[[3, 4, 5, 7]])
+        if self.rows is not None:
+            self._check_rows(self.rows, inputs)
+
+    def _hold(self, logits: NDArray[Any], own: NDArray[Any]) -> None:
+        """Raises ConfigError if our logits [n, V] are not the model's own."""
+        gaps = logits - own
         sizes = np.sqrt(np.mean(gaps**2, 1)) / np.std(own)
         # In few bits a router may choose other experts for a token where two are all but tied.
         allowed = TOLERANCE.get(self.model.dtype)
         fits = np.median(sizes) <= COARSE_TOLERANCE if allowed is None else sizes.max() <= allowed
         if not fits:
             raise ConfigError(
-                f"{kind} gives other logits with our attention and cache than with its own, and cannot be "
-                "served"
+                f"{type(self.model).__name__} gives other logits with our attention and cache than with its "
+                "own, and cannot be served"
             )
-        if self.rows is not None:
-            self._check_rows(self.rows, inputs)
 
     def _check_rows(self, rows: int, inputs: Any) -> None:
         """Whether a row's bits depend on its place in a call, or on its neighbours."""
