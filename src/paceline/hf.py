@@ -189,6 +189,7 @@ class Speculative:
                 policy=policies.load(self._policy),
                 nodes=self._nodes,
                 max_batch=MAX_BATCH,
+                share_prefixes=False,  # several engines have one target, whose model may be trained on
             )
         return engine
 

@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from paceline.core import NOTHING, Draft, Scores, TargetInfo, Tree, Verdict, View
-from paceline.errors import CapacityError, ConfigError
+from paceline.errors import ConfigError
 from paceline.targets._options import within
-from paceline.targets.torch_attention import Cached, Pass, Source, Span, Switch, ancestors, blocks
+from paceline.targets.torch_attention import Pass, Source, Span, Switch, ancestors, blocks
+from paceline.targets.torch_cache import PAGE_TOKENS, Pool
 from paceline.targets.torch_models import EncoderDecoder, Seen, VisionLanguage, calls_of, longest
 
-PAGE_TOKENS = 16
 CACHE_SEQUENCES = 4
 """Unless told otherwise the cache holds this many sequences of full length."""
 PROBED = 8
@@ -67,8 +67,9 @@ class TorchTarget:
         self.model = model
         self._device = model.get_input_embeddings().weight.device
         self._switch = Switch(model, alike=rows is not None)
-        self._cached: dict[int, Cached] = {}
         self._looked = False  # whether a prompt with inputs was held against the model's own pass
+        pages = -(-cache_tokens // PAGE_TOKENS)
+        self._pool = Pool(pages * PAGE_TOKENS)
         self.isa = f"torch {self._device} {model.dtype}, rows: {rows or 'any'}".replace("torch.", "")
         self.threads = torch.get_num_threads()
         self.weight_bytes = sum(weight.nbytes for weight in model.parameters())
@@ -77,12 +78,13 @@ class TorchTarget:
             name=config.name_or_path or model.config.name_or_path or config.model_type,
             vocab_size=config.vocab_size,
             max_positions=context,
-            cache_tokens=-(-cache_tokens // PAGE_TOKENS) * PAGE_TOKENS,
+            cache_tokens=pages * PAGE_TOKENS,
             page_tokens=PAGE_TOKENS,
             taps=frozenset(f"hidden.{layer}" for layer in range(self._calls.layers + 1)),
             vocabulary=vocabulary,
             row_invariant=rows is not None,
             inputs=self._calls.inputs,
+            shares_pages=True,
         )
         self._check()
 
@@ -93,33 +95,35 @@ class TorchTarget:
         Raises CapacityError if the cache is too full, and then nothing has changed.
         """
         offsets = draft.offsets.tolist()
-        self._make_room(draft.slots.tolist(), np.diff(draft.offsets).tolist())
+        slots, starts = draft.slots.tolist(), draft.starts.tolist()
+        for slot, start in zip(slots, starts, strict=True):
+            if self._pool.length(slot) != start:
+                raise ValueError(
+                    f"slot {slot} starts at {start}, but {self._pool.length(slot)} tokens are cached"
+                )
+        ends = (draft.starts + np.diff(draft.offsets)).tolist()
+        self._pool.reserve(dict(zip(slots, ends, strict=True)))
         with torch.inference_mode():
             rows = [self._row(draft, row) for row in range(len(draft.slots))]
             calls = [
-                self._call(draft, block[0][1], block[-1][2], _spans(rows, block, self._device), taps)
+                self._call(draft, block[0][1], block[-1][2], _spans(rows, block), taps)
                 for block in blocks(offsets, self.rows or offsets[-1])
             ]
         features = {tap: np.concatenate([call.features[tap] for call in calls]) for tap in taps}
         return Scores(np.concatenate([call.logits for call in calls]), features)
 
     def _row(self, draft: Draft, row: int) -> _Row:
-        """What a row's nodes may see. Raises ValueError if it does not start where its cache ends."""
+        """What a row's nodes may see."""
         slot, start = int(draft.slots[row]), int(draft.starts[row])
         first, last = int(draft.offsets[row]), int(draft.offsets[row + 1])
-        cached = self._cached.setdefault(slot, Cached())
-        if cached.length != start:
-            raise ValueError(f"slot {slot} starts at {start}, but {cached.length} tokens are cached")
         parents = draft.parents[first:last]
         above = ancestors(np.where(parents < 0, -1, parents - first).tolist())
-        before = torch.ones(last - first, start, dtype=torch.bool)
-        own = torch.as_tensor(draft.positions[first:last], dtype=torch.int64)
         return _Row(
-            cached,
             first,
             start,
-            torch.cat((torch.arange(start), own)),
-            torch.cat((before, above), 1),
+            self._pool.places(slot, start + last - first),
+            np.concatenate((np.arange(start), draft.positions[first:last])),
+            np.concatenate((np.ones((last - first, start), np.bool_), above), 1),
             draft.inputs.get(slot),
         )
 
@@ -133,7 +137,7 @@ class TorchTarget:
         tokens, positions = packed.to(self._device)
         scored = draft.scored[(draft.scored >= first) & (draft.scored < last)] - first
         wanted = torch.as_tensor(scored, dtype=torch.int64).to(self._device)
-        with self._switch.on(Pass(spans, nodewise=self.rows is not None)):
+        with self._switch.on(Pass(spans, self._pool, self._device, nodewise=self.rows is not None)):
             out = self.model(
                 **self._calls.arguments(tokens, positions, spans),
                 use_cache=False,
@@ -146,22 +150,16 @@ class TorchTarget:
         features = {tap: _on_host(layer[0, : last - first]) for tap, layer in layers.items()}
         return Scores(_on_host(logits), features)
 
-    def _make_room(self, slots: Sequence[int], sizes: Sequence[int]) -> None:
-        lengths = {slot: cached.length for slot, cached in self._cached.items()}
-        for slot, size in zip(slots, sizes, strict=True):
-            lengths[slot] = lengths.get(slot, 0) + size
-        held = sum(-(-length // PAGE_TOKENS) * PAGE_TOKENS for length in lengths.values())
-        if held > self.info.cache_tokens:
-            raise CapacityError(f"{held} tokens do not fit in the cache of {self.info.cache_tokens}")
-
     def commit(self, draft: Draft, verdict: Verdict) -> None:
         """Keep what the verdict keeps; other nodes' cache entries are overwritten by the next pass."""
         offsets = draft.offsets.tolist()
+        kept = []
+        for row, slot in enumerate(draft.slots.tolist()):
+            first, root = offsets[row], draft.roots[row]
+            known = (root if root >= 0 else offsets[row + 1] - 1) - first + 1
+            kept.append((slot, known, [node - first for node in verdict.paths[row]]))
         with torch.inference_mode():
-            for row, slot in enumerate(draft.slots.tolist()):
-                first, root = offsets[row], draft.roots[row]
-                known = (root if root >= 0 else offsets[row + 1] - 1) - first + 1
-                self._cached[slot].keep(known, [node - first for node in verdict.paths[row]])
+            self._pool.keep(kept)
 
     def source(self, encoded: Tensor) -> Source:
         """What a request of an encoder-decoder model has as `inputs`. encoded: what the model's encoder made
@@ -193,13 +191,28 @@ class TorchTarget:
         return seen
 
     def release(self, slots: Sequence[int]) -> None:
-        """Forget these sequences and free their memory."""
-        for slot in slots:
-            self._cached.pop(slot, None)
+        """Forget these sequences and free their pages."""
+        self._pool.release(slots)
+
+    def pages(self, slot: int) -> Sequence[int]:
+        """See `paceline.core.PageSharing`."""
+        return self._pool.pages(slot)
+
+    def adopt(self, slot: int, pages: Sequence[int]) -> None:
+        """See `paceline.core.PageSharing`."""
+        self._pool.adopt(slot, pages)
+
+    def hold(self, pages: Sequence[int]) -> None:
+        """See `paceline.core.PageSharing`."""
+        self._pool.books.hold(pages)
+
+    def drop(self, pages: Sequence[int]) -> None:
+        """See `paceline.core.PageSharing`."""
+        self._pool.books.drop(pages)
 
     def read_cache(self, slot: int, layer: int) -> tuple[Tensor, Tensor]:
         """Committed keys and values of one layer, [heads, length, width] each. For tests."""
-        return self._cached[slot].read(layer)
+        return self._pool.read(slot, layer)
 
     def _check(self) -> None:
         """Hold a text, read in parts and through a tree, against the model's own pass over all of it."""
@@ -264,26 +277,25 @@ class TorchTarget:
 
 
 class _Row(NamedTuple):
-    """A whole row. first: its first node; entry: where that one's keys and values go; positions: of all
-    entries; visible: the entries that each node sees."""
+    """A whole row. first: its first node; the rest as in `Span`."""
 
-    cached: Cached
     first: int
     entry: int
-    positions: Tensor
-    visible: Tensor
+    places: NDArray[np.int64]
+    positions: NDArray[np.int64]
+    visible: NDArray[np.bool_]
     inputs: Any
 
 
-def _spans(rows: Sequence[_Row], block: Sequence[tuple[int, int, int]], device: torch.device) -> list[Span]:
+def _spans(rows: Sequence[_Row], block: Sequence[tuple[int, int, int]]) -> list[Span]:
     """The parts of the rows that are in a block of nodes."""
     spans, start = [], block[0][1]
-    for row, first, last in block:
-        cached, begin, entry, positions, visible, inputs = rows[row]
-        end = entry + last - begin
-        seen = visible[first - begin : last - begin, :end].to(device)
-        at = positions[:end].to(device)
-        spans.append(Span(cached, first - start, last - start, entry + first - begin, at, seen, inputs))
+    for number, first, last in block:
+        row = rows[number]
+        entry, end = row.entry + first - row.first, row.entry + last - row.first
+        seen = row.visible[first - row.first : last - row.first, :end]
+        places, positions = row.places[:end], row.positions[:end]
+        spans.append(Span(first - start, last - start, entry, places, positions, seen, row.inputs))
     return spans
 
 
