@@ -296,7 +296,8 @@ class Draft:
 class Scores:
     """What the target says about a draft.
 
-    logits    float [S, V]: raw logits for the token after each scored node, on the target's device
+    logits    float [S, V]: raw logits for the token after each scored node: NumPy's, or if they stay on a
+              device a `paceline.device.OnDevice`
     features  {tap: float [N, H]}: only the taps asked for
     """
 

@@ -126,8 +126,9 @@ def test_a_bias_by_place_in_the_cache_instead_of_by_position_is_noticed(
     right = Pass.relate
 
     def wrong(running: Pass, module: Any) -> None:
-        for span in running.spans:
-            span.positions.copy_(torch.arange(len(span.positions)))
+        (span,) = running.spans
+        running._positions = torch.arange(len(span.places))[None]
+        running._at = running._positions[:, span.entry :]
         right(running, module)
 
     monkeypatch.setattr(Pass, "relate", wrong)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from paceline.core import NOTHING, Draft, Scores, TargetInfo, Tree, Verdict, View
+from paceline.device import OnDevice
 from paceline.errors import ConfigError
 from paceline.targets._options import within
 from paceline.targets.torch_attention import Pass, Source, Span, Switch, ancestors, blocks
@@ -89,8 +90,8 @@ class TorchTarget:
         self._check()
 
     def forward(self, draft: Draft, taps: frozenset[str]) -> Scores:
-        """One pass. The logits are float32 [S, V] in the host's memory, or float64 of a model in float64;
-        features likewise.
+        """One pass. The logits are float32 [S, V], or float64 of a model in float64: on a CPU NumPy's,
+        elsewhere they stay where they are. Features come to the host.
 
         Raises CapacityError if the cache is too full, and then nothing has changed.
         """
@@ -109,8 +110,17 @@ class TorchTarget:
                 self._call(draft, block[0][1], block[-1][2], _spans(rows, block), taps)
                 for block in blocks(offsets, self.rows or offsets[-1])
             ]
+            logits = calls[0].logits if len(calls) == 1 else torch.cat([call.logits for call in calls])
+            logits = self._given(logits)
         features = {tap: np.concatenate([call.features[tap] for call in calls]) for tap in taps}
-        return Scores(np.concatenate([call.logits for call in calls]), features)
+        return Scores(logits, features)
+
+    def _given(self, logits: Tensor) -> Any:
+        """What others get of the logits, once they are there: a policy learns from how long that took."""
+        if self._device.type == "cpu":
+            return logits.numpy()
+        torch.accelerator.synchronize()
+        return OnDevice(logits)
 
     def _row(self, draft: Draft, row: int) -> _Row:
         """What a row's nodes may see."""
@@ -148,7 +158,7 @@ class TorchTarget:
         logits = out.logits[0] if self._keeps_some else out.logits[0, wanted]
         layers = {tap: out[self._calls.hidden][int(tap.removeprefix("hidden."))] for tap in taps}
         features = {tap: _on_host(layer[0, : last - first]) for tap, layer in layers.items()}
-        return Scores(_on_host(logits), features)
+        return Scores(_in_full(logits), features)
 
     def commit(self, draft: Draft, verdict: Verdict) -> None:
         """Keep what the verdict keeps; other nodes' cache entries are overwritten by the next pass."""
@@ -271,7 +281,7 @@ class TorchTarget:
         """Score a tree behind known tokens in slot 0, and keep these and the path."""
         view = View([0], [history], [start], [len(history)], [], [], [], [], inputs={0: inputs})
         draft = Draft.pack(view, [tree])
-        logits: NDArray[Any] = self.forward(draft, frozenset()).logits
+        logits = np.array(self.forward(draft, frozenset()).logits)
         self.commit(draft, Verdict([path], [-1]))
         return logits
 
@@ -299,7 +309,11 @@ def _spans(rows: Sequence[_Row], block: Sequence[tuple[int, int, int]]) -> list[
     return spans
 
 
+def _in_full(values: Tensor) -> Tensor:
+    """float64 as it is, everything else as float32."""
+    return values if values.dtype is torch.float64 else values.float()
+
+
 def _on_host(values: Tensor) -> NDArray[Any]:
-    """float64 as it is, everything else as float32, in the host's memory."""
-    found: NDArray[Any] = (values if values.dtype is torch.float64 else values.float()).cpu().numpy()
+    found: NDArray[Any] = _in_full(values).cpu().numpy()
     return found
