@@ -159,6 +159,28 @@ def gumbel(key: int, count: int) -> NDArray[np.float64]:
     return np.negative(u, out=u)
 
 
+def gumbel_rows(keys: Sequence[int], like: Array) -> Array:
+    """`gumbel` under many keys at a time, float64 [keys, V], in the array library and on the device of `like`
+    [keys, V]. In signed integers, which every library multiplies modulo 2^64."""
+    xp = array_namespace(like)
+    steps = xp.arange(1, like.shape[1] + 1, dtype=xp.int64, device=device(like)) * _signed(GOLDEN)
+    z = xp.asarray([_signed(key) for key in keys], dtype=xp.int64, device=device(like))[:, None] + steps
+    for shift, factor in ((30, FIRST), (27, SECOND)):
+        z = (z ^ _shifted(z, shift)) * _signed(factor)
+    z = _shifted(z ^ _shifted(z, 31), 12)
+    return -xp.log(-xp.log((xp.astype(z, xp.float64) + 0.5) * 2.0**-52))
+
+
+def _shifted(z: Array, count: int) -> Array:
+    """An unsigned shift to the right of signed integers."""
+    return (z >> count) & ((1 << 64 - count) - 1)
+
+
+def _signed(z: int) -> int:
+    """The same 64 bits as a signed integer."""
+    return z - (1 << 64) if z >> 63 else z
+
+
 @lru_cache(maxsize=4)
 def _steps(count: int) -> NDArray[np.uint64]:
     steps = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(GOLDEN)

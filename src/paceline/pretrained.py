@@ -11,6 +11,7 @@ from paceline.errors import ConfigError
 from paceline.models.cache import cache_dir
 from paceline.models.registry import resolve
 from paceline.models.tokenizer import Tokenizer
+from paceline.targets._options import refuse_rows
 
 if TYPE_CHECKING:
     from paceline.core import Target
@@ -43,8 +44,7 @@ def load_model(
         from paceline.targets.torch_folder import fetch, load_folder
 
         return load_folder(fetch(str(model)) if hub else path, rows=rows, **options)
-    if rows is not None:
-        raise ConfigError(f"rows is an option of the PyTorch target, which {model} does not use")
+    refuse_rows(model, rows)
     from paceline.targets.native import NativeTarget
 
     target = NativeTarget.load(path, **options)

@@ -12,7 +12,7 @@ import click
 
 from paceline import drafters, rules
 from paceline.cli.help import examples
-from paceline.cli.options import DEFAULT_DRAFTER, model_option, policy_option, tuned
+from paceline.cli.options import DEFAULT_DRAFTER, model_option, policy_option, rows_option, tuned
 from paceline.errors import ConfigError
 
 KEYS = "PACELINE_API_KEYS"
@@ -56,6 +56,7 @@ PACKAGES = ("msgspec", "prometheus_client", "starlette", "uvicorn")
     type=int,
     help="Tokens that prompt and answer may have together. [default: what the model was made for]",
 )
+@rows_option
 @click.option("--cache-tokens", type=int, help="Tokens that all requests together may have in the cache.")
 @click.option("--max-batch", type=int, default=8, show_default=True, help="Requests that run at a time.")
 @click.option(
@@ -105,6 +106,7 @@ def command(
     policy: str,
     threads: int | None,
     context: int | None,
+    rows: int | None,
     cache_tokens: int | None,
     max_batch: int,
     max_waiting: int,
@@ -157,6 +159,7 @@ def command(
             policy=policy,
             threads=threads,
             context=context,
+            rows=rows,
             cache_tokens=cache_tokens,
             max_batch=max_batch,
             max_waiting=max_waiting,
@@ -181,8 +184,8 @@ def _collector(endpoint: str | None) -> str | None:
 def _only_models() -> None:
     """Refuse options that --models says for each model."""
     context = click.get_current_context()
-    for name in ("model", "drafter", "rule", "allow_lossy", "policy", "threads", "context", "cache_tokens",
-                 "max_batch", "max_waiting"):  # fmt: skip
+    for name in ("model", "drafter", "rule", "allow_lossy", "policy", "threads", "context", "rows",
+                 "cache_tokens", "max_batch", "max_waiting"):  # fmt: skip
         if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
             raise click.UsageError(
                 f"--{name.replace('_', '-')} goes with --model; with --models, put it into the file"

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from paceline import kernels
 from paceline.core import Draft, Scores, Shortcut, TargetInfo, Verdict
-from paceline.errors import ConfigError
 from paceline.kernels.packing import LANES
 from paceline.models.vocabulary import fingerprint
+from paceline.targets._options import within
 from paceline.targets.weights import PackedWeights, load_weights
 
 CACHE_SEQUENCES = 4
@@ -48,9 +48,9 @@ class NativeTarget:
         """
         config = weights.config
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        threads = _within("threads", threads, cores, 1, 256)
-        context = _within("context", context, config.context, LANES, config.context)
-        cache_tokens = _within("cache_tokens", cache_tokens, CACHE_SEQUENCES * context, LANES, 1 << 28)
+        threads = within("threads", threads, cores, 1, 256)
+        context = within("context", context, config.context, LANES, config.context)
+        cache_tokens = within("cache_tokens", cache_tokens, CACHE_SEQUENCES * context, LANES, 1 << 28)
         pages = -(-cache_tokens // LANES)
         self.tokenizer_json = weights.tokenizer_json
         self.config = config
@@ -190,11 +190,3 @@ class NativeTarget:
         keys, values = np.empty(shape, np.float32), np.empty(shape, np.float32)
         self.model.read_cache(slot, layer, keys, values)
         return keys, values
-
-
-def _within(name: str, value: int | None, default: int, low: int, high: int) -> int:
-    if value is None:
-        return default
-    if not low <= value <= high:
-        raise ConfigError(f"{name} is {value}, allowed: {low} to {high}")
-    return value
