@@ -25,7 +25,7 @@ from tests.toys import VOCABULARY, SketchingTable
 
 def additive(seed: int = 0) -> tuple[SketchingTable, Eagle3Weights]:
     """A table whose logits are a sum over the last two tokens, and the drafter that knows it."""
-    before, last = np.random.default_rng(seed).normal(0, 1.5, (2, VOCABULARY, VOCABULARY))
+    before, last = np.random.default_rng(seed).normal(0, 1, (2, VOCABULARY, VOCABULARY)) * [[[3]], [[1]]]
     target = SketchingTable()
     target.table = before[:, None] + last
     return target, additive_drafter(before, last)
@@ -86,9 +86,9 @@ def test_a_drafter_that_sees_the_wrong_positions_is_hardly_ever_right() -> None:
 
     late = Late()
     late.table = target.table
-    done = answers(late, drafter(weights), 0.0, max_batch=1)
-    assert [one.token_ids for one in done] == [one.token_ids for one in answers(target, None, 0.0)]
-    assert tokens_per_pass(done) < 3
+    done = answers(late, drafter(weights), 1.0, max_batch=1)
+    assert [one.token_ids for one in done] == [one.token_ids for one in answers(target, None, 1.0)]
+    assert tokens_per_pass(done) < 2.5
 
 
 @pytest.mark.parametrize("rule", ["rejection", "recursive", "traversal", "block"])
@@ -113,7 +113,7 @@ class Watched(Eagle3):
         trees = super().propose(view, budgets)
         embedding = self.weights.tensors["embed_tokens.weight"]
         for row, history in enumerate(view.histories):
-            if not trees[row].tokens:
+            if not trees[row].tokens or len(history) % 4:
                 continue
             features = fuse(self.weights, [self.states[history[:-1]]] * 3)
             for path in [(), trees[row].tokens[:1]]:
@@ -127,8 +127,8 @@ class Watched(Eagle3):
 def test_what_it_says_is_what_the_slow_reference_says_of_the_whole_text() -> None:
     target, weights = additive()
     watched = Watched(weights, target)
-    answers(target, watched, 0.7, prompts=6, max_batch=3, nodes=18, chunk_tokens=16)
-    assert watched.compared > 100
+    answers(target, watched, 0.7, prompts=3, nodes=18, chunk_tokens=16)
+    assert watched.compared > 20
 
 
 def test_long_prompts_are_read_while_they_come() -> None:
@@ -195,7 +195,7 @@ def test_it_is_read_from_its_folder(tmp_path: Path) -> None:
     )
     assert eagle3.needs == {"hidden.1", "hidden.2", "hidden.3"}
     assert isinstance(eagle3, Eagle3)
-    assert tokens_per_pass(answers(target, eagle3, 0.0)) > 4.2
+    assert tokens_per_pass(answers(target, eagle3, 0.0, prompts=3, max_batch=1)) > 4
 
 
 def test_bad_options_are_refused() -> None:
