@@ -90,8 +90,8 @@ def offered(target: Target) -> dict[str, Any]:
 
 
 def trained(target: Target) -> NativeEagle3:
-    """A drafter for this target: of a table it knows how the last two tokens bend the law, each on its own; of
-    another target nothing."""
+    """A drafter for this target: of a table it knows how the last two tokens bend the law, each on its own;
+    of another target nothing."""
     info = target.info
     if isinstance(target, NativeTarget):
         hidden, layers = target.config.hidden, target.config.layers
@@ -101,7 +101,11 @@ def trained(target: Target) -> NativeEagle3:
         return run(random_drafter(config, embeddings=True), target.embedding, layers)
     table = target.table  # type: ignore[attr-defined]
     weights = additive_drafter(table.mean(1), table.mean(0) - table.mean((0, 1)))
-    return run(weights, embedding_of(np.zeros((info.vocab_size, state_width(info.vocab_size)), np.float32)), info.layers)
+    return run(
+        weights,
+        embedding_of(np.zeros((info.vocab_size, state_width(info.vocab_size)), np.float32)),
+        info.layers,
+    )
 
 
 def near(target: Target) -> Target:

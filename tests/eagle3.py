@@ -1,7 +1,13 @@
-"""EAGLE-3 drafters for tests: random ones, and one that knows a table's law in closed form."""
+"""EAGLE-3 drafters for tests: random ones, and one that knows a table's law in closed form.
+
+`python -m tests.eagle3 FOLDER` writes a random one of the size for SmolLM2-135M, to measure what drafting
+costs.
+"""
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +42,27 @@ CONFIG = Eagle3Config(
 """A drafter for `tests.native.models.CONFIG`."""
 
 
-def random_drafter(config: Eagle3Config = CONFIG, seed: int = 0, *, embeddings: bool = False) -> Eagle3Weights:
+SMOLLM2 = replace(
+    CONFIG,
+    hidden=576,
+    ffn=1536,
+    heads=9,
+    kv_heads=3,
+    head_dim=64,
+    vocab_size=49152,
+    draft_vocab_size=8192,
+    context=8192,
+    target_hidden=576,
+    layer_ids=(2, 15, 27),
+    rope_theta=100000.0,
+    verifier="HuggingFaceTB/SmolLM2-135M-Instruct",
+)
+"""A drafter for SmolLM2-135M."""
+
+
+def random_drafter(
+    config: Eagle3Config = CONFIG, seed: int = 0, *, embeddings: bool = False
+) -> Eagle3Weights:
     """Random weights, rounded as the kernels round theirs, so that both run the same numbers."""
     rng = np.random.default_rng(seed)
     shapes = config.shapes
@@ -72,24 +98,27 @@ def embedding_of(values: NDArray[np.float32]) -> Embedding:
     return Embedding("F32", aligned(pack("F32", raw)), *values.shape)
 
 
-def run(weights: Eagle3Weights, embedding: Embedding, layers: int, threads: int = 1, **sizes: Any) -> NativeEagle3:
+def run(
+    weights: Eagle3Weights, embedding: Embedding, layers: int, threads: int = 1, **sizes: Any
+) -> NativeEagle3:
     """The drafter on the kernels."""
     sizes = {"cache_tokens": 1 << 14, "max_positions": 1024, **sizes}
     return NativeEagle3(weights, embedding, layers, threads=threads, **sizes)
 
 
 SMALL, STEEP = 0.01, 8.0
-"""What logits are multiplied by inside the closed form, so that they hardly change a feature's length; and how much
-attention prefers a slot itself to its neighbours."""
+"""What logits are multiplied by inside the closed form, so that they hardly change a feature's length; and
+how much attention prefers a slot itself to its neighbours."""
 
 
 def additive_drafter(before: NDArray[np.float64], last: NDArray[np.float64]) -> Eagle3Weights:
-    """A drafter that knows the law exactly whose logits are before[x[t]] + last[x[t+1]], float64 [V, V] each, of a
-    target whose hidden states, all alike, are 1 in the place of the token and 0 elsewhere.
+    """A drafter that knows the law exactly whose logits are before[x[t]] + last[x[t+1]], float64 [V, V] each,
+    of a target whose hidden states, all alike, are 1 in the place of the token and 0 elsewhere.
 
-    A feature has the logits that were last said in its first half, and which token was last read in its second. Each
-    slot attends to itself alone, takes away the feature that it was given, and puts its own there: so the hidden
-    states must come from the right position, and its own output must be fed on to the right slot.
+    A feature has the logits that were last said in its first half, and which token was last read in its
+    second. Each slot attends to itself alone, takes away the feature that it was given, and puts its own
+    there: so the hidden states must come from the right position, and its own output must be fed on to the
+    right slot.
     """
     vocab = len(before)
     width = state_width(vocab)
@@ -113,7 +142,7 @@ def additive_drafter(before: NDArray[np.float64], last: NDArray[np.float64]) -> 
         norm_output=False,
     )
     tensors = {name: np.zeros(shape, np.float32) for name, shape in config.shapes.items()}
-    for name, tensor in tensors.items():
+    for tensor in tensors.values():
         if tensor.ndim == 1:
             tensor[:] = 1
     tokens = np.arange(vocab)
@@ -140,3 +169,7 @@ def additive_drafter(before: NDArray[np.float64], last: NDArray[np.float64]) -> 
 def state_width(vocab: int) -> int:
     """How wide such hidden states are."""
     return -(-vocab // 32) * 32
+
+
+if __name__ == "__main__":
+    print(folder_of(random_drafter(SMOLLM2), Path(sys.argv[1])))

@@ -23,7 +23,8 @@ VOCABULARY = 12
 
 class SketchingTable(TableTarget):
     """A table that also makes sketches: each layer that is left out blurs the logits, and so does a part of
-    the cache that is not seen. It has hidden states too, all alike: 1 in the place of the token, 0 elsewhere."""
+    the cache that is not seen. It has hidden states too, all alike: 1 in the place of the token, 0
+    elsewhere."""
 
     def __init__(self, vocab_size: int = VOCABULARY, **options: Any) -> None:
         super().__init__(vocab_size, **options)

@@ -69,7 +69,7 @@ def offers(target: Target, tokenizer: Any) -> dict[str, Any]:
         threads = getattr(target, "threads", None)
         return load_model(model, threads=threads, cache_tokens=target.info.cache_tokens)
 
-    embedding = getattr(target, "embedding", None)
+    embedding: Any = getattr(target, "embedding", None)
 
     def load_drafter(folder: str) -> NativeEagle3:
         from paceline.models.drafter_folder import read_drafter

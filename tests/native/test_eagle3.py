@@ -38,7 +38,9 @@ COMPILED = [isa for isa in kernels.available() if isa != "reference"]
 assert COMPILED, "these tests need the compiled kernels"
 
 
-def make(monkeypatch: pytest.MonkeyPatch, isa: str, config: Eagle3Config = CONFIG, threads: int = 2, **options: int) -> NativeEagle3:
+def make(
+    monkeypatch: pytest.MonkeyPatch, isa: str, config: Eagle3Config = CONFIG, threads: int = 2, **options: int
+) -> NativeEagle3:
     monkeypatch.setenv(kernels.ISA_VARIABLE, isa)
     shared = np.random.default_rng(9).standard_normal((V, config.hidden), np.float32)
     return run(random_drafter(config), embedding_of(shared), 3, threads, **options)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from paceline.core import Budget, Step, Tree, View
+from paceline.core import Budget, Tree, View
 from paceline.drafters import load
 from paceline.drafters.eagle3 import Eagle3
 from paceline.engine import Engine
@@ -36,9 +36,13 @@ def on_kernels(weights: Eagle3Weights, **sizes: int) -> NativeEagle3:
     return run(weights, nothing, 4, **sizes)
 
 
-def drafter(weights: Eagle3Weights, options: str = "widths=1x1x1x1,min_probability=0", **sizes: int) -> Eagle3:
+def drafter(
+    weights: Eagle3Weights, options: str = "widths=1x1x1x1,min_probability=0", **sizes: int
+) -> Eagle3:
     made = load(
-        f"eagle3:model=here,{options}", SketchingTable().info, load_drafter=lambda _: on_kernels(weights, **sizes)
+        f"eagle3:model=here,{options}",
+        SketchingTable().info,
+        load_drafter=lambda _: on_kernels(weights, **sizes),
     )
     assert isinstance(made, Eagle3)
     return made
@@ -65,8 +69,8 @@ def tokens_per_pass(done: Sequence[Completion]) -> float:
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("batch", [1, 7])
 def test_a_drafter_that_knows_the_law_is_nearly_always_right(temperature: float, batch: int) -> None:
-    """Its hidden states come from the right positions and its own output goes to the right slots, through chunks of
-    prompt, drafts accepted in part, and several requests at once."""
+    """Its hidden states come from the right positions and its own output goes to the right slots, through
+    chunks of prompt, drafts accepted in part, and several requests at once."""
     target, weights = additive()
     done = answers(target, drafter(weights), temperature, max_batch=batch, chunk_tokens=16, nodes=4 * batch)
     plain = answers(target, None, temperature)
@@ -207,7 +211,7 @@ def test_bad_options_are_refused() -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             load(spec, info, load_drafter=lambda path: on_kernels(read_drafter(Path(path))))
-    with pytest.raises(ModelFileError, match="config.json cannot be read"):
+    with pytest.raises(ModelFileError, match=r"config\.json cannot be read"):
         load("eagle3:model=nowhere", info, load_drafter=lambda path: on_kernels(read_drafter(Path(path))))
     with pytest.raises(IncompatibleDrafter, match="eagle3 needs a load_drafter, and table offers none"):
         load("eagle3:model=x", info)

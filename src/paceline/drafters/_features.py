@@ -25,8 +25,8 @@ CHUNK = 128
 
 
 class FeatureModel(Protocol):
-    """A model that reads features beside tokens, and yields features of its own. Of its cache it keeps what is
-    known, and never what was drafted.
+    """A model that reads features beside tokens, and yields features of its own. Of its cache it keeps what
+    is known, and never what was drafted.
 
     taps          the target's hidden states that it wants, in this order
     token_ids     int64 [D]: the target's id of each token that it can propose
@@ -65,8 +65,8 @@ IncompatibleDrafter."""
 class _Reading:
     """What is known of one sequence.
 
-    base      position of the first feature that was seen: slot 0. Not 0 where steps were missed: the text before
-              is then none of the model's business
+    base      position of the first feature that was seen: slot 0. Not 0 where steps were missed; the text
+              before does not exist for the model then
     read      slots in the model's cache
     features  [n, H] of the slots from `read` on
     yielded   {drafted path: the feature [H] that its last slot yielded} below a history of `length` tokens
@@ -89,8 +89,8 @@ class _Reading:
 
 
 class FeatureScorer:
-    """A `Scorer` for such a model. It must be shown every step of a sequence; where it missed some, the sequence
-    begins anew with the next one."""
+    """A `Scorer` for such a model. It must be shown every step of a sequence; where it missed some, the
+    sequence begins anew with the next one."""
 
     def __init__(self, model: FeatureModel, vocab_size: int) -> None:
         self._model = model

@@ -1,11 +1,12 @@
 """A drafter that was trained for the target: one layer that reads the target's own hidden states.
 
-It reads what the target thought at the last tokens, made of a low, a middle and a high layer, and goes on from
-there with its own output in place of those thoughts. It proposes tokens of a reduced vocabulary. What it says is
-warped by the request's own controls and, under a rule that compares tokens, drawn with the target's own noise.
+It reads what the target thought at the last tokens, made of a low, a middle and a high layer, and goes on
+from there with its own output in place of those thoughts. It proposes tokens of a reduced vocabulary. What it
+says is warped by the request's own controls and, under a rule that compares tokens, drawn with the target's
+own noise.
 
-Sources: Li et al., "EAGLE-3", 2025 (arXiv 2503.01840); drafting without cached drafts and the coupling by noise of
-positions are our own.
+Sources: Li et al., "EAGLE-3", 2025 (arXiv 2503.01840); drafting without cached drafts and the coupling by
+noise of positions are our own.
 """
 
 from __future__ import annotations
@@ -56,8 +57,8 @@ def build(
     drawn            how siblings are drawn under a rule that compares laws: "iid" (independently) or
                      "without_replacement"
 
-    Raises ConfigError for a value out of range, ModelFileError for the folder, IncompatibleDrafter for a drafter
-    that was trained for another target.
+    Raises ConfigError for a value out of range, ModelFileError for the folder, IncompatibleDrafter for a
+    drafter that was trained for another target.
     """
     levels, how = parse_widths("eagle3", widths), parse_drawn("eagle3", drawn)
     check_probability("eagle3", "min_probability", min_probability)

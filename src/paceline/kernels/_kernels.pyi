@@ -56,8 +56,9 @@ class Model:
         """`tensors` holds for every matrix its packed bytes and under NAME.type its type, for every norm and
         bias its float32 bytes, all uint8 at a multiple of 64; a norm or bias that is absent is left out of
         the pass. In a model that takes features a layer with a norm of the tokens reads their embeddings in
-        front of the residual stream, in columns of their own. windows: per layer the positions it sees, 0 = all; frequencies: rotary, [2, head_dim/2], of
-        layers without and with a window. Raises ValueError if a size does not fit `shape`."""
+        front of the residual stream, in columns of their own. windows: per layer the positions it sees, 0 =
+        all; frequencies: rotary, [2, head_dim/2], of layers without and with a window. Raises ValueError if a
+        size does not fit `shape`."""
 
     def forward(
         self,

@@ -25,7 +25,8 @@ _ROWS_AT_ONCE = 1 << 12
 
 
 class Embedding(NamedTuple):
-    """A packed matrix of embeddings [vocab_size, hidden], which are multiplied by `scale` when they are read."""
+    """A packed matrix of embeddings [vocab_size, hidden], which are multiplied by `scale` when they are
+    read."""
 
     type: str
     packed: Bytes
@@ -150,8 +151,8 @@ _READERS: dict[str, tuple[int, Callable[[Bytes], _Fields]]] = {
 
 
 def quantise_weights(values: Floats) -> Bytes:
-    """Blocks of Q8_0, uint8 [rows, bytes per row], of a matrix float32 [rows, columns]: for each 32 columns a scale,
-    the largest magnitude over 127, and whole numbers. Rounds them."""
+    """Blocks of Q8_0, uint8 [rows, bytes per row], of a matrix float32 [rows, columns]: for each 32 columns a
+    scale, the largest magnitude over 127, and whole numbers. Rounds them."""
     grouped = values.reshape(len(values), -1, GROUP)
     scales = (np.abs(grouped).max(-1, keepdims=True) / 127).astype(np.float16)
     inverse = np.divide(1, scales, out=np.zeros(scales.shape, np.float32), where=scales > 0, dtype=np.float32)

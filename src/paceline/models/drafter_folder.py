@@ -4,9 +4,10 @@ The form of the speculators library, which vLLM loads, and the native one of EAG
 authors' own repository), whose first layer is called `midlayer`. What both say is one frozen record.
 
 Two settings are traps. Layer ids: `eagle_aux_hidden_state_layer_ids` at the top of a config counts as
-transformers' `hidden_states` do, where 0 are the embeddings; inside `eagle_config`, where SGLang looks, and as
-`target_layer_ids`, i is what layer i yields, which is one more there. `norm_output` missing means false to vLLM,
-SGLang and SpecForge; `norm_before_residual` missing means true in the speculators form, false in the native one.
+transformers' `hidden_states` do, where 0 are the embeddings; inside `eagle_config`, where SGLang looks, and
+as `target_layer_ids`, i is what layer i yields, which is one more there. `norm_output` missing means false to
+vLLM, SGLang and SpecForge; `norm_before_residual` missing means true in the speculators form, false in the
+native one.
 """
 
 from __future__ import annotations
@@ -89,16 +90,16 @@ class Eagle3Config:
         ids = self.layer_ids or (2, layers // 2, layers - 3)
         if not all(0 <= id <= layers for id in ids) or list(ids) != sorted(set(ids)):
             raise IncompatibleDrafter(
-                f"the drafter reads the hidden states {', '.join(map(str, ids))}, a target of {layers} layers "
-                f"has 0 to {layers}, each to be read once and in order"
+                f"the drafter reads the hidden states {', '.join(map(str, ids))}, a target of {layers} "
+                f"layers has 0 to {layers}, each to be read once and in order"
             )
         return ids
 
     @property
     def frequencies(self) -> NDArray[np.float64]:
         """Rotary frequencies, float64 [head_dim/2]; scaled as Llama 3.1's are, or linearly, if at all."""
-        frequencies = self.rope_theta ** (-np.arange(0, self.head_dim, 2) / self.head_dim)
-        scaling = self.rope_scaling
+        exponents: NDArray[np.float64] = -np.arange(0, self.head_dim, 2) / self.head_dim
+        frequencies, scaling = self.rope_theta**exponents, self.rope_scaling
         if not scaling:
             return frequencies
         slowed: NDArray[np.float64] = frequencies / scaling["factor"]
@@ -106,7 +107,7 @@ class Eagle3Config:
             return slowed
         low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
         turns = scaling["original_max_position_embeddings"] * frequencies / (2 * pi)
-        share = np.clip((turns - low) / (high - low), 0, 1)
+        share: NDArray[np.float64] = np.clip((turns - low) / (high - low), 0, 1)
         return share * frequencies + (1 - share) * slowed
 
     @property
@@ -153,10 +154,7 @@ class Eagle3Weights:
 def read_drafter(folder: Path) -> Eagle3Weights:
     """The drafter in a folder. Raises ModelFileError naming what is wrong with it."""
     held = _Settings(folder / CONFIG, _read_json(folder / CONFIG))
-    if "speculators_model_type" in held:
-        config = _speculators(held)
-    else:
-        config = _native(held)
+    config = _speculators(held) if "speculators_model_type" in held else _native(held)
     path = folder / TENSORS
     if not path.is_file():
         raise ModelFileError(f"{folder}: there is no {TENSORS}")
@@ -203,7 +201,9 @@ def _token_ids(
         )
     ids = own + d2t.astype(np.int64)
     if ids.min() < 0 or ids.max() >= config.vocab_size or len(np.unique(ids)) < len(ids):
-        raise ModelFileError(f"{path}: tensor d2t does not lead to different tokens below {config.vocab_size}")
+        raise ModelFileError(
+            f"{path}: tensor d2t does not lead to different tokens below {config.vocab_size}"
+        )
     if t2d is not None and (
         t2d.shape != (config.vocab_size,) or not np.array_equal(np.flatnonzero(t2d), np.sort(ids))
     ):
@@ -286,7 +286,9 @@ def _speculators(held: _Settings) -> Eagle3Config:
 def _native(held: _Settings) -> Eagle3Config:
     named = held.get("architectures")
     if not isinstance(named, list) or not any(one in NATIVE_ARCHITECTURES for one in named):
-        raise held.wrong("architectures", f"one of {', '.join(NATIVE_ARCHITECTURES)}, or speculators_model_type")
+        raise held.wrong(
+            "architectures", f"one of {', '.join(NATIVE_ARCHITECTURES)}, or speculators_model_type"
+        )
     layer_ids = _ids(held, (("eagle_aux_hidden_state_layer_ids", 0), ("target_layer_ids", 1)))
     if layer_ids is None and held.get("eagle_config"):
         layer_ids = _ids(held.inside("eagle_config"), (("eagle_aux_hidden_state_layer_ids", 1),))

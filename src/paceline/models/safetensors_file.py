@@ -72,7 +72,8 @@ def _tensor(place: Any, body: NDArray[np.uint8]) -> NDArray[Any]:
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
-    """Write tensors of float32, int64, int32, uint8 or bool; float32 whose values are all bfloat16's as those.
+    """Write tensors of float32, int64, int32, uint8 or bool; float32 whose values are all bfloat16's as
+    those.
 
     The file appears whole or not at all. Raises OSError; ValueError for another kind of numbers.
     """

@@ -113,8 +113,8 @@ def _interleave(name: str, data: NDArray[Any], head_dim: int) -> NDArray[Any]:
 
 
 def interleave(data: NDArray[Any], head_dim: int) -> NDArray[Any]:
-    """Rows of queries or keys in the order of the kernels, which rotate neighbours (2i, 2i+1), where the file has
-    pairs (i, i + head_dim/2). Scores do not change: both are put in the same order."""
+    """Rows of queries or keys in the order of the kernels, which rotate neighbours (2i, 2i+1), where the file
+    has pairs (i, i + head_dim/2). Scores do not change: both are put in the same order."""
     heads = data.reshape(-1, 2, head_dim // 2, *data.shape[1:])
     return np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(data.shape)
 

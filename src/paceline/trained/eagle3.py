@@ -1,8 +1,8 @@
 """An EAGLE-3 drafter on the CPU kernels, with a paged cache of its own.
 
 Its layer is one of `paceline.kernels`' decoder layers that reads embeddings beside the residual stream, which
-starts as a feature. Weights are rounded to 8 bits with a scale per 32, Q8_0; the embeddings are the target's own
-packed ones. `paceline.trained.eagle3_reference` says what is computed.
+starts as a feature. Weights are rounded to 8 bits with a scale per 32, Q8_0; the embeddings are the target's
+own packed ones. `paceline.trained.eagle3_reference` says what is computed.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class NativeEagle3:
         cache_tokens: int,
         max_positions: int,
     ) -> None:
-        """embedding: the target's; layers: how many it has; cache_tokens: slots of all sequences together, by whole
-        pages; max_positions: slots that one may have.
+        """embedding: the target's; layers: how many it has; cache_tokens: slots of all sequences together, by
+        whole pages; max_positions: slots that one may have.
 
         Raises IncompatibleDrafter for a drafter that was not trained for such a target.
         """
@@ -62,7 +62,7 @@ class NativeEagle3:
         self._config = config
         self._norms = {name: tensor for name, tensor in weights.tensors.items() if tensor.ndim == 1}
         fc = weights.tensors["fc.weight"]
-        self._fc = kernels.product(TYPE, *fc.shape, aligned(pack(TYPE, quantise_weights(fc))))
+        self._fc = kernels.product(TYPE, len(fc), fc.shape[1], aligned(pack(TYPE, quantise_weights(fc))))
         frequencies = config.frequencies
         self._model = kernels.make_model(
             {
@@ -100,11 +100,11 @@ class NativeEagle3:
         return self._fc(self._norm(joined, "input_norm.weight") if config.norm_before_fc else joined)
 
     def forward(self, draft: Draft, features: Floats) -> tuple[Floats, Floats]:
-        """Logits float32 [S, D] of the scored nodes, and what every node would feed on, float32 [N, hidden]; where
-        no node is scored only the cache is filled, and nothing is given back.
+        """Logits float32 [S, D] of the scored nodes, and what every node would feed on, float32 [N, hidden];
+        where no node is scored only the cache is filled, and nothing is given back.
 
-        features: float32 [N, hidden], contiguous. Raises CapacityError if the cache is too full, and then nothing
-        has changed.
+        features: float32 [N, hidden], contiguous. Raises CapacityError if the cache is too full, and then
+        nothing has changed.
         """
         scored = len(draft.scored)
         logits = np.empty((max(1, scored), len(self.token_ids)), np.float32)
@@ -189,12 +189,18 @@ def _packed(weights: Eagle3Weights, embedding: Embedding) -> dict[str, Any]:
 
     if "embed_tokens.weight" in found:
         add("token_embd.weight", found["embed_tokens.weight"])
-    add("feature_norm.weight" if config.norm_before_residual else "blk.0.attn_norm.weight", found["layers.0.hidden_norm.weight"])
+    add(
+        "feature_norm.weight" if config.norm_before_residual else "blk.0.attn_norm.weight",
+        found["layers.0.hidden_norm.weight"],
+    )
     add("blk.0.token_norm.weight", found["layers.0.input_layernorm.weight"])
     add("blk.0.ffn_norm.weight", found["layers.0.post_attention_layernorm.weight"])
     add("output_norm.weight", found["norm.weight"])
     add("output.weight", found["lm_head.weight"])
     for name, theirs in _MATRICES.items():
         values = found[f"layers.0.{theirs}.weight"]
-        add(f"blk.0.{name}.weight", interleave(values, config.head_dim) if name in ("attn_q", "attn_k") else values)
+        add(
+            f"blk.0.{name}.weight",
+            interleave(values, config.head_dim) if name in ("attn_q", "attn_k") else values,
+        )
     return tensors

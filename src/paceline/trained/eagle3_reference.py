@@ -1,7 +1,8 @@
 """The forward pass of an EAGLE-3 drafter in NumPy: slow, without a cache, to be read beside the paper.
 
 Slot t of a text x reads token x[t+1] and the target's hidden states at position t, and says what x[t+2] may
-be. Where the target has not been, the drafter's own output of slot t - 1 takes the place of its hidden states.
+be. Where the target has not been, the drafter's own output of slot t - 1 takes the place of its hidden
+states.
 
 Rotary positions are those of the slots, from 0 on; only their differences matter.
 
@@ -19,8 +20,8 @@ from paceline.models.drafter_folder import Eagle3Weights, Floats
 
 
 def fuse(weights: Eagle3Weights, hidden_states: Sequence[Floats]) -> Floats:
-    """Features float32 [N, hidden] of the target's hidden states, float32 [N, target_hidden] each, in the order
-    of the config's layer ids."""
+    """Features float32 [N, hidden] of the target's hidden states, float32 [N, target_hidden] each, in the
+    order of the config's layer ids."""
     config, tensors = weights.config, weights.tensors
     if config.fc_norm:
         hidden_states = [
@@ -71,7 +72,8 @@ def follow(
         if token is not None:
             read.append(token)
             features = np.concatenate([features, fed_on[-1:]])
-    return logits[-1]
+    last: Floats = logits[-1]
+    return last
 
 
 def _attention(
@@ -91,7 +93,8 @@ def _attention(
     shares = np.exp(scores - scores.max(-1, keepdims=True))
     shares /= shares.sum(-1, keepdims=True)
     attended = np.einsum("hij,jhd->ihd", shares, project("v", kv_heads)).reshape(n, -1)
-    return attended @ layer["self_attn.o_proj"].T
+    added: Floats = attended @ layer["self_attn.o_proj"].T
+    return added
 
 
 def _rotate(x: Floats, frequencies: np.ndarray) -> Floats:

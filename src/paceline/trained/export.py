@@ -1,7 +1,7 @@
 """Trained drafters for other engines: folders that vLLM and SGLang load, read back and compared.
 
-Layer ids, `norm_output` and its kin are always written out: where they are missing each engine guesses its own way,
-and a wrong guess only makes the drafter worse (see `paceline.models.drafter_folder`).
+Layer ids, `norm_output` and its kin are always written out: where they are missing each engine guesses its
+own way, and a wrong guess only makes the drafter worse (see `paceline.models.drafter_folder`).
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class Exported(NamedTuple):
 def export(weights: Eagle3Weights, to: str, folder: Path, target: str, layers: int | None = None) -> Exported:
     """Write a drafter for an engine, one of ENGINES, read it back and compare.
 
-    target: the model that the engine serves with it; by default the one the drafter was trained for. layers: how
-    many the target has, for a drafter that does not say which hidden states it reads. Raises ConfigError,
+    target: the model that the engine serves with it; by default the one the drafter was trained for. layers:
+    how many the target has, for a drafter that does not say which hidden states it reads. Raises ConfigError,
     IncompatibleDrafter; ModelFileError if the folder cannot be written, or reads back as another drafter.
     """
     config = weights.config
@@ -54,8 +54,8 @@ def export(weights: Eagle3Weights, to: str, folder: Path, target: str, layers: i
         raise ConfigError("the drafter does not say which target it was trained for: name it with --target")
     if config.layer_ids is None and layers is None:
         raise ConfigError(
-            "the drafter does not say which hidden states of the target it reads: give the number of the target's "
-            "layers with --layers, for the usual ones"
+            "the drafter does not say which hidden states of the target it reads: give the number of the "
+            "target's layers with --layers, for the usual ones"
         )
     ids = config.layers_of(layers or max(config.layer_ids or (0,)))
     if to == "sglang" and 0 in ids:
@@ -76,15 +76,17 @@ def export(weights: Eagle3Weights, to: str, folder: Path, target: str, layers: i
         raise ModelFileError(f"{folder} cannot be written: {error.strerror}") from None
     again = read_drafter(folder)
     difference = compare(weights, again)
-    same = again.config.layers_of(layers or max(ids)) == ids and np.array_equal(again.token_ids, weights.token_ids)
+    same = again.config.layers_of(layers or max(ids)) == ids and np.array_equal(
+        again.token_ids, weights.token_ids
+    )
     if not same or not difference <= TOLERANCE:
         raise ModelFileError(f"{folder} reads back as another drafter: logits differ by {difference:.2g}")
     return Exported(folder, written, _command(to, target, folder, config.draft_tokens), difference)
 
 
 def compare(one: Eagle3Weights, other: Eagle3Weights) -> float:
-    """The largest difference between their logits, by the reference, on a random text with random hidden states and
-    a drafted path below it."""
+    """The largest difference between their logits, by the reference, on a random text with random hidden
+    states and a drafted path below it."""
     config, rng = one.config, np.random.default_rng(0)
     states = one.tensors["fc.weight"].shape[1] // config.target_hidden
     hidden_states = rng.standard_normal((states, 8, config.target_hidden), np.float32)
@@ -93,7 +95,11 @@ def compare(one: Eagle3Weights, other: Eagle3Weights) -> float:
     path = one.token_ids[rng.integers(config.draft_vocab_size, size=3)].tolist()
     logits = [
         follow(
-            weights, weights.tensors.get("embed_tokens.weight", shared), text, fuse(weights, [*hidden_states]), path
+            weights,
+            weights.tensors.get("embed_tokens.weight", shared),
+            text,
+            fuse(weights, [*hidden_states]),
+            path,
         )
         for weights in (one, other)
     ]
@@ -101,7 +107,8 @@ def compare(one: Eagle3Weights, other: Eagle3Weights) -> float:
 
 
 def _layer(config: Eagle3Config) -> dict[str, Any]:
-    """The decoder layer, with the rotary settings as transformers before and after version 5 looks for them."""
+    """The decoder layer, with the rotary settings as transformers before and after version 5 looks for
+    them."""
     scaling = dict(config.rope_scaling)
     return {
         "model_type": "llama",
