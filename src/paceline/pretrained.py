@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from paceline.policies import PassCost
     from paceline.targets.native import NativeTarget
     from paceline.targets.torch import TorchTarget
+    from paceline.trained.eagle3 import NativeEagle3
 
 
 def load_model(
@@ -68,4 +69,25 @@ def offers(target: Target, tokenizer: Any) -> dict[str, Any]:
         threads = getattr(target, "threads", None)
         return load_model(model, threads=threads, cache_tokens=target.info.cache_tokens)
 
-    return {"sketch": getattr(target, "sketch", None), "tokenizer": tokenizer, "load_model": load}
+    embedding: Any = getattr(target, "embedding", None)
+
+    def load_drafter(folder: str) -> NativeEagle3:
+        from paceline.models.drafter_folder import read_drafter
+        from paceline.trained.eagle3 import NativeEagle3
+
+        info, threads = target.info, getattr(target, "threads", 1)
+        return NativeEagle3(
+            read_drafter(Path(folder)),
+            embedding,
+            info.layers,
+            threads=threads,
+            cache_tokens=info.cache_tokens,
+            max_positions=info.max_positions,
+        )
+
+    return {
+        "sketch": getattr(target, "sketch", None),
+        "tokenizer": tokenizer,
+        "load_model": load,
+        "load_drafter": None if embedding is None else load_drafter,
+    }

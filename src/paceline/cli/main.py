@@ -23,6 +23,7 @@ COMMANDS = {
     "serve": "Answer OpenAI's HTTP interface.",
     "datastore": "Make and inspect texts of your own to draft from.",
     "models": "List, fetch and inspect models.",
+    "export": "Write a trained drafter as vLLM or SGLang loads it.",
     "bench": "Measure speed on this machine.",
     "advise": "Estimate what speculation could bring here, before running any.",
     "tune": "Find the fastest drafter for your prompts, and keep the choice.",

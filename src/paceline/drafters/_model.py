@@ -120,6 +120,29 @@ class ModelDrafter:
             self._guesser.release(slots)
 
 
+class Room:
+    """Who has how much of a drafting model's cache, by whole pages."""
+
+    def __init__(self, cache_tokens: int, page_tokens: int) -> None:
+        self._cache_tokens = cache_tokens
+        self._page_tokens = page_tokens
+        self._held: dict[int, int] = {}
+
+    def hold(self, slot: int, tokens: int) -> bool:
+        """Set aside so many tokens for a sequence, unless it has them; whether there was room."""
+        needed = -(-tokens // self._page_tokens) * self._page_tokens
+        others = sum(held for other, held in self._held.items() if other != slot)
+        if others + needed > self._cache_tokens:
+            return False
+        self._held[slot] = max(needed, self._held.get(slot, 0))
+        return True
+
+    def release(self, slots: Sequence[int]) -> None:
+        """These sequences ended."""
+        for slot in slots:
+            self._held.pop(slot, None)
+
+
 def hang(
     slots: Sequence[int],
     histories: Sequence[Sequence[int]],

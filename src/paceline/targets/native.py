@@ -10,7 +10,6 @@ node's own path. They keep those of all positions all the same: a page of the ca
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 
 from paceline import kernels
 from paceline.core import Draft, Scores, Shortcut, TargetInfo, Verdict
-from paceline.kernels.packing import LANES
+from paceline.kernels.packing import LANES, Embedding
 from paceline.models.vocabulary import fingerprint
 from paceline.targets._options import within
 from paceline.targets.weights import PackedWeights, load_weights
@@ -73,24 +72,15 @@ class NativeTarget:
             "cache_pages": pages,
             "max_positions": context + LANES,
         }
-        isa = kernels.chosen()
-        if kernels.compiled is None:
-            warnings.warn(
-                "Paceline was installed without its compiled kernels and runs on the slow NumPy reference; "
-                "install a C++ compiler, then install Paceline again",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-        self.model: Any
-        if isa == "reference" or kernels.compiled is None:
-            from paceline.kernels.reference import Model
-
-            self.model = Model(weights.shape, weights.tensors, **common)
-        else:
-            self.model = kernels.compiled.Model(
-                weights.shape, dict(weights.tensors), **common, threads=threads, isa=isa
-            )
+        self.model = kernels.make_model(weights.shape, weights.tensors, **common, threads=threads)
         self.isa: str = self.model.isa
+        self.embedding = Embedding(
+            weights.tensors["token_embd.weight.type"],
+            weights.tensors["token_embd.weight"],
+            config.vocab_size,
+            config.hidden,
+            config.embedding_scale,
+        )
         self._logits = self._logits_room(1)
 
     @staticmethod
