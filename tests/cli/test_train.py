@@ -90,3 +90,11 @@ def test_data_whose_making_was_killed_goes_on(
     assert {path.name: path.read_bytes() for path in cut.iterdir()} == {
         path.name: path.read_bytes() for path in whole.iterdir()
     }
+
+
+def test_without_pytorch_training_says_what_to_install(
+    paceline: Paceline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("paceline.cli.train_run.find_spec", lambda name: None)
+    message = one_line_error(paceline("train", "run", str(tmp_path), "--out", str(tmp_path / "out")))
+    assert "pip install 'paceline[train]'" in message

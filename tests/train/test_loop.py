@@ -53,14 +53,15 @@ def lines(folder: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in line.items() if key != "seconds"} for line in found]
 
 
-def test_a_drafter_overfits_a_tiny_target(make: Make, tmp_path: Path, sharp: Path) -> None:
+@pytest.mark.parametrize("arch", ["eagle3", "medusa"])
+def test_a_drafter_overfits_a_tiny_target(make: Make, tmp_path: Path, sharp: Path, arch: str) -> None:
     make(tmp_path / "data", file=sharp, tokens=150, max_tokens=16)
     fresh = Run(tmp_path / "data", tmp_path / "fresh", Settings(**SMALL), threads=1)
     before = fresh.measure(fresh.drafter)
     card = train(
         tmp_path / "data",
         tmp_path / "out",
-        arch="eagle3:depths=3,draft_vocab=265",
+        arch=f"{arch}:depths=3,draft_vocab=265",
         epochs=150,
         batch_tokens=1000,
         learning_rate=5e-3,
@@ -185,9 +186,10 @@ def test_a_data_set_of_another_target_is_refused(
         ({"epochs": 0}, "epochs is 0, allowed: 1 to 1000"),
         ({"dtype": "float16"}, "allowed: bfloat16, float32"),
         ({"ema": 1.0}, "ema is 1.0"),
-        ({"arch": "eagle4"}, "there is no architecture 'eagle4'; there are eagle3"),
+        ({"arch": "eagle4"}, "there is no architecture 'eagle4'; there are eagle3, medusa"),
         ({"arch": "eagle3:depth=2"}, "eagle3 has no option 'depth'; it has depths, draft_vocab"),
         ({"arch": "eagle3:depths=0"}, "depths is 0, allowed: 1 to 16"),
+        ({"arch": "medusa:layers=17"}, "layers is 17, allowed: 1 to 16"),
         ({"arch": "eagle3:draft_vocab=0"}, "draft_vocab is 0, allowed: 1 to"),
     ],
 )

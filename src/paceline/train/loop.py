@@ -10,7 +10,6 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
 from time import perf_counter
@@ -66,9 +65,7 @@ class Run:
             _scales(corpus, self._train[:_SAMPLE].tolist()),
             self.device,
         )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(settings.seed)
-            self.drafter = load(settings.arch, self.teacher).to(self.device)
+        self.drafter, self._averaged = self._fresh(), self._fresh().requires_grad_(False)
         self._head = self.teacher.head[self.drafter.vocabulary].float()
         self._named = dict(self.drafter.named_parameters())
         matrices = [weight for weight in self._named.values() if weight.ndim > 1]
@@ -81,12 +78,17 @@ class Run:
             lr=settings.learning_rate,
             betas=_BETAS,
         )
-        self._averaged = deepcopy(self.drafter).requires_grad_(False)
         self._average = dict(self._averaged.named_parameters())
         self._best = {name: weight.detach().clone() for name, weight in self._named.items()}
         self.progress = Progress()
         self._log_lines: list[bytes] = []
         self._begin(data)
+
+    def _fresh(self) -> Architecture:
+        """A drafter that has learnt nothing; always the same."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.settings.seed)
+            return load(self.settings.arch, self.teacher).to(self.device)
 
     def _begin(self, data: Path) -> None:
         """Take up the run in the folder, or begin it there."""

@@ -56,11 +56,14 @@ class Teacher:
             raise ConfigError(f"draft_vocab is {count}, allowed: 1 to the target's {len(self.counts)} tokens")
         return torch.from_numpy(np.sort(np.argsort(-self.counts, kind="stable")[:count]))
 
+    def last(self, states: Tensor) -> Tensor:
+        """Last hidden states [n, H] as the head reads them, behind the last norm: float32 [n, H]."""
+        x = states.float()
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.config.norm_eps) * self.norm
+
     def logits(self, states: Tensor, head: Tensor) -> Tensor:
         """The target's logits [n, rows of head] behind its last hidden states [n, H]."""
-        x = states.float()
-        x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.config.norm_eps) * self.norm
-        return x @ head.T
+        return self.last(states) @ head.T
 
 
 def from_bfloat16(bits: NDArray[np.generic]) -> Tensor:
