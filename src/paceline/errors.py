@@ -5,6 +5,7 @@
     │   └── IncompatibleDrafter   a drafter that this target cannot serve
     ├── ModelFileError            a model file that is missing, damaged or not supported
     ├── TokenFileError            a datastore or file of answers: missing, damaged, of another tokenizer
+    ├── TrainingError             training data or a checkpoint: missing, damaged, of something else
     ├── CapacityError             more tokens than the cache holds
     └── QueueFull                 as many requests wait as may
 
@@ -34,6 +35,10 @@ class ModelFileError(PacelineError):
 
 class TokenFileError(PacelineError):
     """A datastore or a file of earlier answers that is missing, damaged, or of another tokenizer."""
+
+
+class TrainingError(PacelineError):
+    """Training data or a checkpoint that is missing, damaged, or belongs to something else."""
 
 
 class CapacityError(PacelineError):

@@ -95,13 +95,17 @@ def test_a_part_imports_only_what_the_page_allows(part: str) -> None:
 def test_only_a_few_files_import_pytorch_and_none_of_the_others_imports_them_at_once() -> None:
     extras = {"huggingface_hub", "safetensors", "torch", "transformers"}
     free = {"hf.py", "targets/torch.py", "targets/torch_attention.py", "targets/torch_folder.py"}
+    trains = ("batches", "checkpoint", "loop", "losses", "teacher")
+    free |= {f"train/{name}.py" for name in trains}
+    architectures = (PACKAGE / "train" / "architectures").glob("*.py")
+    free |= {f"train/architectures/{file.name}" for file in architectures if file.name != "__init__.py"}
     for file in PACKAGE.rglob("*.py"):
         name, source = file.relative_to(PACKAGE).as_posix(), file.read_text(encoding="utf-8")
         if name in free:
             continue
         assert not extras & {found.name for found in imports(source) if not found.own}, name
         for line in re.findall(r"^(?:from|import) .*$", source, re.MULTILINE):
-            assert not re.search(r"paceline\.(hf|targets\.torch)|paceline import hf", line), name
+            assert not re.search(r"paceline\.(hf|targets\.torch|train\.loop)|paceline import hf", line), name
 
 
 def test_the_page_has_every_part_and_no_other() -> None:

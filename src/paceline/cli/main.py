@@ -22,6 +22,7 @@ COMMANDS = {
     "chat": "Talk with a model.",
     "serve": "Answer OpenAI's HTTP interface.",
     "datastore": "Make and inspect texts of your own to draft from.",
+    "train": "Train a drafter for a model of your own.",
     "models": "List, fetch and inspect models.",
     "export": "Write a trained drafter as vLLM or SGLang loads it.",
     "bench": "Measure speed on this machine.",

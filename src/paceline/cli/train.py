@@ -1,0 +1,22 @@
+"""`paceline train`: the group of its commands."""
+
+from __future__ import annotations
+
+import click
+
+from paceline.cli import train_data, train_run
+from paceline.cli.help import examples
+
+
+@click.group(
+    epilog=examples(
+        "paceline train data answers/ --prompts prompts.jsonl --max-tokens-total 10000000",
+        "paceline train run answers/ --out drafter/",
+    )
+)
+def command() -> None:
+    """Train a drafter for a model of your own (docs/training.md)."""
+
+
+command.add_command(train_data.command, "data")
+command.add_command(train_run.command, "run")

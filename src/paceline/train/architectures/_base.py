@@ -1,0 +1,35 @@
+"""What every architecture is to the loop."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from paceline.train.batches import Batch
+
+
+class Architecture(nn.Module):
+    """A drafter in training. Its parameters have the names that they have in the drafter's folder.
+
+    vocabulary  int64 [D], ascending: the target's ids of the tokens that it can propose
+    depths      drafted tokens along one path that it is trained for
+    """
+
+    vocabulary: Tensor
+    depths: int
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> Iterator[Tensor]:
+        """For each depth logits [n, D] behind the bases `batch.bases(depth)`, in their order.
+
+        A base is a position t whose hidden states are known and whose next token is, too; the logits of depth
+        j are for token t + 2 + j, with the tokens before it known.
+        """
+
+    @abstractmethod
+    def folder(self, weights: Mapping[str, Tensor], model: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """What goes into config.json and model.safetensors of a drafter with these parameters, of a target
+        with this name."""

@@ -1,0 +1,97 @@
+"""What a drafter's folder says about how it came about: card.json, and card.md for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from paceline.train.checkpoint import Progress
+from paceline.train.dataset import Manifest
+
+
+def record(
+    manifest: Manifest,
+    settings: Mapping[str, Any],
+    progress: Progress,
+    *,
+    curve: Sequence[Mapping[str, Any]],
+    parameters: int,
+    bytes: int,
+    device: str,
+    trained_tokens: int,
+) -> dict[str, Any]:
+    """The card as JSON. curve: all measurements; the drafter is that of the best."""
+    return {
+        "target": manifest.target.model,
+        "target_sha256": manifest.target.file_sha256,
+        "vocabulary": manifest.target.vocabulary,
+        "settings": dict(settings),
+        "data": {
+            **manifest.recipe,
+            "answers": sum(shard.answers for shard in manifest.shards),
+            "tokens": manifest.tokens,
+            "answer_tokens": sum(shard.answer_tokens for shard in manifest.shards),
+            "shards_sha256": [shard.sha256 for shard in manifest.shards],
+        },
+        "steps": progress.step,
+        "trained_tokens": trained_tokens,
+        "seconds": round(progress.seconds, 1),
+        "device": device,
+        "parameters": parameters,
+        "bytes": bytes,
+        "estimate": progress.best,
+        "curve": [dict(line) for line in curve],
+    }
+
+
+def page(card: Mapping[str, Any]) -> str:
+    """The card for people, in Markdown."""
+    data, best = card["data"], card["estimate"]
+    rows = [
+        f"| {line['step']} | {line['tau_greedy']} | {line['tau_sampled']} | {line['agreement'][0]} | "
+        f"{line['overlap'][0]} | {line['calibration_error']} |"
+        for line in card["curve"]
+    ]
+    depths = [
+        f"| {depth + 1} | {agreement} | {overlap} |"
+        for depth, (agreement, overlap) in enumerate(zip(best["agreement"], best["overlap"], strict=True))
+    ]
+    settings = [f"| {name} | {value} |" for name, value in card["settings"].items()]
+    return "\n".join(
+        [
+            f"# A drafter for {card['target']}",
+            "",
+            f"{card['parameters']:,} parameters, {card['bytes']:,} bytes, trained on {card['device']} in "
+            f"{card['seconds']} s: {card['steps']} steps over {card['trained_tokens']:,} tokens.",
+            "",
+            "## Estimates",
+            "",
+            "Over answers that were held out, along their own text; the drafter is the one of step "
+            f"{best['step']}. Overlap: the largest probability of acceptance at temperature 1. Agreement: at "
+            "temperature 0. τ: tokens per target pass with drafts as deep as trained for.",
+            "",
+            "| step | τ greedy | τ sampled | agreement, depth 1 | overlap, depth 1 | calibration error |",
+            "|---|---|---|---|---|---|",
+            *rows,
+            "",
+            "| depth | agreement | overlap |",
+            "|---|---|---|",
+            *depths,
+            "",
+            "## Data",
+            "",
+            f"{data['answers']:,} answers of the target itself, {data['tokens']:,} tokens, "
+            f"{data['answer_tokens']:,} of them the answers', at temperatures "
+            f"{', '.join(map(str, data['temperatures']))}.",
+            "",
+            f"SHA-256 of the prompts: {data['prompts_sha256']}; of the target's file: "
+            f"{card['target_sha256']}.",
+            "",
+            "## Settings",
+            "",
+            "| setting | value |",
+            "|---|---|",
+            *settings,
+            "",
+        ]
+    )

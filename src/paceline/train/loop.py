@@ -1,0 +1,366 @@
+"""The loop: batches, gradients, steps, measurements, checkpoints.
+
+All that is random is a function of the seed and the step, so a run that was killed goes on from its last
+checkpoint to the very same drafter; on a CPU with as many threads, bit by bit.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from paceline.errors import ConfigError, TrainingError
+from paceline.train import card, checkpoint
+from paceline.train.architectures import load
+from paceline.train.architectures._base import Architecture
+from paceline.train.batches import Batch, collate, epoch, split
+from paceline.train.checkpoint import Progress
+from paceline.train.corpus import Corpus
+from paceline.train.losses import Estimate, compared, divergence
+from paceline.train.settings import Settings
+from paceline.train.teacher import Teacher
+from paceline.train.tensors import to_float32
+
+RUN, LOG = "run.json", "log.jsonl"
+_SAMPLE = 16
+"""Answers that the size of the taps is measured over."""
+_BETAS = (0.9, 0.95)
+
+
+class Run:
+    """One training run: a data set, settings, a folder. Goes on from the folder's checkpoint if there is one.
+
+    device: of PyTorch, such as "cpu" or "cuda". threads: for what runs on the CPU; None: PyTorch's own
+    choice. Raises ConfigError, TrainingError.
+    """
+
+    def __init__(
+        self, data: Path, folder: Path, settings: Settings, *, device: str = "cpu", threads: int | None = None
+    ) -> None:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.device = _device(device)
+        self.settings = settings
+        self.folder = folder
+        self.corpus = Corpus(data, settings.max_length, threads)
+        corpus = self.corpus
+        self._train, held_out = split(len(corpus), settings.held_out, settings.seed)
+        self._held_out = held_out[: settings.held_out_most]
+        self.plan = Plan(corpus, self._train, settings)
+        self.teacher = Teacher(
+            corpus.manifest.target.shape,
+            corpus.manifest.taps,
+            corpus.shared,
+            corpus.counts(self._train.tolist()),
+            _scales(corpus, self._train[:_SAMPLE].tolist()),
+            self.device,
+        )
+        self.drafter, self._averaged = self._fresh(), self._fresh().requires_grad_(False)
+        self._head = self.teacher.head[self.drafter.vocabulary].float()
+        self._named = dict(self.drafter.named_parameters())
+        matrices = [weight for weight in self._named.values() if weight.ndim > 1]
+        vectors = [weight for weight in self._named.values() if weight.ndim == 1]
+        self._optimizer = torch.optim.AdamW(
+            [
+                {"params": matrices, "weight_decay": settings.weight_decay},
+                {"params": vectors, "weight_decay": 0.0},
+            ],
+            lr=settings.learning_rate,
+            betas=_BETAS,
+        )
+        self._average = dict(self._averaged.named_parameters())
+        self._best = {name: weight.detach().clone() for name, weight in self._named.items()}
+        self.progress = Progress()
+        self._log_lines: list[bytes] = []
+        self._begin(data)
+
+    def _fresh(self) -> Architecture:
+        """A drafter that has learnt nothing; always the same."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.settings.seed)
+            return load(self.settings.arch, self.teacher).to(self.device)
+
+    def _begin(self, data: Path) -> None:
+        """Take up the run in the folder, or begin it there."""
+        manifest = self.corpus.manifest
+        record: dict[str, Any] = {
+            "settings": asdict(self.settings),
+            "target": manifest.target.file_sha256,
+            "shards": [shard.sha256 for shard in manifest.shards],
+        }
+        path = self.folder / RUN
+        if not path.exists():
+            checkpoint.put(path, json.dumps(record, indent=1).encode())
+        try:
+            begun = json.loads(path.read_bytes())
+            theirs = begun["settings"]
+            for name, value in record["settings"].items():
+                if theirs[name] != value:
+                    raise TrainingError(
+                        f"{self.folder}: was begun with {name} {theirs[name]}, not {value}; use that, or "
+                        "choose another folder"
+                    )
+            if (begun["target"], begun["shards"]) != (record["target"], record["shards"]):
+                raise TrainingError(
+                    f"{self.folder}: was begun with other data than {data}; choose another folder"
+                )
+        except (ValueError, KeyError, TypeError):
+            raise TrainingError(f"{path}: is damaged; choose another folder") from None
+        found = checkpoint.read(self.folder, self._state())
+        if found is not None:
+            self.progress, tensors = found
+            self._restore(tensors)
+        log = self.folder / LOG
+        held = log.read_bytes() if log.exists() else b""
+        if len(held) < self.progress.log_bytes:
+            raise TrainingError(f"{log}: is cut short; choose another folder")
+        checkpoint.put(log, held[: self.progress.log_bytes])
+
+    def train(self, advance: Callable[[int, dict[str, Any]], object]) -> dict[str, Any]:
+        """Train to the end and write the drafter; its card. advance: called after each step with its number
+        and what was logged last."""
+        log: dict[str, Any] = {}
+        started = perf_counter() - self.progress.seconds
+        for step, batches in self.plan.steps(self.progress.step):
+            line = self._step(step, batches)
+            seconds = perf_counter() - started
+            last = step + 1 == self.plan.total
+            if last or (step + 1) % self.settings.log_every == 0:
+                log = {"step": step + 1, "seconds": round(seconds, 3), **line}
+                self._log(log)
+            self.progress = replace(self.progress, step=step + 1, seconds=seconds)
+            if last or (step + 1) % self.settings.measure_every == 0:
+                self._measure()
+            if last or (step + 1) % self.settings.checkpoint_every == 0:
+                self._save()
+            advance(step + 1, log)
+        return self._finish()
+
+    def _step(self, step: int, places: list[list[int]]) -> dict[str, Any]:
+        """One step of the optimiser over some batches; what is logged of it."""
+        rate = self._rate(step)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        depths = self.drafter.depths
+        totals = [max(1, self.plan.bases(places, depth)) for depth in range(depths)]
+        weights = [self.settings.depth_decay**depth for depth in range(depths)]
+        losses, overlaps = [0.0] * depths, [0.0] * depths
+        for own in places:
+            batch = collate(self.corpus, own, self.device)
+            total: Tensor | float = 0.0
+            with self._autocast():
+                laws = self._laws(batch)
+                for depth, logits in enumerate(self.drafter(batch)):
+                    law = laws[_behind(batch.bases(depth), depth + 1)]
+                    loss = divergence(logits, law).sum() / totals[depth]
+                    total = total + weights[depth] * loss
+                    losses[depth] += float(loss.detach())
+                    with torch.no_grad():
+                        shared = torch.minimum(logits.float().softmax(-1), law).sum()
+                        overlaps[depth] += float(shared) / totals[depth]
+            if isinstance(total, Tensor) and total.requires_grad:
+                total.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self._named.values(), self.settings.clip)
+        if not math.isfinite(float(norm)):
+            raise TrainingError(
+                f"step {step + 1}: the gradient is no number; lower the learning rate, or use float32"
+            )
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        keep = min(self.settings.ema, (1 + step) / (10 + step))  # few steps make a short average
+        with torch.no_grad():
+            for name, weight in self._named.items():
+                self._average[name].lerp_(weight, 1 - keep)
+        return {
+            "learning_rate": rate,
+            "gradient_norm": round(float(norm), 4),
+            "loss": [round(value, 4) for value in losses],
+            "train_overlap": [round(value, 4) for value in overlaps],
+        }
+
+    def _laws(self, batch: Batch) -> Tensor:
+        """The target's law within the drafter's vocabulary where it is asked for, float32 [B, L, D]: zero
+        elsewhere, for most of a prompt's is never used."""
+        wanted = torch.zeros_like(batch.tokens, dtype=torch.bool)
+        for depth in range(self.drafter.depths):
+            wanted |= _behind(batch.bases(depth), depth + 1)
+        own = self._law(batch.states[:, :, -1][wanted], self._head)
+        laws = torch.zeros(*batch.tokens.shape, own.shape[-1], device=self.device)
+        laws[wanted] = own
+        return laws
+
+    def _law(self, states: Tensor, head: Tensor) -> Tensor:
+        """The target's law after its last hidden states [n, H], over a head's tokens: float32 [n, tokens]."""
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            return self.teacher.logits(states, head).softmax(-1)
+
+    def _rate(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        warm = self.settings.warmup * self.plan.total
+        if step < warm:
+            return (
+                self.settings.learning_rate * (step + 1) / warm if warm >= 1 else self.settings.learning_rate
+            )
+        left = (step - warm) / max(1.0, self.plan.total - warm)
+        return self.settings.learning_rate * 0.5 * (1 + math.cos(math.pi * left))
+
+    def measure(self, drafter: Architecture) -> dict[str, Any]:
+        """Estimates over the answers that were held out."""
+        estimate = Estimate(self.drafter.depths)
+        lengths = self.corpus.lengths
+        whole = self.teacher.head.float()
+        with torch.no_grad():
+            for places in epoch(lengths, self._held_out, self.settings.batch_tokens, 0, 0):
+                batch = collate(self.corpus, places, self.device)
+                rows = []
+                with self._autocast():
+                    for depth, logits in enumerate(drafter(batch)):
+                        states = batch.states[:, :, -1][_behind(batch.bases(depth), depth + 1)]
+                        rows.append(compared(logits, self._law(states, whole), drafter.vocabulary))
+                estimate.add(batch, rows)
+        return estimate.summary()
+
+    def _measure(self) -> None:
+        """Measure, log it, and keep the parameters if they are the best so far."""
+        found = {"step": self.progress.step, **self.measure(self._averaged)}
+        self._log({**found, "seconds": round(self.progress.seconds, 3), "measured": True})
+        best = self.progress.best
+        if best is None or _merit(found) > _merit(best):
+            self.progress = replace(self.progress, best=found)
+            for name, weight in self._average.items():
+                self._best[name].copy_(weight)
+
+    def _finish(self) -> dict[str, Any]:
+        """Write the drafter's folder, config.json last: a folder that has one is whole."""
+        from safetensors.torch import save
+
+        target = self.corpus.manifest.target
+        config, tensors = self.drafter.folder(self._best, target.model)
+        data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+        record = card.record(
+            self.corpus.manifest,
+            asdict(self.settings),
+            self.progress,
+            curve=[line for line in self._logged() if line.get("measured")],
+            parameters=sum(weight.numel() for weight in self._named.values()),
+            bytes=len(data),
+            device=str(self.device),
+            trained_tokens=self.plan.tokens,
+        )
+        checkpoint.put(self.folder / "model.safetensors", data)
+        checkpoint.put(self.folder / "card.json", json.dumps(record, indent=1).encode())
+        checkpoint.put(self.folder / "card.md", card.page(record).encode())
+        checkpoint.put(self.folder / "config.json", json.dumps(config, indent=2).encode())
+        return record
+
+    def _log(self, line: dict[str, Any]) -> None:
+        self._log_lines.append(json.dumps(line).encode() + b"\n")
+        with (self.folder / LOG).open("ab") as file:
+            file.write(self._log_lines[-1])
+
+    def _logged(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.folder / LOG).read_bytes().splitlines()]
+
+    def _save(self) -> None:
+        size = (self.folder / LOG).stat().st_size
+        self.progress = replace(self.progress, log_bytes=size)
+        checkpoint.write(self.folder, self.progress, self._state())
+
+    def _state(self) -> dict[str, Tensor]:
+        """All tensors that a run consists of; moments are zero before the first step."""
+        state: dict[str, Tensor] = {}
+        for name, weight in self._named.items():
+            moments = self._optimizer.state.get(weight, {})
+            state[f"weight/{name}"] = weight
+            state[f"average/{name}"] = self._average[name]
+            state[f"best/{name}"] = self._best[name]
+            for moment in ("exp_avg", "exp_avg_sq"):
+                state[f"{moment}/{name}"] = moments.get(moment, torch.zeros_like(weight))
+        return state
+
+    def _restore(self, tensors: Mapping[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, weight in self._named.items():
+                weight.copy_(tensors[f"weight/{name}"])
+                self._average[name].copy_(tensors[f"average/{name}"])
+                self._best[name].copy_(tensors[f"best/{name}"])
+                self._optimizer.state[weight] = {
+                    "step": torch.tensor(float(self.progress.step)),
+                    **{
+                        moment: tensors[f"{moment}/{name}"].to(self.device)
+                        for moment in ("exp_avg", "exp_avg_sq")
+                    },
+                }
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.settings.dtype == "float32":
+            return nullcontext()
+        mixed: AbstractContextManager[Any] = torch.autocast(self.device.type, torch.bfloat16)
+        return mixed
+
+
+class Plan:
+    """Which answers each step sees. total: steps; tokens: those that all of them see, padding not counted."""
+
+    def __init__(self, corpus: Corpus, places: Any, settings: Settings) -> None:
+        self._corpus, self._places, self._settings = corpus, places, settings
+        sizes = [len(self._batches(number)) for number in range(settings.epochs)]
+        self._ends = np.cumsum([-(-size // settings.accumulate) for size in sizes]).tolist()
+        self.total: int = self._ends[-1]
+        self.tokens = int(corpus.lengths[places].sum()) * settings.epochs
+
+    def _batches(self, number: int) -> list[list[int]]:
+        settings = self._settings
+        return epoch(self._corpus.lengths, self._places, settings.batch_tokens, settings.seed, number)
+
+    def steps(self, done: int) -> Iterator[tuple[int, list[list[int]]]]:
+        """The batches of each step but the first `done`, with the step's number."""
+        width = self._settings.accumulate
+        for number, end in enumerate(self._ends):
+            if done >= end:
+                continue
+            batches = self._batches(number)
+            first = self._ends[number - 1] if number else 0
+            for step in range(max(first, done), end):
+                at = (step - first) * width
+                yield step, batches[at : at + width]
+
+    def bases(self, batches: list[list[int]], depth: int) -> int:
+        """Bases of these answers at a depth, as `Batch.bases` counts them."""
+        places = [place for batch in batches for place in batch]
+        room = self._corpus.lengths[places] - self._corpus.prompts[places] - 1 - depth
+        return int(np.maximum(room, 0).sum())
+
+
+def _behind(bases: Tensor, by: int) -> Tensor:
+    """The positions so many places behind these."""
+    return torch.nn.functional.pad(bases, (by, 0))[:, : bases.shape[1]]
+
+
+def _merit(found: Mapping[str, Any]) -> float:
+    return float(found["tau_greedy"] + found["tau_sampled"])
+
+
+def _scales(corpus: Corpus, places: list[int]) -> list[float]:
+    """Root mean square of each tap over these answers, more than 0."""
+    states = np.concatenate([to_float32(own) for own in corpus.states(places)])
+    return np.maximum(np.sqrt(np.square(states, dtype=np.float64).mean((0, 2))), 1e-6).tolist()  # type: ignore[no-any-return]
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from None
+    return device

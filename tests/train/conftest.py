@@ -1,0 +1,101 @@
+"""A tiny random target and prompts for it. What trains needs PyTorch; those tests are left out without."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from paceline.train import answers as data
+from paceline.train.dataset import Manifest
+from paceline.train.tensors import sha256_of
+
+if find_spec("torch") is None or find_spec("safetensors") is None:
+    collect_ignore = ["test_eagle3.py", "test_loop.py", "test_medusa.py", "test_run_command.py"]
+else:
+    import torch
+
+    torch.set_num_threads(1)  # for models as small as these, more only wait for each other
+
+WORDS = ("the cat", "a dog in the rain", "12", "why?", "in", "the the the", "no", "birds")
+
+
+@pytest.fixture
+def model(write_gguf: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A Llama of one layer, whose answers are not all as long as they may be."""
+    monkeypatch.setenv("PACELINE_CACHE", str(tmp_path / "cache"))
+    return Path(write_gguf({"llama.context_length": 512}))
+
+
+@pytest.fixture
+def sharp(write_gguf: Any) -> Path:
+    """Another, whose laws are far from uniform."""
+    import gguf
+
+    embedding = np.random.default_rng(1).normal(0, 0.4, (265, 64)).astype(np.float32)
+    tensors = {"token_embd.weight": (embedding, gguf.GGMLQuantizationType.Q8_0)}
+    return Path(write_gguf({"llama.context_length": 512}, tensors, name="sharp.gguf"))
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "questions.jsonl"
+    path.write_text("".join(json.dumps({"prompt": word}) + "\n" for word in WORDS))
+    return path
+
+
+Make = Callable[..., Manifest]
+
+
+@pytest.fixture
+def make(model: Path, prompts: Path) -> Make:
+    """Makes a data set: make(folder, batch=..., states=..., tokens=..., advance=..., and the recipe's)."""
+
+    def call(
+        folder: Path,
+        *,
+        batch: int = 4,
+        states: bool = True,
+        tokens: int | None = None,
+        bytes: int | None = None,
+        advance: Callable[[data.Answer], object] = lambda answer: None,
+        file: Path = model,
+        **more: Any,
+    ) -> Manifest:
+        recipe: dict[str, Any] = {
+            "answers": 2,
+            "temperatures": (0.0, 1.0),
+            "max_tokens": 24,
+            "max_prompt_tokens": 60,
+            "shard_tokens": 200,
+            "seed": 5,
+        }
+        source = data.Source(str(file), ("hidden.0", "hidden.1"), batch=batch, longest=84, threads=1)
+        return data.make(
+            folder,
+            source,
+            prompts,
+            data.Recipe(prompts_sha256=sha256_of(prompts), **(recipe | more)),
+            states=states,
+            limits=data.Limits(tokens=tokens, bytes=bytes),
+            advance=advance,
+        )
+
+    return call
+
+
+def answers_of(folder: Path, manifest: Manifest) -> list[data.Answer]:
+    """All answers of a data set."""
+    found = []
+    for place in range(len(manifest.shards)):
+        shard = manifest.read_shard(folder, place)
+        ends = np.cumsum(shard["lengths"])
+        for end, length, prompt in zip(ends, shard["lengths"], shard["prompts"], strict=True):
+            states = shard["states"][end - length : end - 1] if "states" in shard else None
+            found.append(data.Answer(shard["tokens"][end - length : end], int(prompt), states))
+    return found

@@ -1,0 +1,249 @@
+"""The loop: a tiny drafter learns a tiny target, a killed run goes on bit by bit, misfits are refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from paceline.errors import ConfigError, TrainingError
+from paceline.train.batches import collate, epoch, split
+from paceline.train.corpus import Corpus
+from paceline.train.loop import Run
+from paceline.train.losses import compared, divergence
+from paceline.train.settings import Settings
+from tests.train.conftest import Make
+
+SMALL: dict[str, Any] = {
+    "arch": "eagle3:depths=2,draft_vocab=200",
+    "batch_tokens": 200,
+    "held_out": 0.0,
+    "ema": 0.5,
+    "dtype": "float32",
+    "log_every": 2,
+    "measure_every": 3,
+    "checkpoint_every": 2,
+}
+
+
+@pytest.fixture
+def data(make: Make, tmp_path: Path) -> Path:
+    make(tmp_path / "data")
+    return tmp_path / "data"
+
+
+def train(data: Path, out: Path, stop_at: int | None = None, **settings: Any) -> dict[str, Any]:
+    """The card; with stop_at KeyboardInterrupt after so many steps, as if it were killed there."""
+
+    def advance(step: int, log: dict[str, Any]) -> None:
+        if step == stop_at:
+            raise KeyboardInterrupt
+
+    return Run(data, out, Settings(**(SMALL | settings)), threads=1).train(advance)
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in found]
+
+
+@pytest.mark.parametrize("arch", ["eagle3", "medusa"])
+def test_a_drafter_overfits_a_tiny_target(make: Make, tmp_path: Path, sharp: Path, arch: str) -> None:
+    make(tmp_path / "data", file=sharp, tokens=150, max_tokens=16)
+    fresh = Run(tmp_path / "data", tmp_path / "fresh", Settings(**SMALL), threads=1)
+    before = fresh.measure(fresh.drafter)
+    card = train(
+        tmp_path / "data",
+        tmp_path / "out",
+        arch=f"{arch}:depths=3,draft_vocab=265",
+        epochs=150,
+        batch_tokens=1000,
+        learning_rate=5e-3,
+        ema=0.9,
+        measure_every=1000,
+        checkpoint_every=1000,
+    )
+    estimate = card["estimate"]
+    assert before["tau_greedy"] < 1.5
+    assert estimate["tau_greedy"] > 3.8, "of 4 at most"
+    assert estimate["tau_sampled"] > 3.4, "of 4 at most"
+    assert min(estimate["agreement"]) > 0.95
+    assert card["curve"][-1]["tau_greedy"] == estimate["tau_greedy"]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_killed_run_goes_on_bit_by_bit(data: Path, tmp_path: Path, accumulate: int) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    train(data, whole, epochs=2, accumulate=accumulate)
+    for stop_at in (1, 3, 4):
+        with pytest.raises(KeyboardInterrupt):
+            train(data, cut, stop_at, epochs=2, accumulate=accumulate)
+    (cut / "training" / ".state-00000099.safetensors.00.partial").write_bytes(b"killed while it was written")
+    train(data, cut, epochs=2, accumulate=accumulate)
+    assert (cut / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert lines(cut) == lines(whole)
+    assert sorted(path.name for path in (cut / "training").iterdir()) == sorted(
+        path.name for path in (whole / "training").iterdir()
+    )
+    state = [next((folder / "training").glob("state-*")).read_bytes() for folder in (whole, cut)]
+    assert state[0] == state[1]
+    other = tmp_path / "other"
+    train(data, other, epochs=2, accumulate=accumulate, seed=1)
+    assert (other / "model.safetensors").read_bytes() != (whole / "model.safetensors").read_bytes()
+
+
+def test_states_that_were_not_kept_are_computed_anew(make: Make, data: Path, tmp_path: Path) -> None:
+    make(tmp_path / "bare", states=False)
+    train(data, tmp_path / "one")
+    train(tmp_path / "bare", tmp_path / "other")
+    assert (tmp_path / "one" / "model.safetensors").read_bytes() == (
+        tmp_path / "other" / "model.safetensors"
+    ).read_bytes()
+
+
+def test_what_is_kept_is_the_best_average(data: Path, tmp_path: Path) -> None:
+    card = train(data, tmp_path / "out", epochs=3)
+    merits = [line["tau_greedy"] + line["tau_sampled"] for line in card["curve"]]
+    best = card["estimate"]
+    assert best["tau_greedy"] + best["tau_sampled"] == max(merits)
+    tensors = load_file(tmp_path / "out" / "model.safetensors")
+    state = load_file(next((tmp_path / "out" / "training").glob("state-*")))
+    for name in ("fc.weight", "layers.0.mlp.up_proj.weight", "norm.weight"):
+        assert torch.equal(tensors[name], state[f"best/{name}"].bfloat16())
+        assert not torch.equal(state[f"average/{name}"], state[f"weight/{name}"])
+    page = (tmp_path / "out" / "card.md").read_text()
+    assert f"| {best['step']} | {best['tau_greedy']} |" in page
+    assert "| arch | eagle3:depths=2,draft_vocab=200 |" in page
+
+
+def damage(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def test_runs_that_do_not_fit_are_refused_by_name(make: Make, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        train(data, out, 3)
+
+    def refused(message: str, **settings: Any) -> None:
+        with pytest.raises(TrainingError, match=message):
+            train(data, out, **settings)
+
+    refused("begun with learning_rate 0.001, not 0.01", learning_rate=0.01)
+    refused("begun with arch eagle3:depths=2,draft_vocab=200, not eagle3", arch="eagle3")
+    make(tmp_path / "more", seed=6)
+    with pytest.raises(TrainingError, match=r"begun with other data than .*more"):
+        train(tmp_path / "more", out)
+    state = next((out / "training").glob("state-*"))
+    whole = state.read_bytes()
+    state.write_bytes(whole[:-1])
+    refused("state-00000002.safetensors: is damaged")
+    state.unlink()
+    refused("state-00000002.safetensors: No such file")
+    state.write_bytes(whole)
+    record = out / "training" / "checkpoint.json"
+    good = record.read_text()
+    record.write_text("{")
+    refused("checkpoint.json: is damaged")
+    record.write_text(good)
+    log = (out / "log.jsonl").read_bytes()
+    (out / "log.jsonl").write_bytes(b"")
+    refused("log.jsonl: is cut short")
+    (out / "log.jsonl").write_bytes(log)
+    # A checkpoint of a drafter with another vocabulary under the settings of this one.
+    settings = json.loads((out / "run.json").read_text())
+    settings["settings"]["arch"] = "eagle3:depths=2,draft_vocab=100"
+    (out / "run.json").write_text(json.dumps(settings))
+    refused(
+        "lm_head.weight is .200, 64., expected .100, 64.*of another drafter",
+        arch="eagle3:depths=2,draft_vocab=100",
+    )
+    (out / "run.json").write_text("[]")
+    refused("run.json: is damaged")
+    shard = data / "shard-00000.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"\xff")
+    refused("shard-00000.safetensors: is damaged")
+
+
+def test_a_data_set_of_another_target_is_refused(
+    make: Make, tmp_path: Path, write_gguf: Callable[..., Path]
+) -> None:
+    make(tmp_path / "bare", states=False)
+    write_gguf({"llama.context_length": 256})
+    with pytest.raises(TrainingError, match="is another file than the one that gave the answers"):
+        train(tmp_path / "bare", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epochs": 0}, "epochs is 0, allowed: 1 to 1000"),
+        ({"dtype": "float16"}, "allowed: bfloat16, float32"),
+        ({"ema": 1.0}, "ema is 1.0"),
+        ({"arch": "eagle4"}, "there is no architecture 'eagle4'; there are eagle3, medusa"),
+        ({"arch": "eagle3:depth=2"}, "eagle3 has no option 'depth'; it has depths, draft_vocab"),
+        ({"arch": "eagle3:depths=0"}, "depths is 0, allowed: 1 to 16"),
+        ({"arch": "medusa:layers=17"}, "layers is 17, allowed: 1 to 16"),
+        ({"arch": "eagle3:draft_vocab=0"}, "draft_vocab is 0, allowed: 1 to"),
+    ],
+)
+def test_settings_out_of_range_are_refused(
+    data: Path, tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        train(data, tmp_path / "out", **settings)
+
+
+def test_devices_that_are_not_there_are_refused(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="device 'no' cannot be used"):
+        Run(data, tmp_path / "out", Settings(**SMALL), device="no")
+
+
+def test_answers_that_are_too_short_are_left_out(make: Make, tmp_path: Path) -> None:
+    make(tmp_path / "d", max_tokens=1)
+    with pytest.raises(TrainingError, match="no answer of 2 tokens or more"):
+        Corpus(tmp_path / "d", 1024, None)
+
+
+def test_each_epoch_sees_every_answer_once_in_an_order_of_its_own(data: Path) -> None:
+    corpus = Corpus(data, 50, None)
+    train, held_out = split(len(corpus), 0.2, 7)
+    assert sorted([*train, *held_out]) == list(range(len(corpus)))
+    assert len(held_out) == round(0.2 * len(corpus))
+    epochs = [epoch(corpus.lengths, train, 120, 7, number) for number in range(2)]
+    for batches in epochs:
+        assert sorted(place for batch in batches for place in batch) == train.tolist()
+        assert all(max(corpus.lengths[batch]) * len(batch) <= 120 for batch in batches)
+    assert epochs[0] != epochs[1]
+    assert epochs[0] == epoch(corpus.lengths, train, 120, 7, 0)
+
+
+def test_bases_are_where_drafts_of_answers_begin(data: Path) -> None:
+    corpus = Corpus(data, 50, None)
+    batch = collate(corpus, [0, 1, 2], torch.device("cpu"))
+    for depth in range(3):
+        for row, place in enumerate([0, 1, 2]):
+            # Token t + 1 is the answer's first; the law for t + 2 + depth comes of the state before it.
+            expected = range(corpus.prompts[place] - 1, corpus.lengths[place] - 2 - depth)
+            assert np.flatnonzero(batch.bases(depth)[row]).tolist() == list(expected)
+    assert batch.shifted(2)[0, :5].tolist() == batch.tokens[0, 2:7].tolist()
+    assert batch.shifted(99).shape == batch.tokens.shape
+    assert not batch.states[0, corpus.lengths[0] - 1 :].any()
+    assert batch.states[0, corpus.lengths[0] - 2].any()
+
+
+def test_losses_and_estimates_are_what_their_formulas_say() -> None:
+    law = torch.tensor([[0.5, 0.5, 0.0], [0.1, 0.2, 0.7]])
+    logits = torch.tensor([[0.25, 0.25, 0.5], [0.1, 0.2, 0.7]]).log()
+    torch.testing.assert_close(divergence(logits, law), torch.tensor([2.0, 1.0]).log())
+    vocabulary = torch.tensor([1, 2])
+    overlap, agreement, confidence = compared(torch.tensor([[0.0, 0.0], [0.0, 3.0]]), law, vocabulary)
+    torch.testing.assert_close(overlap[0], torch.tensor(0.5))
+    assert agreement.tolist() == [0, 1]
+    torch.testing.assert_close(confidence[1], torch.tensor(3.0).sigmoid())

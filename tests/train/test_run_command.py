@@ -1,0 +1,67 @@
+"""`paceline train run` as a program."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from paceline.cli.main import run
+from tests.train.conftest import Make
+
+OPTIONS = ("--arch", "eagle3:depths=2,draft_vocab=200", "--batch-tokens", "200", "--checkpoint-every", "1")
+
+
+@pytest.fixture
+def data(make: Make, tmp_path: Path) -> Path:
+    make(tmp_path / "data")
+    return tmp_path / "data"
+
+
+def test_a_drafter_is_trained_and_summed_up(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("train", "run", str(data), "--out", str(tmp_path / "out"), *OPTIONS)
+    assert run(arguments) == 0
+    assert "estimated τ over held-out answers" in capsys.readouterr().out
+    assert run((*arguments, "--json")) == 0
+    card = json.loads(capsys.readouterr().out)
+    assert card == json.loads((tmp_path / "out" / "card.json").read_text())
+    assert card["steps"] == card["estimate"]["step"]
+
+
+def test_misuse_is_one_line(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    for arguments, message in (
+        ((str(data), "--out", str(out), "--threads", "0"), "threads must be at least 1"),
+        ((str(data), "--out", str(out), "--clip", "0"), "clip is 0.0, allowed"),
+        ((str(tmp_path), "--out", str(out)), "`paceline train data` makes data sets"),
+        ((str(data),), "Missing option '--out'"),
+    ):
+        assert run(("train", "run", *arguments)) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+    assert not out.exists()
+
+
+def test_a_run_that_was_killed_ends_in_the_same_drafter(data: Path, tmp_path: Path) -> None:
+    command = (sys.executable, "-m", "paceline", "train", "run", str(data), *OPTIONS, "--epochs", "8")
+    options = ("--threads", "1")
+    cut, whole = tmp_path / "cut", tmp_path / "whole"
+    first = subprocess.Popen((*command, "--out", str(cut), *options), stderr=subprocess.PIPE)
+    while not (cut / "training" / "checkpoint.json").exists() and first.poll() is None:
+        time.sleep(0.005)
+    os.kill(first.pid, signal.SIGKILL)
+    first.communicate()
+    assert first.returncode == -signal.SIGKILL, "it had ended before"
+    for folder in (cut, whole):
+        subprocess.run((*command, "--out", str(folder), *options), check=True, capture_output=True)
+    names = ("config.json", "model.safetensors")
+    assert [(cut / name).read_bytes() for name in names] == [(whole / name).read_bytes() for name in names]
