@@ -11,7 +11,7 @@ For each size a Llama of that shape, random weights in bfloat16, on the GPU if t
 - host: milliseconds of a plain step that are not the pass;
 - answers of a fixed length, greedy, alone: transformers' own generate, plain, with a static cache (which it
   compiles on a GPU), with prompt lookup and with an assistant (the model's own first layers); the same model
-  through `paceline.hf.speculative`, plain, with the same two kinds of drafting, and with drafters that are told
+  through `paceline.hf.speculative`, plain and with the same two kinds of drafting; and drafters that are told
   the answer and say so many of its tokens rightly. All answer each prompt in turn, in an order that moves on.
 
 Prints ratios to transformers' plain generation on stderr, one JSON object on stdout. Needs paceline[torch].
@@ -206,7 +206,7 @@ def identity(model: Any, prompts: Sequence[list[int]], tokens: int, rows: int | 
     found = []
     for drafter in ("none", "recycling:min_probability=1e-6"):
         engine = Engine(target, {"it": load(drafter, target.info)}, drafter="it")
-        params = [SamplingParams(temperature=1, seed=seed, max_tokens=tokens) for seed in range(len(prompts))]
+        params = [SamplingParams(seed=seed, max_tokens=tokens) for seed in range(len(prompts))]
         found.append([done.token_ids for done in engine.generate(list(prompts), params)])
     return {"answers": len(prompts), "differing": sum(a != b for a, b in zip(*found, strict=True))}
 
@@ -272,9 +272,8 @@ def measure(size: str, chosen: argparse.Namespace) -> Report:
         "answers": answers(model, target, prompts, chosen.tokens),
     }
     for entry in report["passes"]:
-        note(
-            f"  {entry['batch']} x {entry['rows']}: {entry['ms']:.2f} ms, {entry['ms'] / floor / 1e3:.2f} floors"
-        )
+        floors = entry["ms"] / floor / 1e3
+        note(f"  {entry['batch']} x {entry['rows']}: {entry['ms']:.2f} ms, {floors:.2f} floors")
     return report
 
 
@@ -302,7 +301,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     chosen = parser.parse_args(arguments)
     models = []
-    for size in chosen.sizes.split(","):
+    sizes = chosen.sizes.split(",")
+    if unknown := set(sizes) - SIZES.keys():
+        parser.error(f"--sizes: {', '.join(sorted(unknown))}; there are {', '.join(SIZES)}")
+    for size in sizes:
         models.append(measure(size, chosen))
         gc.collect()
         if chosen.device != "cpu":
