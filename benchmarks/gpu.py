@@ -198,7 +198,7 @@ def answers(model: Any, target: TorchTarget, prompts: Sequence[list[int]], token
 
 
 def identity(model: Any, prompts: Sequence[list[int]], tokens: int, rows: int | None) -> Report:
-    """Sampled answers with drafts against plain ones: how many, and how many differ; or why there are none."""
+    """Sampled answers with drafts against plain ones: how many, how many differ; or why there are none."""
     try:
         target = TorchTarget(model, rows=rows)
     except ConfigError as error:
