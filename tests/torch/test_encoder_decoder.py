@@ -17,6 +17,7 @@ from paceline.drafters import load
 from paceline.engine import Engine
 from paceline.errors import ConfigError, IncompatibleDrafter
 from paceline.hf import speculative
+from paceline.sampling import SamplingParams
 from paceline.targets.torch import TorchTarget
 from paceline.targets.torch_attention import Pass
 from tests.torch.families import VOCABULARY, model
@@ -215,6 +216,28 @@ def test_several_answers_to_a_source_differ() -> None:
     asked = {"do_sample": True, "temperature": 3.0, "num_return_sequences": 3, "max_new_tokens": 12}
     out = translator("t5").generate(**sources(), **asked, custom_generate=drafting())
     assert len({tuple(answer) for answer in out.tolist()}) == 9
+
+
+def test_a_request_that_lost_its_place_goes_on_with_its_own_source() -> None:
+    of = translator("t5")
+    target = TorchTarget(of, rows=8)
+    ids, mask = sources().values()
+    encoded = of.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state.detach()
+    given = [target.source(states[keep.bool()]) for states, keep in zip(encoded, mask, strict=True)]
+    answers = []
+    for preempted in (False, True):
+        engine = Engine(target, {"none": load("none", target.info)}, drafter="none")
+        params = SamplingParams(temperature=1.5, seed=3, max_tokens=10)
+        ours = [engine.submit([0], params, inputs=source) for source in given]
+        done = {}
+        for step in range(100):
+            if preempted and step == 4:
+                engine.preempt(ours[0])
+            done.update({event.request: event.finish for event in engine.step() if event.finish})
+        assert engine.load.preemptions == preempted
+        answers.append([done[request].token_ids for request in ours])
+    assert answers[0] == answers[1]
+    assert len(set(answers[0])) == 3
 
 
 def test_what_is_not_honoured_is_refused_by_name() -> None:
