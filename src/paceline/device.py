@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 
 class OnDevice:
-    """Logits float [S, V] on a device. What is asked for by index, and nothing else, comes to the host, as
-    arrays of NumPy's."""
+    """Logits float [S, V] on a device. One row comes to the host when it is asked for by its number, as an
+    array of NumPy's; several rows stay where they are, until NumPy is asked for an array of them."""
 
     def __init__(self, values: Array) -> None:
         self.values = values
@@ -32,13 +32,13 @@ class OnDevice:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, index: Any) -> NDArray[Any]:
-        return _on_host(self.values[index] if isinstance(index, int | slice) else self.rows(index))
-
-    def rows(self, places: Sequence[int]) -> Array:
-        """Some rows, where they are."""
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, int | np.integer):
+            return _on_host(self.values[int(index)])
+        if isinstance(index, slice):
+            return OnDevice(self.values[index])
         xp = array_namespace(self.values)
-        return xp.take(self.values, xp.asarray(places, device=device(self.values)), axis=0)
+        return OnDevice(xp.take(self.values, xp.asarray(index, device=device(self.values)), axis=0))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         return np.asarray(_on_host(self.values), dtype)

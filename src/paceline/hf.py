@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import replace
 from itertools import repeat
 from typing import Any, TypeAlias
 
@@ -25,7 +26,18 @@ from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.utils import GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput
 
 from paceline import policies, rules
-from paceline.core import Drafter, Drawn, Inputs, Promise
+from paceline.core import (
+    Budget,
+    Draft,
+    Drafter,
+    Drawn,
+    Inputs,
+    Promise,
+    Scores,
+    Tree,
+    Verdict,
+    View,
+)
 from paceline.drafters import PLUS, load, options
 from paceline.drafters._companion import Companion
 from paceline.drafters._model import ModelDrafter
@@ -33,6 +45,7 @@ from paceline.engine import Engine
 from paceline.errors import ConfigError, IncompatibleDrafter
 from paceline.sampling import MAX_SEED, SamplingParams
 from paceline.targets.torch import TorchTarget
+from paceline.targets.torch_attention import Source
 
 MODES = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE, GenerationMode.ASSISTED_GENERATION)
 CACHES = (None, "dynamic", "static", "hybrid", "sliding_window")
@@ -146,6 +159,9 @@ class Speculative:
         inputs: Iterable[Any] = repeat(None)
         if encodes:
             inputs = _sources(target, model_kwargs)
+            drafter = engine.drafters["drafter"]
+            if isinstance(drafter, _Translator):
+                inputs = drafter.read(inputs, asked["inputs_tensor"], model_kwargs.get("attention_mask"))
         elif looks:
             inputs = target.see(input_ids, kept, _of_prompts(model_kwargs))
         rows = [
@@ -315,23 +331,74 @@ def _output(input_ids: Tensor, rows: Sequence[_Row], config: Any, kind: Any) -> 
     return output
 
 
+class _WithSources:
+    """The target of an assistant that reads sources: it gets those of the sequences that are drafted for."""
+
+    def __init__(self, target: TorchTarget) -> None:
+        self.target = target
+        self.info = target.info
+        self.sources: Mapping[int, Source] = {}  # by slot
+
+    def forward(self, draft: Draft, taps: frozenset[str]) -> Scores:
+        return self.target.forward(replace(draft, inputs=self.sources), taps)
+
+    def commit(self, draft: Draft, verdict: Verdict) -> None:
+        self.target.commit(draft, verdict)
+
+    def release(self, slots: Sequence[int]) -> None:
+        self.target.release(slots)
+
+
+class _Translator(ModelDrafter):
+    """An assistant with an encoder of its own, which reads every source once."""
+
+    def __init__(self, target: TorchTarget, depth: int, threshold: float) -> None:
+        self._model = _WithSources(target)
+        super().__init__(Companion(self._model), [1] * depth, Drawn.IID, threshold)
+
+    def read(self, sources: Sequence[Source], ids: Tensor, mask: Tensor | None) -> list[Source]:
+        """The target's sources, with the assistant's. ids: the sources' tokens, int64 [B, E]; mask: what of
+        them is no padding."""
+        target = self._model.target
+        if ids.is_floating_point() or bool((ids < 0).any()):
+            raise ConfigError("an assistant_model with an encoder needs input_ids, what it reads itself")
+        with torch.inference_mode():
+            encoded = target.model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
+        own = _read(target, encoded, mask)
+        return [replace(one, assistant=other) for one, other in zip(sources, own, strict=True)]
+
+    def propose(self, view: View, budgets: Sequence[Budget]) -> Sequence[Tree]:
+        self._model.sources = {slot: given.assistant for slot, given in view.inputs.items()}
+        return super().propose(view, budgets)
+
+
 def _assistant(assistant: Any, target: TorchTarget, config: Any) -> ModelDrafter:
     """The model that a call names as its assistant, as drafter."""
     companion = TorchTarget(assistant)
-    if companion.info.inputs is Inputs.REQUIRED:
-        raise IncompatibleDrafter("assistant_model has an encoder; one without is supported")
+    reads = companion.info.inputs is Inputs.REQUIRED
+    if reads and target.info.inputs is not Inputs.REQUIRED:
+        raise IncompatibleDrafter("assistant_model has an encoder, the model has none")
     if companion.info.vocab_size != target.info.vocab_size:
         raise IncompatibleDrafter(
             f"assistant_model has {companion.info.vocab_size} tokens, the model {target.info.vocab_size}"
         )
     depth = int(config.num_assistant_tokens or 20)
     threshold = config.assistant_confidence_threshold
-    return ModelDrafter(Companion(companion), [1] * depth, Drawn.IID, 0.4 if threshold is None else threshold)
+    threshold = 0.4 if threshold is None else threshold
+    if reads:
+        return _Translator(companion, depth, threshold)
+    return ModelDrafter(Companion(companion), [1] * depth, Drawn.IID, threshold)
 
 
-def _sources(target: TorchTarget, model_kwargs: Mapping[str, Any]) -> list[Any]:
-    """What each row's decoder gets of its source, without padding."""
-    states, mask = model_kwargs["encoder_outputs"].last_hidden_state, model_kwargs.get("attention_mask")
+def _sources(target: TorchTarget, model_kwargs: Mapping[str, Any]) -> list[Source]:
+    """What each row's decoder gets of its source."""
+    return _read(
+        target, model_kwargs["encoder_outputs"].last_hidden_state, model_kwargs.get("attention_mask")
+    )
+
+
+def _read(target: TorchTarget, states: Tensor, mask: Tensor | None) -> list[Source]:
+    """The same of what an encoder made of the sources, [B, E, hidden size], without padding."""
     kept = (torch.ones(states.shape[:2]) if mask is None else mask).to(states.device, torch.bool)
     return [target.source(row[keep]) for row, keep in zip(states, kept, strict=True)]
 
@@ -407,4 +474,7 @@ def _asked_of_generate() -> Mapping[str, Any]:
         frame = frame.f_back
     if frame is None:
         return {}
-    return {name: frame.f_locals.get(name) for name in ("streamer", "assistant_model", "synced_gpus")}
+    return {
+        name: frame.f_locals.get(name)
+        for name in ("streamer", "assistant_model", "synced_gpus", "inputs_tensor")
+    }

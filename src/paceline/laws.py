@@ -241,10 +241,9 @@ class Laws:
                 keys.append(noise.key(row, Lane.TARGET, int(self._draft.positions[node]) + 1))
         if not nodes:
             return {}
-        values = logits.values
         if len(nodes) < len(logits):
-            values = logits.rows([self._scored[node] for node in nodes])
-        tokens, sound = draw_all(values, params, keys)
+            logits = logits[[self._scored[node] for node in nodes]]
+        tokens, sound = draw_all(logits.values, params, keys)
         return {node: token for node, token, fine in zip(nodes, tokens, sound, strict=True) if fine}
 
     def law(self, node: int) -> NDArray[np.float64]:

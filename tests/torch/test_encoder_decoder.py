@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 from typing import Any
 
@@ -16,6 +17,7 @@ from paceline.drafters import load
 from paceline.engine import Engine
 from paceline.errors import ConfigError, IncompatibleDrafter
 from paceline.hf import speculative
+from paceline.sampling import SamplingParams
 from paceline.targets.torch import TorchTarget
 from paceline.targets.torch_attention import Pass
 from tests.torch.families import VOCABULARY, model
@@ -178,10 +180,64 @@ def test_accelerate_streamers_and_outputs_work_as_for_decoders() -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
+def test_an_assistant_with_an_encoder_reads_sources_once_and_drafts() -> None:
+    of, same, other = translator("t5"), copy.deepcopy(translator("t5")), translator("umt5")
+    asked = {**sources(), **PENALISED, "do_sample": False}
+    own = {"assistant_confidence_threshold": 0.0, "num_assistant_tokens": 4}
+    by, calls = speculative("none", policy="fixed"), {"assistant reads": 0, "passes": 0}
+
+    def count(what: str) -> Any:
+        def hook(*_: Any) -> None:
+            calls[what] += 1
+
+        return hook
+
+    expected = of.generate(**asked).tolist()
+    for assistant in (other, same):
+        found = of.generate(**asked, **own, assistant_model=assistant, custom_generate=by)
+        assert found.tolist() == expected
+    hooks = [same.encoder.register_forward_hook(count("assistant reads"))]
+    hooks.append(of.lm_head.register_forward_hook(count("passes")))
+    try:
+        of.generate(**asked, **own, assistant_model=same, custom_generate=by)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert calls["assistant reads"] == 1
+    assert calls["passes"] < len(expected[0]) / 2
+    encoded = of.get_encoder()(input_ids=sources()["input_ids"])
+    with pytest.raises(ConfigError, match="needs input_ids"):
+        of.generate(
+            encoder_outputs=encoded, **own, max_new_tokens=4, assistant_model=same, custom_generate=by
+        )
+
+
 def test_several_answers_to_a_source_differ() -> None:
     asked = {"do_sample": True, "temperature": 3.0, "num_return_sequences": 3, "max_new_tokens": 12}
     out = translator("t5").generate(**sources(), **asked, custom_generate=drafting())
     assert len({tuple(answer) for answer in out.tolist()}) == 9
+
+
+def test_a_request_that_lost_its_place_goes_on_with_its_own_source() -> None:
+    of = translator("t5")
+    target = TorchTarget(of, rows=8)
+    ids, mask = sources().values()
+    encoded = of.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state.detach()
+    given = [target.source(states[keep.bool()]) for states, keep in zip(encoded, mask, strict=True)]
+    answers = []
+    for preempted in (False, True):
+        engine = Engine(target, {"none": load("none", target.info)}, drafter="none")
+        params = SamplingParams(temperature=1.5, seed=3, max_tokens=10)
+        ours = [engine.submit([0], params, inputs=source) for source in given]
+        done = {}
+        for step in range(100):
+            if preempted and step == 4:
+                engine.preempt(ours[0])
+            done.update({event.request: event.finish for event in engine.step() if event.finish})
+        assert engine.load.preemptions == preempted
+        answers.append([done[request].token_ids for request in ours])
+    assert answers[0] == answers[1]
+    assert len(set(answers[0])) == 3
 
 
 def test_what_is_not_honoured_is_refused_by_name() -> None:
@@ -192,8 +248,9 @@ def test_what_is_not_honoured_is_refused_by_name() -> None:
         of.generate(**sources(), **given, max_new_tokens=4, custom_generate=drafting())
     with pytest.raises(ConfigError, match="beam search"):
         of.generate(**sources(), num_beams=2, max_new_tokens=4, custom_generate=drafting())
-    with pytest.raises(IncompatibleDrafter, match="assistant_model has an encoder"):
-        of.generate(**sources(), assistant_model=of, max_new_tokens=4, custom_generate=drafting())
+    prompt = {"input_ids": torch.tensor([[5, 6]]), "attention_mask": torch.ones(1, 2)}
+    with pytest.raises(IncompatibleDrafter, match="assistant_model has an encoder, the model has none"):
+        model("llama").generate(**prompt, assistant_model=of, max_new_tokens=4, custom_generate=drafting())
 
 
 def test_a_source_goes_with_models_that_have_an_encoder_and_no_others() -> None:

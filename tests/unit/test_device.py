@@ -57,10 +57,14 @@ def test_rows_that_are_not_finite_are_told_apart() -> None:
     assert draw_all(logits, [PARAMS[0]] * 4, [1, 2, 3, 4])[1] == [True, False, False, False]
 
 
-def test_what_is_asked_for_comes_as_an_array_of_numpys() -> None:
+def test_a_row_comes_to_the_host_and_several_stay_until_numpy_wants_them() -> None:
     values = np.arange(12.0).reshape(4, 3)
     there = OnDevice(values)
     assert len(there) == 4
-    for index in (2, slice(1, 3), [3, 0], np.array([1, 1])):
+    for index in (2, np.int64(1)):
+        assert type(there[index]) is np.ndarray
         assert_array_equal(there[index], values[index])
+    for several in (slice(1, 3), [3, 0], np.array([1, 1])):
+        assert type(there[several]) is OnDevice
+        assert_array_equal(np.array(there[several]), values[several])
     assert_array_equal(np.array(there), values)

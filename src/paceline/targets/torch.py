@@ -32,6 +32,8 @@ from paceline.targets.torch_models import EncoderDecoder, Seen, VisionLanguage, 
 CACHE_SEQUENCES = 4
 """Unless told otherwise the cache holds this many sequences of full length."""
 PROBED = 8
+TRIAL = -1
+"""The slot of sequences of our own, which no request has."""
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 COARSE_TOLERANCE = 0.1
 """By how much our logits may differ from the model's own, as root mean squares relative to their spread;
@@ -196,7 +198,7 @@ class TorchTarget:
         if own is not None:
             text = input_ids[0, kept[0]].tolist()
             self._hold(self._read(text, 0, seen[0]), _on_host(own[:1]))
-            self.release([0])
+            self.release([TRIAL])
             self._looked = True
         return seen
 
@@ -237,7 +239,7 @@ class TorchTarget:
             self._read(text[:3], 0, inputs)
             within = self._read(text[:4], 3, inputs, tree, [2, 4])
             behind = self._read(text, 6, inputs)
-            self.release([0])
+            self.release([TRIAL])
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise ConfigError(f"{kind} cannot be served: {type(error).__name__}: {error}") from error
         self._hold(np.stack([*within[[0, 2, 4]], behind[0]]), own[[3, 4, 5, 7]])
@@ -262,12 +264,12 @@ class TorchTarget:
         first, token = 11 % self.info.vocab_size, 12 % self.info.vocab_size
         self._read([first], 0, inputs)
         alone = self._read([first, token], 1, inputs)[0]
-        self.release([0])
+        self.release([TRIAL])
         others = [(7919 * place) % self.info.vocab_size for place in range(1, rows)]
         others[rows // 2 : rows // 2 + 1] = [token]
         for tokens in ([token] * (rows - 1), others):
             logits = self._read([first], 0, inputs, Tree(tokens, [-1] * (rows - 1)))[1:]
-            self.release([0])
+            self.release([TRIAL])
             same = [row for row, other in zip(logits, tokens, strict=True) if other == token]
             if not all((row == alone).all() for row in same):
                 raise ConfigError(
@@ -278,8 +280,8 @@ class TorchTarget:
     def _read(
         self, history: list[int], start: int, inputs: Any, tree: Tree = NOTHING, path: Sequence[int] = ()
     ) -> NDArray[Any]:
-        """Score a tree behind known tokens in slot 0, and keep these and the path."""
-        view = View([0], [history], [start], [len(history)], [], [], [], [], inputs={0: inputs})
+        """Score a tree behind known tokens of a sequence of ours, and keep these and the path."""
+        view = View([TRIAL], [history], [start], [len(history)], [], [], [], [], inputs={TRIAL: inputs})
         draft = Draft.pack(view, [tree])
         logits = np.array(self.forward(draft, frozenset()).logits)
         self.commit(draft, Verdict([path], [-1]))

@@ -34,10 +34,14 @@ MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What a decoder attends to beside its text: keys and values [heads, E, width] of each layer."""
+    """What a decoder attends to beside its text: keys and values [heads, E, width] of each layer.
+
+    assistant: the same source as a model that drafts has read it, if there is one that reads sources.
+    """
 
     keys: Sequence[Tensor]
     values: Sequence[Tensor]
+    assistant: Source | None = None
 
 
 @dataclass(frozen=True, slots=True)
