@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +107,43 @@ def test_it_is_accepted_under_rules_that_compare_laws(rule: str) -> None:
             assert tokens_per_pass(answers(target, eagle3, 1.0, rule=chosen, nodes=32)) > 2.5
 
 
+@pytest.mark.parametrize(("temperature", "least"), [(0.0, 3.5), (1.0, 2.5)])
+def test_the_likeliest_of_a_few_nodes_of_each_level_are_accepted_too(
+    temperature: float, least: float
+) -> None:
+    target, weights = additive()
+    tree = drafter(weights, "widths=3x3x3x3,frontier=2,min_probability=0")
+    done = answers(target, tree, temperature, max_batch=3, nodes=24)
+    assert [one.token_ids for one in done] == [one.token_ids for one in answers(target, None, temperature)]
+    assert tokens_per_pass(done) > least
+
+
+def test_only_tokens_of_the_reduced_vocabulary_are_proposed() -> None:
+    target, weights = additive()
+    known = [7, 2, 9, 4, 0]
+    head = weights.tensors["lm_head.weight"][known]
+    config = replace(weights.config, draft_vocab_size=5)
+    reduced = Eagle3Weights(config, {**weights.tensors, "lm_head.weight": head}, np.array(known))
+    seen: set[int] = set()
+
+    class Seen(Eagle3):
+        def propose(self, view: View, budgets: Sequence[Budget]) -> Sequence[Tree]:
+            trees = super().propose(view, budgets)
+            for tree in trees:
+                seen.update(tree.tokens)
+                for origin in tree.origins.values():
+                    assert origin.law.shape == (VOCABULARY,)
+                    assert set(np.flatnonzero(origin.law)) <= set(known)
+                    assert origin.law.sum() == pytest.approx(1)
+            return trees
+
+    eagle3 = Seen(on_kernels(reduced), VOCABULARY, [1, 1, 1], next(iter(drafter(weights).drawn)), 0.0)
+    done = answers(target, eagle3, 1.0, prompts=6)
+    assert [one.token_ids for one in done] == [one.token_ids for one in answers(target, None, 1.0, prompts=6)]
+    assert seen == set(known)
+    assert tokens_per_pass(done) > 1.5
+
+
 class Watched(Eagle3):
     """Compares what it would propose with the slow reference, whenever it is asked."""
 
@@ -207,6 +245,7 @@ def test_bad_options_are_refused() -> None:
     for spec, message in (
         ("eagle3", "eagle3:model must name a trained drafter's folder"),
         ("eagle3:model=x,widths=0", "eagle3:widths must be numbers from 1 to 64"),
+        ("eagle3:model=x,frontier=-1", "eagle3:frontier must be from 0 to 64, got -1"),
         ("eagle3:model=x,min_probability=1", "eagle3:min_probability must be at least 0, below 1"),
     ):
         with pytest.raises(ConfigError, match=message):

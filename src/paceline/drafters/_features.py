@@ -92,9 +92,8 @@ class FeatureScorer:
     """A `Scorer` for such a model. It must be shown every step of a sequence; where it missed some, the
     sequence begins anew with the next one."""
 
-    def __init__(self, model: FeatureModel, vocab_size: int) -> None:
+    def __init__(self, model: FeatureModel) -> None:
         self._model = model
-        self._vocab_size = vocab_size
         self._readings: dict[int, _Reading] = {}
         self._room = Room(model.cache_tokens, model.page_tokens)
 
@@ -138,8 +137,7 @@ class FeatureScorer:
         return nodes if self._room.hold(slot, len(history) + nodes) else 0
 
     def score(self, slots: Sequence[int], histories: Sequence[Sequence[int]], paths: Paths) -> list[Array]:
-        """Logits [V] after each path, -inf for tokens that the model does not know. The path above each was
-        scored before."""
+        """Logits [D] after each path, over the model's `token_ids`. The path above was scored before."""
         readings = {row: self._readings[slots[row]] for row in sorted({row for row, _ in paths})}
         texts = [
             readings[row].text(history) if row in readings else () for row, history in enumerate(histories)
@@ -152,7 +150,7 @@ class FeatureScorer:
             if mine:
                 logits = self._pass(slots, histories, texts, rows, [paths[place] for place in mine], known)
                 found.update(zip(mine, logits, strict=True))
-        return [self._spread(found[place]) for place in range(len(paths))]
+        return [found[place] for place in range(len(paths))]
 
     def _pass(
         self,
@@ -192,11 +190,6 @@ class FeatureScorer:
         for reading, end in zip(rows.values(), ends, strict=True):
             reading.features = reading.features[end - reading.read :]
             reading.read = end
-
-    def _spread(self, logits: Floats) -> Floats:
-        spread = np.full(self._vocab_size, -np.inf, np.float32)
-        spread[self._model.token_ids] = logits
-        return spread
 
     def release(self, slots: Sequence[int]) -> None:
         """Forget these sequences."""
