@@ -88,7 +88,9 @@ class Run:
         """A drafter that has learnt nothing; always the same."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.settings.seed)
-            return load(self.settings.arch, self.teacher).to(self.device)
+            fresh = load(self.settings.arch, self.teacher)
+        fresh.to(self.device)
+        return fresh
 
     def _begin(self, data: Path) -> None:
         """Take up the run in the folder, or begin it there."""
