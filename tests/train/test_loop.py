@@ -243,7 +243,9 @@ def test_losses_and_estimates_are_what_their_formulas_say() -> None:
     logits = torch.tensor([[0.25, 0.25, 0.5], [0.1, 0.2, 0.7]]).log()
     torch.testing.assert_close(divergence(logits, law), torch.tensor([2.0, 1.0]).log())
     vocabulary = torch.tensor([1, 2])
-    overlap, agreement, confidence = compared(torch.tensor([[0.0, 0.0], [0.0, 3.0]]), law, vocabulary)
+    overlap, agreement, confidence = compared(
+        torch.tensor([[0.0, 0.0], [0.0, 3.0]]), law[:, vocabulary], law.argmax(-1), vocabulary
+    )
     torch.testing.assert_close(overlap[0], torch.tensor(0.5))
     assert agreement.tolist() == [0, 1]
     torch.testing.assert_close(confidence[1], torch.tensor(3.0).sigmoid())

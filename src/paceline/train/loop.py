@@ -23,10 +23,10 @@ from paceline.errors import ConfigError, TrainingError
 from paceline.train import card, checkpoint
 from paceline.train.architectures import load
 from paceline.train.architectures._base import Architecture
-from paceline.train.batches import Batch, collate, epoch, split
+from paceline.train.batches import collate, epoch, split
 from paceline.train.checkpoint import Progress
 from paceline.train.corpus import Corpus
-from paceline.train.losses import Estimate, compared, divergence
+from paceline.train.losses import Estimate, Laws, compared, divergence
 from paceline.train.settings import Settings
 from paceline.train.teacher import Teacher
 from paceline.train.tensors import to_float32
@@ -66,7 +66,6 @@ class Run:
             self.device,
         )
         self.drafter, self._averaged = self._fresh(), self._fresh().requires_grad_(False)
-        self._head = self.teacher.head[self.drafter.vocabulary].float()
         self._named = dict(self.drafter.named_parameters())
         matrices = [weight for weight in self._named.values() if weight.ndim > 1]
         vectors = [weight for weight in self._named.values() if weight.ndim == 1]
@@ -88,8 +87,9 @@ class Run:
         """A drafter that has learnt nothing; always the same."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.settings.seed)
-            fresh: Architecture = load(self.settings.arch, self.teacher).to(self.device)
-            return fresh
+            fresh = load(self.settings.arch, self.teacher)
+        fresh.to(self.device)
+        return fresh
 
     def _begin(self, data: Path) -> None:
         """Take up the run in the folder, or begin it there."""
@@ -160,9 +160,9 @@ class Run:
             batch = collate(self.corpus, own, self.device)
             total: Tensor | float = 0.0
             with self._autocast():
-                laws = self._laws(batch)
+                laws = Laws(self.teacher, self.drafter.vocabulary, batch, depths, whole=False)
                 for depth, logits in enumerate(self.drafter(batch)):
-                    law = laws[_behind(batch.bases(depth), depth + 1)]
+                    law = laws.at(depth)
                     loss = divergence(logits, law).sum() / totals[depth]
                     total = total + weights[depth] * loss
                     losses[depth] += float(loss.detach())
@@ -189,22 +189,6 @@ class Run:
             "train_overlap": [round(value, 4) for value in overlaps],
         }
 
-    def _laws(self, batch: Batch) -> Tensor:
-        """The target's law within the drafter's vocabulary where it is asked for, float32 [B, L, D]: zero
-        elsewhere, for most of a prompt's is never used."""
-        wanted = torch.zeros_like(batch.tokens, dtype=torch.bool)
-        for depth in range(self.drafter.depths):
-            wanted |= _behind(batch.bases(depth), depth + 1)
-        own = self._law(batch.states[:, :, -1][wanted], self._head)
-        laws = torch.zeros(*batch.tokens.shape, own.shape[-1], device=self.device)
-        laws[wanted] = own
-        return laws
-
-    def _law(self, states: Tensor, head: Tensor) -> Tensor:
-        """The target's law after its last hidden states [n, H], over a head's tokens: float32 [n, tokens]."""
-        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            return self.teacher.logits(states, head).softmax(-1)
-
     def _rate(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""
         warm = self.settings.warmup * self.plan.total
@@ -217,17 +201,18 @@ class Run:
 
     def measure(self, drafter: Architecture) -> dict[str, Any]:
         """Estimates over the answers that were held out."""
-        estimate = Estimate(self.drafter.depths)
-        lengths = self.corpus.lengths
-        whole = self.teacher.head.float()
+        depths, vocabulary = drafter.depths, drafter.vocabulary
+        estimate = Estimate(depths)
         with torch.no_grad():
-            for places in epoch(lengths, self._held_out, self.settings.batch_tokens, 0, 0):
+            batches = epoch(self.corpus.lengths, self._held_out, self.settings.batch_tokens, 0, 0)
+            for places in batches:
                 batch = collate(self.corpus, places, self.device)
-                rows = []
+                laws = Laws(self.teacher, vocabulary, batch, depths, whole=True)
                 with self._autocast():
-                    for depth, logits in enumerate(drafter(batch)):
-                        states = batch.states[:, :, -1][_behind(batch.bases(depth), depth + 1)]
-                        rows.append(compared(logits, self._law(states, whole), drafter.vocabulary))
+                    rows = [
+                        compared(logits, laws.at(depth), laws.likeliest(depth), vocabulary)
+                        for depth, logits in enumerate(drafter(batch))
+                    ]
                 estimate.add(batch, rows)
         return estimate.summary()
 
@@ -341,11 +326,6 @@ class Plan:
         places = [place for batch in batches for place in batch]
         room = self._corpus.lengths[places] - self._corpus.prompts[places] - 1 - depth
         return int(np.maximum(room, 0).sum())
-
-
-def _behind(bases: Tensor, by: int) -> Tensor:
-    """The positions so many places behind these."""
-    return torch.nn.functional.pad(bases, (by, 0))[:, : bases.shape[1]]
 
 
 def _merit(found: Mapping[str, Any]) -> float:

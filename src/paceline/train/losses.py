@@ -9,9 +9,12 @@ import torch
 from torch import Tensor
 
 from paceline.train.batches import Batch
+from paceline.train.teacher import Teacher
 
 BINS = 10
 """Of the confidences, for the calibration error."""
+BLOCK = 512
+"""Laws over the target's whole vocabulary that are in memory at once."""
 
 
 def divergence(logits: Tensor, law: Tensor) -> Tensor:
@@ -20,6 +23,48 @@ def divergence(logits: Tensor, law: Tensor) -> Tensor:
     The gradient is that of the cross entropy. Source: Zhou et al., "DistillSpec", 2023 (arXiv 2310.08461).
     """
     return torch.xlogy(law, law).sum(-1) - (law * logits.float().log_softmax(-1)).sum(-1)
+
+
+class Laws:
+    """The target's laws where the drafts of a batch ask for them, within the drafter's vocabulary.
+
+    whole: the probabilities are those of the target's whole vocabulary, and so sum to less than 1; otherwise
+    they are what is left of them when no other token may be drawn.
+    """
+
+    def __init__(
+        self, teacher: Teacher, vocabulary: Tensor, batch: Batch, depths: int, *, whole: bool
+    ) -> None:
+        self._batch = batch
+        wanted = torch.zeros_like(batch.tokens, dtype=torch.bool)
+        for depth in range(depths):
+            wanted |= behind(batch.bases(depth), depth + 1)
+        self._rows = wanted.flatten().cumsum(0).view_as(wanted) - 1
+        states = batch.states[:, :, -1][wanted]
+        with torch.no_grad(), torch.autocast(batch.tokens.device.type, enabled=False):
+            if whole:
+                head = teacher.head.float()
+                parts = [_whole(teacher.logits(some, head), vocabulary) for some in states.split(BLOCK)]
+                self._laws, self._likeliest = (torch.cat(part) for part in zip(*parts, strict=True))
+            else:
+                self._laws = teacher.logits(states, teacher.head[vocabulary].float()).softmax(-1)
+
+    def at(self, depth: int) -> Tensor:
+        """The law for the token that each base's draft has at this depth: float32 [n, D]."""
+        return self._laws[self._rows[behind(self._batch.bases(depth), depth + 1)]]
+
+    def likeliest(self, depth: int) -> Tensor:
+        """Its likeliest token in the target's whole vocabulary, int64 [n]."""
+        return self._likeliest[self._rows[behind(self._batch.bases(depth), depth + 1)]]
+
+
+def _whole(logits: Tensor, vocabulary: Tensor) -> tuple[Tensor, Tensor]:
+    return (logits[:, vocabulary] - logits.logsumexp(-1, keepdim=True)).exp(), logits.argmax(-1)
+
+
+def behind(bases: Tensor, by: int) -> Tensor:
+    """The positions so many places behind these, bool [B, L]."""
+    return torch.nn.functional.pad(bases, (by, 0))[:, : bases.shape[1]]
 
 
 @dataclass(slots=True)
@@ -92,10 +137,11 @@ def _rounded(values: Any) -> list[float]:
     return [round(value, 4) for value in values]
 
 
-def compared(logits: Tensor, law: Tensor, vocabulary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Overlap, agreement and confidence of each row, float32 [n]. law: over the target's whole vocabulary, so
-    that tokens the drafter cannot propose count against it."""
+def compared(
+    logits: Tensor, law: Tensor, likeliest: Tensor, vocabulary: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Overlap, agreement and confidence of each row, float32 [n]. law, likeliest: see `Laws`, of the whole
+    vocabulary, so that tokens the drafter cannot propose count against it."""
     q = logits.float().softmax(-1)
-    confidence, likeliest = q.max(-1)
-    overlap = torch.minimum(q, law[:, vocabulary]).sum(-1)
-    return overlap, (vocabulary[likeliest] == law.argmax(-1)).float(), confidence
+    confidence, own = q.max(-1)
+    return torch.minimum(q, law).sum(-1), (vocabulary[own] == likeliest).float(), confidence

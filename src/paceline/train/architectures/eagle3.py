@@ -64,7 +64,10 @@ class Eagle3(Architecture):
             # Taps differ in size by orders of magnitude; the layer should begin with features of size 1.
             scale = torch.tensor([1 / tap for tap in teacher.scales[:-1]]).repeat_interleave(config.hidden)
             self.fc.weight.normal_(std=self.fc.in_features**-0.5).mul_(scale)
-            self.lm_head.weight.copy_(teacher.head.cpu()[vocabulary])
+            rows = teacher.head.cpu()[vocabulary].float()
+            self.lm_head.weight.copy_(rows)
+            # With the target's rows as they are, logits of features that mean nothing yet would be far apart.
+            self.norm.weight.fill_(rows.square().sum(-1).mean() ** -0.5)
 
     def forward(self, batch: Batch) -> Iterator[Tensor]:
         """See `Architecture.forward`."""
