@@ -200,6 +200,13 @@ def test_settings_out_of_range_are_refused(
         train(data, tmp_path / "out", **settings)
 
 
+def test_data_without_inner_layers_is_no_use_to_eagle3(make: Make, tmp_path: Path) -> None:
+    make(tmp_path / "d", taps=("hidden.1",))
+    with pytest.raises(ConfigError, match="hidden states of inner layers"):
+        train(tmp_path / "d", tmp_path / "out")
+    assert train(tmp_path / "d", tmp_path / "out", arch="medusa")["estimate"]["tau_greedy"] >= 1
+
+
 def test_devices_that_are_not_there_are_refused(data: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="device 'no' cannot be used"):
         Run(data, tmp_path / "out", Settings(**SMALL), device="no")
