@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from paceline import kernels
 from paceline.bench.machine import machine, usable_cores, versions
 from paceline.bench.step import bytes_per_pass
-from paceline.core import Draft, Verdict
+from paceline.core import Draft, Target, Verdict
 from paceline.kernels.packing import FORMATS, GROUP, LANES, pack
 from paceline.models.cache import write_atomically
 from paceline.models.config import ModelConfig
@@ -121,7 +121,7 @@ def _blocks(kind: str, rows: int, columns: int, rng: np.random.Generator) -> NDA
 class Passes:
     """Sequences that grow, and passes over rows of them that leave nothing behind."""
 
-    def __init__(self, target: NativeTarget) -> None:
+    def __init__(self, target: Target) -> None:
         self._target = target
         self._random = np.random.default_rng(0)
         self._lengths: dict[int, int] = {}

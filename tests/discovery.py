@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,6 +20,8 @@ from paceline.stores.datastore import KIND, Datastore
 from paceline.stores.token_file import TokenFile
 from paceline.targets.native import NativeTarget
 from paceline.targets.weights import PackedWeights, aligned
+from paceline.trained.eagle3 import NativeEagle3
+from tests.eagle3 import CONFIG, additive_drafter, embedding_of, random_drafter, run, state_width
 from tests.native.models import random_weights
 from tests.toys import Signs, SketchingTable
 
@@ -31,6 +34,7 @@ RULES: dict[str, Rule] = {name: load(name, allow_lossy=True) for name in names()
 EAGER = {
     "datastore": "datastore:min_probability=1e-6,max_nodes=2",
     "draft": "draft:model=near,min_probability=0",
+    "eagle3": "eagle3:model=near,min_probability=0",
     "exit": "exit:min_probability=0",
     "ngram": "ngram:shortest=1",
     "prediction": "prediction:min_probability=1e-6",
@@ -43,7 +47,7 @@ EAGER = {
 """Options with which a drafter drafts much even in a large batch of short texts, and those it cannot do
 without: "near" is a model like the target."""
 
-RUN_MODELS = {"draft", "exit", "skip", "slem", "sparse"}
+RUN_MODELS = {"draft", "eagle3", "exit", "skip", "slem", "sparse"}
 """Drafters whose drafts take time: the long suites leave most of their work to `make prove`."""
 
 
@@ -81,7 +85,27 @@ def offered(target: Target) -> dict[str, Any]:
         "sketch": getattr(target, "sketch", None),
         "tokenizer": signs,
         "load_model": lambda name: (near(target), signs),
+        "load_drafter": lambda folder: trained(target),
     }
+
+
+def trained(target: Target) -> NativeEagle3:
+    """A drafter for this target: of a table it knows how the last two tokens bend the law, each on its own;
+    of another target nothing."""
+    info = target.info
+    if isinstance(target, NativeTarget):
+        hidden, layers = target.config.hidden, target.config.layers
+        config = replace(
+            CONFIG, vocab_size=info.vocab_size, target_hidden=hidden, layer_ids=(0, layers // 2, layers)
+        )
+        return run(random_drafter(config, embeddings=True), target.embedding, layers)
+    table = target.table  # type: ignore[attr-defined]
+    weights = additive_drafter(table.mean(1), table.mean(0) - table.mean((0, 1)))
+    return run(
+        weights,
+        embedding_of(np.zeros((info.vocab_size, state_width(info.vocab_size)), np.float32)),
+        info.layers,
+    )
 
 
 def near(target: Target) -> Target:

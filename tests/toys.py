@@ -11,23 +11,32 @@ import numpy as np
 
 from paceline.audit.subject import EOS as EOS
 from paceline.audit.subject import Letters as AuditLetters
-from paceline.core import NOTHING, Budget, Draft, Drawn, Promise, Shortcut, Step, Tree, View
+from paceline.core import NOTHING, Budget, Draft, Drawn, Promise, Scores, Shortcut, Step, Tree, View
 from paceline.drafting import Paths, grow
 from paceline.noise import Noise
 from paceline.targets.table import TableTarget
 from paceline.verify import Outcome, Row, rule
+from tests.eagle3 import state_width
 
 VOCABULARY = 12
 
 
 class SketchingTable(TableTarget):
     """A table that also makes sketches: each layer that is left out blurs the logits, and so does a part of
-    the cache that is not seen."""
+    the cache that is not seen. It has hidden states too, all alike: 1 in the place of the token, 0
+    elsewhere."""
 
     def __init__(self, vocab_size: int = VOCABULARY, **options: Any) -> None:
         super().__init__(vocab_size, **options)
-        self.info = replace(self.info, layers=4)
+        states = {f"hidden.{layer}" for layer in range(5)}
+        self.info = replace(self.info, layers=4, taps=self.info.taps | states)
+        self._states = np.eye(vocab_size, state_width(vocab_size), dtype=np.float32)
         self._blurs = np.random.default_rng(3).normal(0, 0.5, (5, *self.table.shape))
+
+    def forward(self, draft: Draft, taps: frozenset[str]) -> Scores:
+        scores = super().forward(draft, taps)
+        states = {tap: self._states[draft.tokens] for tap in taps if tap.startswith("hidden.")}
+        return replace(scores, features={**scores.features, **states})
 
     def sketch(self, draft: Draft, shortcut: Shortcut) -> np.ndarray:
         """See `paceline.core.Sketch`."""

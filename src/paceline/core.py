@@ -137,6 +137,7 @@ UNSURE = 0.5
 NOTHING = Tree((), ())
 NONE_PREDICTED: Mapping[int, Sequence[int]] = MappingProxyType({})
 NONE_WANTED: Mapping[int, range] = MappingProxyType({})
+TOKENS_ONLY: Mapping[int, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +156,7 @@ class View:
     predictions  {slot: token ids} of the answers that their callers predicted
     wanted     {slot: places in its history} of known tokens whose logits are wanted though nothing is drawn
                there: their caller asked for the log-probabilities of the prompt
+    inputs     {slot: what its request gives the target beside tokens}; only the target knows what it is
     coupled    whether drafters draw with the target's own noise (under a rule that compares tokens) or
                with noise of their own (under a rule that compares laws)
     """
@@ -169,6 +171,7 @@ class View:
     drafters: Sequence[str]
     predictions: Mapping[int, Sequence[int]] = field(default_factory=lambda: NONE_PREDICTED)
     wanted: Mapping[int, range] = field(default_factory=lambda: NONE_WANTED)
+    inputs: Mapping[int, Any] = field(default_factory=lambda: TOKENS_ONLY)
     coupled: bool = True
 
     def draws(self, row: int) -> bool:
@@ -180,7 +183,7 @@ class View:
         columns: dict[str, Any] = {
             column.name: [getattr(self, column.name)[row] for row in rows]
             for column in fields(self)
-            if column.name not in ("predictions", "wanted", "coupled")
+            if column.name not in ("predictions", "wanted", "inputs", "coupled")
         }
         return replace(self, **columns)
 
@@ -199,6 +202,7 @@ class Draft:
     scored     int32 [S]    nodes whose logits are wanted, ascending: roots, drafted nodes, and those that
                             `View.wanted` names
     origins    {node: how its token was drawn}; a drafted node that is not there is fixed
+    inputs     as in `View`
     """
 
     slots: NDArray[np.int32]
@@ -210,6 +214,7 @@ class Draft:
     roots: Sequence[int]
     scored: NDArray[np.int32]
     origins: Mapping[int, Origin] = field(default_factory=lambda: ALL_FIXED)
+    inputs: Mapping[int, Any] = field(default_factory=lambda: TOKENS_ONLY)
 
     @staticmethod
     def pack(view: View, trees: Sequence[Tree]) -> Draft:
@@ -260,6 +265,7 @@ class Draft:
             roots,
             np.array(scored, np.int32),
             origins,
+            view.inputs,
         )
 
     def rows(self, rows: Sequence[int]) -> Draft:
@@ -278,6 +284,7 @@ class Draft:
             moved[[self.roots[row] for row in rows]].tolist(),
             np.sort(moved[self.scored[np.isin(self.scored, nodes)]]),
             {int(moved[node]): origin for node, origin in self.origins.items() if moved[node] >= 0},
+            self.inputs,
         )
 
     def nodes(self, rows: Sequence[int]) -> NDArray[np.int64]:
@@ -289,7 +296,8 @@ class Draft:
 class Scores:
     """What the target says about a draft.
 
-    logits    float [S, V]: raw logits for the token after each scored node, on the target's device
+    logits    float [S, V]: raw logits for the token after each scored node: NumPy's, or if they stay on a
+              device a `paceline.device.OnDevice`
     features  {tap: float [N, H]}: only the taps asked for
     """
 
@@ -352,6 +360,14 @@ class Step:
         )
 
 
+class Inputs(Enum):
+    """Whether a target takes anything of a request beside tokens, such as a source to translate."""
+
+    NONE = "none"
+    OPTIONAL = "optional"
+    REQUIRED = "required"
+
+
 @dataclass(frozen=True, slots=True)
 class TargetInfo:
     """What a target can do.
@@ -367,6 +383,7 @@ class TargetInfo:
     layers         layers that a `Sketch` may leave out; 0: it has none
     shares_pages   whether it is a `PageSharing`, too
     row_invariant  whether the bits of a row's logits never depend on what else is in the pass
+    inputs         whether its requests come with more than tokens
     """
 
     name: str
@@ -379,6 +396,7 @@ class TargetInfo:
     layers: int = 0
     shares_pages: bool = False
     row_invariant: bool = True
+    inputs: Inputs = Inputs.NONE
 
     def keeps(self, promise: Promise) -> Promise:
         """What is left of a rule's promise with this target."""

@@ -10,10 +10,13 @@ rule that compares laws is not exact (docs/exactness.md):
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 from array_api_compat import array_namespace
+from numpy.typing import NDArray
 
 from paceline.core import Array, Budget, Drawn, Origin, Tree, View
 from paceline.noise import Noise, largest
@@ -26,13 +29,31 @@ class Prospect(NamedTuple):
     row          of the view
     path         drafted tokens from below the root down to the node; empty at the root
     probability  product of the path's tokens' probabilities when they were drawn
-    law          the law [V] that the tokens below would be drawn from
+    law          the law that the tokens below would be drawn from, over all tokens that can be
     """
 
     row: int
     path: tuple[int, ...]
     probability: float
     law: Array
+
+
+class Subset(NamedTuple):
+    """The tokens that a drafter can propose, where these are not all.
+
+    ids         int64 [D]; the drafter's laws are over these
+    vocab_size  V
+    """
+
+    ids: NDArray[np.int64]
+    vocab_size: int
+
+    def spread(self, values: Array, rest: float) -> Array:
+        """Values [D] of its tokens as [V], with `rest` for the others."""
+        xp = array_namespace(values)
+        whole = xp.full(self.vocab_size, rest, dtype=values.dtype)
+        whole[self.ids] = values
+        return whole
 
 
 Paths = Sequence[tuple[int, tuple[int, ...]]]
@@ -51,62 +72,146 @@ def grow(
     *,
     widths: Sequence[int],
     drawn: Drawn,
+    least: float = 0.0,
     go_on: Callable[[Prospect], bool] = always,
+    subset: Subset | None = None,
 ) -> list[Tree]:
     """A tree of drawn tokens for every row, level by level; a token's confidence is its probability.
 
-    laws     the drafter's laws after some nodes: weights [V] each, made probabilities here; where all are
-             zero nothing is drawn
+    laws     the drafter's laws after some nodes: weights over all tokens, or `subset`, made probabilities
+             here; where all are zero nothing is drawn
     widths   children of a node on each level; levels that a row's budget cannot hold whole are narrowed or
              left out before anything is drawn
     drawn    IID or WITHOUT_REPLACEMENT. Under a coupled rule (`view.coupled`) the children are those that
              the target's own noise ranks first, in either case: at temperature 0 the likeliest
-    go_on    decides whether tokens are drawn below a node
+    least    tokens are drawn below paths that are likelier than this
+    go_on    decides whether tokens are drawn below such a node, from its law
+    subset   the tokens that the laws are over; None: all
     """
-    noise = Noise(view.seeds)
-    tokens: list[list[int]] = [[] for _ in budgets]
-    parents: list[list[int]] = [[] for _ in budgets]
-    origins: list[dict[int, Origin]] = [{} for _ in budgets]
-    confidences: list[list[float]] = [[] for _ in budgets]
+    trees = [_Growing(view, row, drawn, subset) for row in range(len(budgets))]
     plans = [_plan(widths, budget) for budget in budgets]
-    level: list[tuple[int, int, tuple[int, ...], float]]
-    level = [(row, -1, (), 1.0) for row in range(len(budgets)) if view.draws(row)]
+    level = [(row, -1) for row in range(len(budgets)) if view.draws(row)]
     for depth in range(len(widths)):
-        level = [entry for entry in level if depth < len(plans[entry[0]])]
+        level = [
+            (row, node) for row, node in level if depth < len(plans[row]) and trees[row].reached(node) > least
+        ]
         if not level:
             break
-        found = laws([(row, path) for row, _, path, _ in level])
+        found = laws([(row, trees[row].path(node)) for row, node in level])
         below = []
-        for (row, node, path, probability), weights in zip(level, found, strict=True):
+        for (row, node), weights in zip(level, found, strict=True):
             law = _law(weights)
-            if law is None or not go_on(Prospect(row, path, probability, law)):
-                continue
-            first = len(view.histories[row])  # position of the first token this step may emit
-            width = plans[row][depth]
-            if view.coupled and view.controls[row].params.temperature == 0:
-                how, children = Drawn.COUPLED, largest(law, width)
-            elif view.coupled:
-                how, children = Drawn.COUPLED, noise.like_target(row, first + depth, law, width)
-            elif drawn is Drawn.IID:
-                place = len(tokens[row])
-                how = drawn
-                children = [noise.draft(row, first, place + i, law, 1)[0] for i in range(width)]
-            else:
-                how, children = drawn, noise.draft(row, first, len(tokens[row]), law, width)
-            for token in children:
-                child = len(tokens[row])
-                tokens[row].append(token)
-                parents[row].append(node)
-                origins[row][child] = Origin(how, law)
-                confidences[row].append(float(law[token]))
-                below.append((row, child, (*path, token), probability * confidences[row][-1]))
+            tree = trees[row]
+            if law is not None and go_on(Prospect(row, tree.path(node), tree.reached(node), law)):
+                below += [(row, child) for child in tree.draw(node, law, plans[row][depth])]
         level = below
-    return [Tree(*parts) for parts in zip(tokens, parents, origins, confidences, strict=True)]
+    return [tree.tree() for tree in trees]
 
 
-def warped(view: View, row: int, path: Sequence[int], logits: Array) -> Array:
-    """What `grow` draws from where a drafter's logits [V] are like the target's: weights [V] under the
-    request's own controls, evaluated along the drafted path; all zero where these leave no token.
+def grow_likeliest(
+    view: View,
+    budgets: Sequence[Budget],
+    laws: Callable[[Paths], Sequence[Array]],
+    *,
+    widths: Sequence[int],
+    frontier: int,
+    least: float = 0.0,
+    go_on: Callable[[Prospect], bool] = always,
+    subset: Subset | None = None,
+) -> list[Tree]:
+    """As `grow` under a coupled rule, which lets tokens be left out for what they are: only the `frontier`
+    likeliest nodes of each level have children, and of all the likeliest are proposed, as many as the budget
+    holds.
+
+    Source: the expansion and reranking of Li et al., "EAGLE-2", 2024 (arXiv 2406.16858).
+    """
+    assert view.coupled
+    trees = [_Growing(view, row, Drawn.COUPLED, subset) for row in range(len(budgets))]
+    levels = [[-1] if view.draws(row) and budgets[row].nodes else [] for row in range(len(budgets))]
+    for depth, width in enumerate(widths):
+        wanted = [
+            (row, node)
+            for row, level in enumerate(levels)
+            if depth < budgets[row].depth
+            for node in sorted(level, key=trees[row].reached, reverse=True)[:frontier]
+            if trees[row].reached(node) > least
+        ]
+        if not wanted:
+            break
+        levels = [[] for _ in budgets]
+        found = laws([(row, trees[row].path(node)) for row, node in wanted])
+        for (row, node), weights in zip(wanted, found, strict=True):
+            law, tree = _law(weights), trees[row]
+            if law is not None and go_on(Prospect(row, tree.path(node), tree.reached(node), law)):
+                levels[row] += tree.draw(node, law, width)
+    return [tree.tree(budget.nodes) for tree, budget in zip(trees, budgets, strict=True)]
+
+
+class _Growing:
+    """One row's tree while it grows. Node -1 is the root."""
+
+    def __init__(self, view: View, row: int, drawn: Drawn, subset: Subset | None) -> None:
+        self._noise, self._row = Noise(view.seeds), row
+        self._coupled, self._drawn, self._subset = view.coupled, drawn, subset
+        self._greedy = view.coupled and view.controls[row].params.temperature == 0
+        self._first = len(view.histories[row])  # position of the first token this step may emit
+        self._tokens: list[int] = []
+        self._parents: list[int] = []
+        self._origins: dict[int, Origin] = {}
+        self._confidences: list[float] = []
+        self._paths: list[tuple[int, ...]] = [()]  # the root's last, so that its number finds it
+        self._reached = [1.0]
+
+    def path(self, node: int) -> tuple[int, ...]:
+        """The tokens from below the root down to a node."""
+        return self._paths[node]
+
+    def reached(self, node: int) -> float:
+        """The product of their probabilities."""
+        return self._reached[node]
+
+    def draw(self, node: int, law: Array, width: int) -> range:
+        """Draw children of a node from a law: their nodes."""
+        subset, first = self._subset, len(self._tokens)
+        origin = Origin(
+            Drawn.COUPLED if self._coupled else self._drawn,
+            law if subset is None else subset.spread(law, 0.0),
+        )
+        for place in self._places(law, width, len(self._paths[node])):
+            token, confidence = place if subset is None else int(subset.ids[place]), float(law[place])
+            self._origins[len(self._tokens)] = origin
+            self._tokens.append(token)
+            self._parents.append(node)
+            self._confidences.append(confidence)
+            self._paths.insert(-1, (*self._paths[node], token))
+            self._reached.insert(-1, self._reached[node] * confidence)
+        return range(first, len(self._tokens))
+
+    def _places(self, law: Array, width: int, depth: int) -> list[int]:
+        """The places in the law of the tokens that are drawn."""
+        noise, row, index = self._noise, self._row, len(self._tokens)
+        ids = None if self._subset is None else self._subset.ids
+        if self._greedy:
+            return largest(law, width)
+        if self._coupled:
+            return noise.like_target(row, self._first + depth, law, width, ids)
+        if self._drawn is Drawn.IID:
+            return [noise.draft(row, self._first, index + i, law, 1, ids)[0] for i in range(width)]
+        return noise.draft(row, self._first, index, law, width, ids)
+
+    def tree(self, nodes: int | None = None) -> Tree:
+        """All of it, or so many of its likeliest nodes: one is never likelier than its parent."""
+        tree = Tree(self._tokens, self._parents, self._origins, self._confidences)
+        if nodes is None:
+            return tree
+        likeliest = sorted(range(len(self._tokens)), key=self._reached.__getitem__, reverse=True)
+        return tree.some(sorted(likeliest[:nodes]))
+
+
+def warped(view: View, row: int, path: Sequence[int], logits: Array, subset: Subset | None = None) -> Array:
+    """What `grow` draws from where a drafter's logits, over all tokens or a subset, are like the target's:
+    weights over the same under the request's own controls, evaluated along the drafted path; all zero where
+    these leave no token.
 
     At temperature 0 under a coupled rule the runners-up keep the weights they have at temperature 1, for
     there the likeliest tokens are proposed without a draw.
@@ -114,7 +219,10 @@ def warped(view: View, row: int, path: Sequence[int], logits: Array) -> Array:
     controls = view.controls[row]
     if controls.adjusts:
         answered = len(view.histories[row]) + len(path) - view.prompts[row]
-        logits = controls.attempt(logits, answered, path)
+        if subset is None:
+            logits = controls.attempt(logits, answered, path)
+        else:
+            logits = controls.attempt(subset.spread(logits, -math.inf), answered, path)[subset.ids]
     xp = array_namespace(logits)
     top = xp.max(logits)
     if top == -xp.inf:

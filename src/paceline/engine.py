@@ -10,7 +10,18 @@ from time import perf_counter
 from typing import Any, cast
 
 from paceline.bad_words import spell
-from paceline.core import Budget, Draft, Drafter, PageSharing, Policy, Rule, Step, Target
+from paceline.core import (
+    Budget,
+    Draft,
+    Drafter,
+    Inputs,
+    PageSharing,
+    Policy,
+    Rule,
+    Step,
+    Target,
+    TargetInfo,
+)
 from paceline.errors import ConfigError, IncompatibleDrafter, QueueFull
 from paceline.grammar import Grammars, Matcher
 from paceline.laws import Controls, Laws
@@ -213,6 +224,7 @@ class Engine:
         prediction: Prediction | None = None,
         limit: Budget | None = None,
         cache_salt: str = "",
+        inputs: Any = None,
     ) -> int:
         """Queue a request and return its id; `step` advances it and returns its events.
 
@@ -227,12 +239,22 @@ class Engine:
         cache_salt: what was read for one request serves others that begin alike and have the same salt, and
         no others: with one for each of its users, a server gives away nothing through the time of an answer.
 
+        inputs: what the target takes beside tokens, if it takes anything: what `TorchTarget.source` gives
+        (docs/torch.md).
+
         Raises ConfigError for a prompt or parameter that this model cannot take, CapacityError for a
         request that the cache could never hold, QueueFull if `max_waiting` requests wait already.
         """
         self._check_queue()
         return self._submit(
-            prompt, params, drafter, self._outbox, prediction=prediction, limit=limit, salt=cache_salt
+            prompt,
+            params,
+            drafter,
+            self._outbox,
+            prediction=prediction,
+            limit=limit,
+            salt=cache_salt,
+            inputs=inputs,
         )[0]
 
     def cancel(self, request: int) -> None:
@@ -357,6 +379,7 @@ class Engine:
         prediction: Prediction | None,
         limit: Budget | None,
         salt: str = "",
+        inputs: Any = None,
         n: int = 1,
     ) -> list[int]:
         params = params or SamplingParams()
@@ -369,8 +392,10 @@ class Engine:
         predicted = prediction_tokens(prediction, self.target.info.vocab_size, tokenizer)
         drafter = self._known_drafter(drafter or (self.drafter if prediction is None else PREDICTION))
         _check_limit(limit)
-        # A drafter that works with features must see those of the whole prompt.
-        shares = self._shares_prefixes and not self.drafters[drafter].needs
+        _check_inputs(inputs, self.target.info)
+        # A drafter that works with features must see those of the whole prompt; where there are inputs the
+        # same tokens are another text.
+        shares = self._shares_prefixes and not self.drafters[drafter].needs and inputs is None
         seed = secrets.randbelow(MAX_SEED + 1) if params.seed is None else params.seed
         return [
             self._scheduler.add(
@@ -382,6 +407,7 @@ class Engine:
                 index=index,
                 drafter=drafter,
                 prediction=predicted,
+                inputs=inputs,
                 budget=limit,
                 salt=salt if shares else None,
                 outbox=outbox,
@@ -418,3 +444,10 @@ def _check_limit(limit: Budget | None) -> None:
         isinstance(limit, Budget) and all(type(value) is int and value >= 0 for value in limit)
     ):
         raise ConfigError(f"limit must be a Budget of whole numbers, 0 or more; got {limit!r}")
+
+
+def _check_inputs(inputs: Any, info: TargetInfo) -> None:
+    if inputs is not None and info.inputs is Inputs.NONE:
+        raise ConfigError(f"{info.name} takes tokens only; inputs must be None")
+    if inputs is None and info.inputs is Inputs.REQUIRED:
+        raise ConfigError(f"{info.name} needs inputs beside the prompt: the source, encoded (docs/torch.md)")

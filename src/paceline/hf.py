@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import replace
+from itertools import repeat
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -21,10 +23,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import GenerationMixin
 from transformers.generation.configuration_utils import GenerationMode
-from transformers.generation.utils import GenerateDecoderOnlyOutput
+from transformers.generation.utils import GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput
 
 from paceline import policies, rules
-from paceline.core import Drafter, Drawn, Promise
+from paceline.core import (
+    Budget,
+    Draft,
+    Drafter,
+    Drawn,
+    Inputs,
+    Promise,
+    Scores,
+    Tree,
+    Verdict,
+    View,
+)
 from paceline.drafters import PLUS, load, options
 from paceline.drafters._companion import Companion
 from paceline.drafters._model import ModelDrafter
@@ -32,11 +45,15 @@ from paceline.engine import Engine
 from paceline.errors import ConfigError, IncompatibleDrafter
 from paceline.sampling import MAX_SEED, SamplingParams
 from paceline.targets.torch import TorchTarget
+from paceline.targets.torch_attention import Source
 
 MODES = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE, GenerationMode.ASSISTED_GENERATION)
 CACHES = (None, "dynamic", "static", "hybrid", "sliding_window")
 """Caches that give the same tokens as ours."""
 HANDLED = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep"}
+ENCODED = {"encoder_outputs", "decoder_attention_mask"}
+"""What is handled beside that where a model has an encoder."""
+Output: TypeAlias = Tensor | GenerateDecoderOnlyOutput | GenerateEncoderDecoderOutput
 REMEMBERING = {
     "UnbatchedClassifierFreeGuidanceLogitsProcessor": "guidance_scale",
     "SynthIDTextWatermarkLogitsProcessor": "watermarking_config",
@@ -112,12 +129,21 @@ class Speculative:
         stopping_criteria: Any,
         generation_config: Any,
         **model_kwargs: Any,
-    ) -> Tensor | GenerateDecoderOnlyOutput:
+    ) -> Output:
         """What `generate` calls: the sequences int64 [B, length], or with `return_dict_in_generate` a
-        `GenerateDecoderOnlyOutput`."""
+        `GenerateDecoderOnlyOutput` or `GenerateEncoderDecoderOutput`. input_ids: the texts to go on from; of
+        a model with an encoder those that its decoder begins with."""
         asked = _asked_of_generate()
-        prompts = _prompts(input_ids, model_kwargs)
-        _refuse(generation_config, model_kwargs, asked, logits_processor, len(prompts))
+        target = self.prepare(model)
+        encodes, looks = target.info.inputs is Inputs.REQUIRED, target.info.inputs is Inputs.OPTIONAL
+        handled = HANDLED | ENCODED if encodes else HANDLED
+        if looks:  # the model itself says what becomes of a prompt
+            handled = model_kwargs.keys() - {"inputs_embeds"}
+        _refuse(generation_config, model_kwargs, handled, asked, logits_processor, len(input_ids))
+        kept = _kept(input_ids, model_kwargs, "decoder_attention_mask" if encodes else "attention_mask")
+        if not looks:
+            _check_positions(kept, model_kwargs)
+        prompts = [ids[keep].tolist() for ids, keep in zip(input_ids, kept, strict=True)]
         keeps = generation_config.return_dict_in_generate and (
             generation_config.output_scores or generation_config.output_logits
         )
@@ -130,20 +156,30 @@ class Speculative:
                 f"max_length is {generation_config.max_length}; {engine.target.info.name} holds "
                 f"{engine.target.info.max_positions} tokens"
             )
+        inputs: Iterable[Any] = repeat(None)
+        if encodes:
+            inputs = _sources(target, model_kwargs)
+            drafter = engine.drafters["drafter"]
+            if isinstance(drafter, _Translator):
+                inputs = drafter.read(inputs, asked["inputs_tensor"], model_kwargs.get("attention_mask"))
+        elif looks:
+            inputs = target.see(input_ids, kept, _of_prompts(model_kwargs))
         rows = [
             _Row(
                 ids,
                 prompt,
+                beside,
                 (row, len(prompts)),
                 logits_processor,
                 stopping_criteria,
                 keeps,
                 asked.get("streamer"),
             )
-            for row, (ids, prompt) in enumerate(zip(input_ids, prompts, strict=True))
+            for row, (ids, prompt, beside) in enumerate(zip(input_ids, prompts, inputs, strict=False))
         ]
         _run(engine, rows, room, generation_config.do_sample)
-        return _output(input_ids, rows, generation_config)
+        kind = GenerateEncoderDecoderOutput if encodes else GenerateDecoderOnlyOutput
+        return _output(input_ids, rows, generation_config, kind)
 
     def _engine(self, model: Any, config: Any, assistant: Any) -> Engine:
         """An engine for this model with the drafter that the call asks for."""
@@ -169,6 +205,7 @@ class Speculative:
                 policy=policies.load(self._policy),
                 nodes=self._nodes,
                 max_batch=MAX_BATCH,
+                share_prefixes=False,  # several engines have one target, whose model may be trained on
             )
         return engine
 
@@ -180,14 +217,16 @@ class _Row:
         self,
         ids: Tensor,
         prompt: list[int],
+        inputs: Any,
         place: tuple[int, int],
         processors: Any,
         criteria: Any,
         keeps: bool,
         streamer: Any,
     ) -> None:
-        """place: the row's number, and how many rows there are."""
+        """inputs: what the target gets beside the prompt; place: the row's number, and how many there are."""
         self.prompt = prompt
+        self.inputs = inputs
         self.answer: list[int] = []
         self.ended = False
         self.error: Exception | None = None  # what a processor raised
@@ -246,7 +285,7 @@ def _run(engine: Engine, rows: Sequence[_Row], room: int, sample: bool) -> None:
                 max_tokens=room,
                 seed=int(torch.randint(MAX_SEED, ())) if sample else 0,
             )
-            running[engine.submit(row.prompt, params)] = row
+            running[engine.submit(row.prompt, params, inputs=row.inputs)] = row
         while running:
             for event in engine.step():
                 if event.request not in running:
@@ -268,8 +307,8 @@ def _run(engine: Engine, rows: Sequence[_Row], room: int, sample: bool) -> None:
         row.finish()
 
 
-def _output(input_ids: Tensor, rows: Sequence[_Row], config: Any) -> Tensor | GenerateDecoderOnlyOutput:
-    """What `generate` returns."""
+def _output(input_ids: Tensor, rows: Sequence[_Row], config: Any, kind: Any) -> Output:
+    """What `generate` returns. kind: the class of what it returns with `return_dict_in_generate`."""
     length = max(len(row.answer) for row in rows)
     pad = config._pad_token_tensor
     filler = 0 if pad is None else int(pad)
@@ -288,36 +327,110 @@ def _output(input_ids: Tensor, rows: Sequence[_Row], config: Any) -> Tensor | Ge
             for place in range(length)
         ]
         kept.append(tuple(torch.from_numpy(step).to(input_ids.device) for step in steps))
-    return GenerateDecoderOnlyOutput(sequences=sequences, logits=kept[0], scores=kept[1])
+    output: Output = kind(sequences=sequences, logits=kept[0], scores=kept[1])
+    return output
+
+
+class _WithSources:
+    """The target of an assistant that reads sources: it gets those of the sequences that are drafted for."""
+
+    def __init__(self, target: TorchTarget) -> None:
+        self.target = target
+        self.info = target.info
+        self.sources: Mapping[int, Source] = {}  # by slot
+
+    def forward(self, draft: Draft, taps: frozenset[str]) -> Scores:
+        return self.target.forward(replace(draft, inputs=self.sources), taps)
+
+    def commit(self, draft: Draft, verdict: Verdict) -> None:
+        self.target.commit(draft, verdict)
+
+    def release(self, slots: Sequence[int]) -> None:
+        self.target.release(slots)
+
+
+class _Translator(ModelDrafter):
+    """An assistant with an encoder of its own, which reads every source once."""
+
+    def __init__(self, target: TorchTarget, depth: int, threshold: float) -> None:
+        self._model = _WithSources(target)
+        super().__init__(Companion(self._model), [1] * depth, Drawn.IID, threshold)
+
+    def read(self, sources: Sequence[Source], ids: Tensor, mask: Tensor | None) -> list[Source]:
+        """The target's sources, with the assistant's. ids: the sources' tokens, int64 [B, E]; mask: what of
+        them is no padding."""
+        target = self._model.target
+        if ids.is_floating_point() or bool((ids < 0).any()):
+            raise ConfigError("an assistant_model with an encoder needs input_ids, what it reads itself")
+        with torch.inference_mode():
+            encoded = target.model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
+        own = _read(target, encoded, mask)
+        return [replace(one, assistant=other) for one, other in zip(sources, own, strict=True)]
+
+    def propose(self, view: View, budgets: Sequence[Budget]) -> Sequence[Tree]:
+        self._model.sources = {slot: given.assistant for slot, given in view.inputs.items()}
+        return super().propose(view, budgets)
 
 
 def _assistant(assistant: Any, target: TorchTarget, config: Any) -> ModelDrafter:
     """The model that a call names as its assistant, as drafter."""
     companion = TorchTarget(assistant)
+    reads = companion.info.inputs is Inputs.REQUIRED
+    if reads and target.info.inputs is not Inputs.REQUIRED:
+        raise IncompatibleDrafter("assistant_model has an encoder, the model has none")
     if companion.info.vocab_size != target.info.vocab_size:
         raise IncompatibleDrafter(
             f"assistant_model has {companion.info.vocab_size} tokens, the model {target.info.vocab_size}"
         )
     depth = int(config.num_assistant_tokens or 20)
     threshold = config.assistant_confidence_threshold
-    return ModelDrafter(Companion(companion), [1] * depth, Drawn.IID, 0.4 if threshold is None else threshold)
+    threshold = 0.4 if threshold is None else threshold
+    if reads:
+        return _Translator(companion, depth, threshold)
+    return ModelDrafter(Companion(companion), [1] * depth, Drawn.IID, threshold)
 
 
-def _prompts(input_ids: Tensor, model_kwargs: Mapping[str, Any]) -> list[list[int]]:
-    """The prompts without the padding on their left."""
-    mask = model_kwargs.get("attention_mask")
+def _sources(target: TorchTarget, model_kwargs: Mapping[str, Any]) -> list[Source]:
+    """What each row's decoder gets of its source."""
+    return _read(
+        target, model_kwargs["encoder_outputs"].last_hidden_state, model_kwargs.get("attention_mask")
+    )
+
+
+def _read(target: TorchTarget, states: Tensor, mask: Tensor | None) -> list[Source]:
+    """The same of what an encoder made of the sources, [B, E, hidden size], without padding."""
+    kept = (torch.ones(states.shape[:2]) if mask is None else mask).to(states.device, torch.bool)
+    return [target.source(row[keep]) for row, keep in zip(states, kept, strict=True)]
+
+
+def _of_prompts(model_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that belong to the prompts, such as images, without those that steer decoding."""
+    return {**model_kwargs, "past_key_values": None, "use_cache": False}
+
+
+def _kept(input_ids: Tensor, model_kwargs: Mapping[str, Any], masked_by: str) -> Tensor:
+    """What of the prompts is no padding, bool [B, P]. masked_by: the argument that says so."""
+    mask = model_kwargs.get(masked_by)
     kept = torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask.to(torch.bool)
     if kept.shape != input_ids.shape or not bool((kept[:, 1:] >= kept[:, :-1]).all() & kept[:, -1].all()):
-        raise ConfigError("attention_mask: prompts must be padded on their left, and nowhere else")
+        raise ConfigError(f"{masked_by}: prompts must be padded on their left, and nowhere else")
+    return kept
+
+
+def _check_positions(kept: Tensor, model_kwargs: Mapping[str, Any]) -> None:
     positions = model_kwargs.get("position_ids")
     counted = kept.to(torch.int64).cumsum(1) - 1
     if positions is not None and bool(((positions.expand_as(counted) != counted) & kept).any()):
         raise ConfigError("position_ids: only those that count each prompt's tokens from 0 are supported")
-    return [ids[keep].tolist() for ids, keep in zip(input_ids, kept, strict=True)]
 
 
 def _refuse(
-    config: Any, model_kwargs: Mapping[str, Any], asked: Mapping[str, Any], processors: Any, batch: int
+    config: Any,
+    model_kwargs: Mapping[str, Any],
+    handled: Set[str],
+    asked: Mapping[str, Any],
+    processors: Any,
+    batch: int,
 ) -> None:
     """Raises ConfigError for what a call asks for and does not get."""
     mode = config.get_generation_mode()
@@ -332,7 +445,7 @@ def _refuse(
         name: getattr(config, name, None)
         for name in ("output_attentions", "output_hidden_states", "assistant_early_exit", "use_mtp")
     }
-    refused |= {name: value for name, value in model_kwargs.items() if name not in HANDLED}
+    refused |= {name: value for name, value in model_kwargs.items() if name not in handled}
     refused["synced_gpus"] = asked.get("synced_gpus")
     for name, value in refused.items():
         if value is not None and value is not False:
@@ -361,4 +474,7 @@ def _asked_of_generate() -> Mapping[str, Any]:
         frame = frame.f_back
     if frame is None:
         return {}
-    return {name: frame.f_locals.get(name) for name in ("streamer", "assistant_model", "synced_gpus")}
+    return {
+        name: frame.f_locals.get(name)
+        for name in ("streamer", "assistant_model", "synced_gpus", "inputs_tensor")
+    }

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from paceline.bad_words import BadWords
 from paceline.core import Draft, Lane, Scores, View
+from paceline.device import OnDevice, draw_all
 from paceline.grammar import GrammarLimit, Matcher
 from paceline.kernels import draw as fused_draw
 from paceline.logprobs import logprobs
@@ -193,7 +194,7 @@ class Laws:
     Nothing is computed before it is asked for: a rule that leaves a branch pays nothing for it.
     """
 
-    __slots__ = ("_draft", "_logits", "_offsets", "_parents", "_scored", "_view", "sound")
+    __slots__ = ("_draft", "_drawn", "_logits", "_offsets", "_parents", "_scored", "_view", "sound")
 
     def __init__(self, scores: Scores, draft: Draft, view: View) -> None:
         self.sound = True  # until logits are asked for that are not finite
@@ -203,12 +204,18 @@ class Laws:
         self._offsets = draft.offsets.tolist()
         self._parents = draft.parents.tolist()
         self._scored = {node: place for place, node in enumerate(draft.scored.tolist())}
+        self._drawn: dict[int, int] | None = None  # {node: token} of what was drawn on the device
 
     def draw(self, node: int, noise: Noise, lane: Lane = Lane.TARGET) -> int:
         """The token that the target draws after `node`. At temperature 0 the likeliest, lowest id first.
 
         Raises KeyError if the node was not scored.
         """
+        if isinstance(self._logits, OnDevice) and lane is Lane.TARGET:
+            if self._drawn is None:
+                self._drawn = self._draw_there(self._logits, noise)
+            if node in self._drawn:
+                return self._drawn[node]
         row = bisect_right(self._offsets, node) - 1
         params = self._view.controls[row].params
         position = int(self._draft.positions[node]) + 1
@@ -220,6 +227,24 @@ class Laws:
             token: int = fused_draw(logits, params.temperature, params.top_k, params.top_p, params.min_p, key)
             return token
         return int((truncate(logits, params) + gumbel(key, len(logits))).argmax())
+
+    def _draw_there(self, logits: OnDevice, noise: Noise) -> dict[int, int]:
+        """The token after every node that may be asked for, drawn on the device; not for rows whose logits
+        the host adjusts, nor where logits are not finite."""
+        nodes, keys, params = [], [], []
+        for node in self._scored:
+            row = bisect_right(self._offsets, node) - 1
+            controls = self._view.controls[row]
+            if node >= self._draft.roots[row] >= 0 and not controls.adjusts:
+                nodes.append(node)
+                params.append(controls.params)
+                keys.append(noise.key(row, Lane.TARGET, int(self._draft.positions[node]) + 1))
+        if not nodes:
+            return {}
+        if len(nodes) < len(logits):
+            logits = logits[[self._scored[node] for node in nodes]]
+        tokens, sound = draw_all(logits.values, params, keys)
+        return {node: token for node, token, fine in zip(nodes, tokens, sound, strict=True) if fine}
 
     def law(self, node: int) -> NDArray[np.float64]:
         """The law after `node`: probabilities float64 [V]. Raises KeyError if the node was not scored."""

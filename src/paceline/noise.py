@@ -40,6 +40,9 @@ CHOICES = 0xFF
 STREAMS = 0xFE
 """Where a lane stands in a key: no lane has these numbers."""
 
+Tokens = NDArray[np.int64] | None
+"""Of weights: the ids of the tokens that they speak of; None: of all, in order."""
+
 
 class Noise:
     """The noise of the rows of one step. seeds: uint64 as int, one per row."""
@@ -71,26 +74,34 @@ class Noise:
         """
         return _ranked(weights, self.key(row, Lane.RESIDUAL, position), 1)[0]
 
-    def draft(self, row: int, position: int, index: int, weights: Array, count: int) -> list[int]:
+    def draft(
+        self, row: int, position: int, index: int, weights: Array, count: int, tokens: Tokens = None
+    ) -> list[int]:
         """Up to `count` different tokens drawn in proportion to the weights [V], without replacement, in
         the order of the draws (Gumbel-top-k; Kool, van Hoof and Welling, 2019, arXiv 1903.06059).
 
-        position: as for `accepts`; index: tells apart the draws of one step.
+        position: as for `accepts`; index: tells apart the draws of one step; tokens: what the weights speak
+        of. Returns their places in the weights.
         """
-        return _ranked(weights, _mix(self.key(row, Lane.DRAFT, position) + (index + 1) * GOLDEN), count)
+        key = _mix(self.key(row, Lane.DRAFT, position) + (index + 1) * GOLDEN)
+        return _ranked(weights, key, count, tokens)
 
-    def like_target(self, row: int, position: int, weights: Array, count: int) -> list[int]:
+    def like_target(
+        self, row: int, position: int, weights: Array, count: int, tokens: Tokens = None
+    ) -> list[int]:
         """The token that the target would draw at an absolute position if this were its law, and the
-        runners-up: at most `count` different tokens."""
-        return _ranked(weights, self.key(row, Lane.TARGET, position), count)
+        runners-up: at most `count` different ones, by their places in the weights. tokens: what these speak
+        of."""
+        return _ranked(weights, self.key(row, Lane.TARGET, position), count, tokens)
 
 
-def _ranked(weights: Array, key: int, count: int) -> list[int]:
-    """The possible tokens that come first by log weight plus noise."""
+def _ranked(weights: Array, key: int, count: int, tokens: Tokens = None) -> list[int]:
+    """The places of the possible tokens that come first by log weight plus noise."""
     xp = array_namespace(weights)
     possible = weights > 0
     x = xp.where(possible, xp.log(xp.where(possible, weights, 1.0)), -xp.inf)
-    return largest(x + xp.asarray(gumbel(key, x.shape[0]), dtype=x.dtype, device=device(x)), count)
+    noise = gumbel(key, x.shape[0] if tokens is None else tokens)
+    return largest(x + xp.asarray(noise, dtype=x.dtype, device=device(x)), count)
 
 
 def largest(x: Array, count: int) -> list[int]:
@@ -132,9 +143,12 @@ def _mix(z: int) -> int:
     return z ^ z >> 31
 
 
-def bits(key: int, count: int) -> NDArray[np.uint64]:
-    """The random bits of the token ids 0 to count - 1 under one key: uint64 [count]."""
-    z = _steps(count) + np.uint64(key)
+def bits(key: int, tokens: int | NDArray[np.int64]) -> NDArray[np.uint64]:
+    """The random bits of token ids [N], or of those from 0 to N - 1, under one key: uint64 [N]."""
+    if isinstance(tokens, int):
+        z = _steps(tokens) + np.uint64(key)
+    else:
+        z = (tokens.astype(np.uint64) + np.uint64(1)) * np.uint64(GOLDEN) + np.uint64(key)
     z ^= z >> np.uint64(30)
     z *= np.uint64(FIRST)
     z ^= z >> np.uint64(27)
@@ -143,12 +157,12 @@ def bits(key: int, count: int) -> NDArray[np.uint64]:
     return z
 
 
-def gumbel(key: int, count: int) -> NDArray[np.float64]:
-    """Standard Gumbel noise of the token ids 0 to count - 1 under one key: float64 [count].
+def gumbel(key: int, tokens: int | NDArray[np.int64]) -> NDArray[np.float64]:
+    """Standard Gumbel noise of token ids [N], or of those from 0 to N - 1, under one key: float64 [N].
 
     The token with the largest log-probability plus noise is a draw from the law (the Gumbel-max trick).
     """
-    z = bits(key, count)
+    z = bits(key, tokens)
     z >>= np.uint64(12)
     u = z.astype(np.float64)
     u += 0.5
@@ -157,6 +171,28 @@ def gumbel(key: int, count: int) -> NDArray[np.float64]:
     np.negative(u, out=u)
     np.log(u, out=u)
     return np.negative(u, out=u)
+
+
+def gumbel_rows(keys: Sequence[int], like: Array) -> Array:
+    """`gumbel` under many keys at a time, float64 [keys, V], in the array library and on the device of `like`
+    [keys, V]. In signed integers, which every library multiplies modulo 2^64."""
+    xp = array_namespace(like)
+    steps = xp.arange(1, like.shape[1] + 1, dtype=xp.int64, device=device(like)) * _signed(GOLDEN)
+    z = xp.asarray([_signed(key) for key in keys], dtype=xp.int64, device=device(like))[:, None] + steps
+    for shift, factor in ((30, FIRST), (27, SECOND)):
+        z = (z ^ _shifted(z, shift)) * _signed(factor)
+    z = _shifted(z ^ _shifted(z, 31), 12)
+    return -xp.log(-xp.log((xp.astype(z, xp.float64) + 0.5) * 2.0**-52))
+
+
+def _shifted(z: Array, count: int) -> Array:
+    """An unsigned shift to the right of signed integers."""
+    return (z >> count) & ((1 << 64 - count) - 1)
+
+
+def _signed(z: int) -> int:
+    """The same 64 bits as a signed integer."""
+    return z - (1 << 64) if z >> 63 else z
 
 
 @lru_cache(maxsize=4)

@@ -11,12 +11,14 @@ from paceline.errors import ConfigError
 from paceline.models.cache import cache_dir
 from paceline.models.registry import resolve
 from paceline.models.tokenizer import Tokenizer
+from paceline.targets._options import refuse_rows
 
 if TYPE_CHECKING:
     from paceline.core import Target
     from paceline.policies import PassCost
     from paceline.targets.native import NativeTarget
     from paceline.targets.torch import TorchTarget
+    from paceline.trained.eagle3 import NativeEagle3
 
 
 def load_model(
@@ -43,8 +45,7 @@ def load_model(
         from paceline.targets.torch_folder import fetch, load_folder
 
         return load_folder(fetch(str(model)) if hub else path, rows=rows, **options)
-    if rows is not None:
-        raise ConfigError(f"rows is an option of the PyTorch target, which {model} does not use")
+    refuse_rows(model, rows)
     from paceline.targets.native import NativeTarget
 
     target = NativeTarget.load(path, **options)
@@ -68,4 +69,25 @@ def offers(target: Target, tokenizer: Any) -> dict[str, Any]:
         threads = getattr(target, "threads", None)
         return load_model(model, threads=threads, cache_tokens=target.info.cache_tokens)
 
-    return {"sketch": getattr(target, "sketch", None), "tokenizer": tokenizer, "load_model": load}
+    embedding: Any = getattr(target, "embedding", None)
+
+    def load_drafter(folder: str) -> NativeEagle3:
+        from paceline.models.drafter_folder import read_drafter
+        from paceline.trained.eagle3 import NativeEagle3
+
+        info, threads = target.info, getattr(target, "threads", 1)
+        return NativeEagle3(
+            read_drafter(Path(folder)),
+            embedding,
+            info.layers,
+            threads=threads,
+            cache_tokens=info.cache_tokens,
+            max_positions=info.max_positions,
+        )
+
+    return {
+        "sketch": getattr(target, "sketch", None),
+        "tokenizer": tokenizer,
+        "load_model": load,
+        "load_drafter": None if embedding is None else load_drafter,
+    }

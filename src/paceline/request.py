@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from paceline.cache import Seat
 from paceline.core import Budget, Promise
@@ -44,6 +44,7 @@ class Request:
         "history",
         "id",
         "index",
+        "inputs",
         "limit",
         "logprobs",
         "outbox",
@@ -70,6 +71,7 @@ class Request:
         seed: int,
         drafter: str,
         prediction: Sequence[int],
+        inputs: Any,
         limit: int,
         budget: Budget | None,
         salt: str | None,
@@ -89,6 +91,7 @@ class Request:
         self.seed = seed
         self.drafter = drafter
         self.prediction = prediction  # the answer that the caller expects, for drafters; may be empty
+        self.inputs = inputs  # what the target gets beside tokens; None: nothing
         self.limit = limit  # length of prompt and answer together at which the answer is cut
         self.budget = budget  # what the caller allows to be drafted for it in a step
         self.salt = salt  # whose pages it may share; None: nobody's

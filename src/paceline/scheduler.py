@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import count, repeat
 from math import isnan
 from operator import attrgetter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from paceline.cache import Cache
 from paceline.core import Budget, Draft, Drawn, PageSharing, Rule, TargetInfo, Verdict, View
@@ -85,6 +85,7 @@ class Scheduler:
         index: int,
         drafter: str,
         prediction: Sequence[int],
+        inputs: Any,
         budget: Budget | None,
         salt: str | None,
         outbox: list[Event],
@@ -114,6 +115,7 @@ class Scheduler:
             seed=seed,
             drafter=drafter,
             prediction=prediction,
+            inputs=inputs,
             limit=limit,
             budget=budget,
             salt=salt,
@@ -172,6 +174,7 @@ class Scheduler:
             [request.drafter for request in planned],
             {request.slot: request.prediction for request in planned if request.prediction},
             wanted=self._wanted,
+            inputs={request.slot: request.inputs for request in planned if request.inputs is not None},
             coupled=Drawn.COUPLED in self._rule.takes,
         )
         return Plan(view, self._limits(ends), preempted)

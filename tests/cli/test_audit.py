@@ -77,6 +77,8 @@ def test_an_audit_without_drafts_is_exit_code_2(paceline: Paceline) -> None:
         (["--html", "/dev/null/x/y.html"], "--html /dev/null/x/y.html: "),
         (["--temperature", "3"], "temperature must be a number"),
         (["--prompts", "p.jsonl"], "makes its own prompts"),
+        (["--rows", "8"], "rows is an option of the PyTorch target"),
+        (["--url", "http://localhost:1", "--rows", "8"], "--rows does not go with --url"),
     ],
 )
 def test_mistakes_are_one_line(paceline: Paceline, arguments: list[str], words: str) -> None:

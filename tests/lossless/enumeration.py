@@ -84,14 +84,16 @@ class NoiseByChance:
         self.last = np.asarray(weights, np.float64) / total
         return AS_DRAWN
 
-    def draft(self, row: int, position: int, index: int, weights: Law, count: int) -> list[int]:
+    def draft(
+        self, row: int, position: int, index: int, weights: Law, count: int, tokens: None = None
+    ) -> list[int]:
         assert (row, position, index) not in self.draws, "a draw is made once"
         self.draws.add((row, position, index))
-        weights, tokens = np.array(weights, np.float64), []
-        while len(tokens) < count and weights.sum() > 0:
-            tokens.append(self.chance.decide(weights))
-            weights[tokens[-1]] = 0
-        return tokens
+        weights, drawn = np.array(weights, np.float64), []
+        while len(drawn) < count and weights.sum() > 0:
+            drawn.append(self.chance.decide(weights))
+            weights[drawn[-1]] = 0
+        return drawn
 
 
 class LawsByPath:

@@ -89,6 +89,8 @@ def test_a_hundred_thousand_answers_follow_the_targets_law(
         ("traversal", "skip:widths=1x1"),
         ("recursive", "exit:layers=2,widths=2x2"),
         ("block", "sparse:recent=16,widths=1x1"),
+        ("rejection", "eagle3:model=near,widths=1x1"),
+        ("recursive", "eagle3:model=near,widths=2x2,drawn=without_replacement"),
     ],
 )
 def test_the_drafters_that_come_along_keep_the_law(name: str, spec: str) -> None:

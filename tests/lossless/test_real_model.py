@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -14,6 +16,7 @@ from paceline.pretrained import offers
 from paceline.results import Completion
 from paceline.sampling import SamplingParams
 from tests.discovery import RUN_MODELS, Record, drafter
+from tests.eagle3 import SMOLLM2, folder_of, random_drafter
 from tests.real_model import MODEL, prompts, target, tokenizer
 from tests.toys import ADVERSARIES, trusting
 
@@ -57,6 +60,10 @@ def make(name: str, answers: dict[int, Sequence[int]]) -> Drafter:
         return BY_NAME[name](answers)
     if name == "datastore":
         return drafter(EAGER[name], target(), text())
+    if name == "eagle3":
+        with TemporaryDirectory() as folder:
+            spec = f"eagle3:model={folder_of(random_drafter(SMOLLM2), Path(folder))},min_probability=0"
+            return load(spec, target().info, **offers(target(), tokenizer()))
     spec = f"{name}:model={MODEL}" if "model" in options(name) else EAGER.get(name, name)
     return load(spec, target().info, **offers(target(), tokenizer()))
 

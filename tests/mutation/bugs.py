@@ -259,8 +259,8 @@ BUGS = (
         (
             Edit(
                 DRAFTING,
-                "noise.draft(row, first, place + i, law, 1)",
-                "noise.draft(row, first, place + i, law * (law > law.max() / 2), 1)",
+                "noise.draft(row, self._first, index + i, law, 1, ids)",
+                "noise.draft(row, self._first, index + i, law * (law > law.max() / 2), 1, ids)",
             ),
         ),
         LAWS,
@@ -272,7 +272,7 @@ BUGS = (
         (
             Edit(
                 DRAFTING,
-                "[noise.draft(row, first, place + i, law, 1)[0] for i in range(width)]",
+                "[noise.draft(row, self._first, index + i, law, 1, ids)[0] for i in range(width)]",
                 "[int(law.argmax()) for i in range(width)]",
             ),
         ),
@@ -285,7 +285,7 @@ BUGS = (
         (
             Edit(
                 DRAFTING,
-                "noise.draft(row, first, len(tokens[row]), law, width)",
+                "noise.draft(row, self._first, index, law, width, ids)",
                 "[int(t) for t in (-law).argsort()[:width]]",
             ),
         ),
@@ -295,7 +295,13 @@ BUGS = (
     Bug(
         "declares its law at another temperature",
         "unwarped q",
-        (Edit(DRAFTING, "Origin(how, law)", "Origin(how, _law(law**0.5))"),),
+        (
+            Edit(
+                DRAFTING,
+                "law if subset is None else subset.spread",
+                "_law(law**0.5) if subset is None else subset.spread",
+            ),
+        ),
         LAWS,
         law("rejection", CHAIN),
     ),
@@ -305,8 +311,8 @@ BUGS = (
         (
             Edit(
                 DRAFTING,
-                "for token in children:",
-                "for token in [t for t in children if law[t] > 0.5 * law.max()]:",
+                "place in self._places(law, width, len(self._paths[node])):",
+                "place in self._places(law * (law > 0.5 * law.max()), width, len(self._paths[node])):",
             ),
         ),
         LAWS,
@@ -318,8 +324,8 @@ BUGS = (
         (
             Edit(
                 DRAFTING,
-                "noise.draft(row, first, place + i, law, 1)",
-                "noise.like_target(row, first + depth, law, 1)",
+                "noise.draft(row, self._first, index + i, law, 1, ids)",
+                "noise.like_target(row, self._first + depth, law, 1, ids)",
             ),
             Edit(NOISES, "self.key(row, Lane.RESIDUAL, position)", "self.key(row, Lane.TARGET, position)"),
         ),

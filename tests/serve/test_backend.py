@@ -82,3 +82,5 @@ def test_what_the_engine_refuses_leaves_nothing_behind() -> None:
 def test_a_model_that_cannot_be_loaded_is_said_at_the_first_start() -> None:
     with pytest.raises(ModelFileError, match="no option 'x'"):
         asyncio.run(Backend(Build("table:x=1"), capacity=1).run())
+    with pytest.raises(ModelFileError, match="rows is an option of the PyTorch target"):
+        asyncio.run(Backend(Build("table", rows=8), capacity=1).run())

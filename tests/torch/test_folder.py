@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from paceline.cli.main import run
 from paceline.engine import Engine
 from paceline.errors import ConfigError, ModelFileError
 from paceline.pretrained import load_model
@@ -45,6 +47,19 @@ def test_a_folder_answers_as_transformers_does(
     out = model.generate(whole, attention_mask=torch.ones_like(whole), do_sample=False, max_new_tokens=12)
     assert list(done.token_ids) == out[0, len(ids) :].tolist()
     assert done.text == own.decode(out[0, len(ids) :], skip_special_tokens=True)
+
+
+@pytest.mark.parametrize(
+    ("rows", "promise"), [((), "bit-exact but for ties"), (("--rows", "8"), "bit-exact")]
+)
+def test_the_command_line_passes_rows_on(
+    rows: tuple[str, ...], promise: str, folder: Path, tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setenv("PACELINE_CACHE", str(tmp_path_factory.mktemp("cache")))
+    asked = ("--model", str(folder), "--drafter", "ngram", "--policy", "fixed", "--max-tokens", "4", "--json")
+    assert run(("generate", *asked, *rows, "It is known.")) == 0
+    assert json.loads(capsys.readouterr().out)["promise"] == promise
 
 
 def test_damaged_and_incomplete_folders_are_named(folder: Path) -> None:

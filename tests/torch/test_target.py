@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_array_equal
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSpeechSeq2Seq
 
 from paceline.core import NOTHING, Draft, Tree, Verdict, View
 from paceline.drafters import load
 from paceline.engine import Engine
 from paceline.errors import ConfigError
 from paceline.sampling import SamplingParams
-from paceline.targets.torch import TorchTarget, longest
+from paceline.targets.torch import TorchTarget
+from paceline.targets.torch_cache import Pool
+from paceline.targets.torch_models import longest
 from tests.torch.families import FAMILIES, VOCABULARY, model, small
 
 ROWS = 8
@@ -147,17 +149,42 @@ def test_the_model_stays_as_it_was() -> None:
         ),
         (lambda: small("bloom", n_head=4, n_layer=2), "BloomForCausalLM"),
         (lambda: model("llama").train(), "training mode"),
-        (lambda: model("llama").model, "no causal language model"),
+        (lambda: model("llama").model, "no language model"),
         (
             lambda: AutoModelForSeq2SeqLM.from_config(
                 AutoConfig.for_model(
-                    "t5", vocab_size=50, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2
+                    "switch_transformers",
+                    vocab_size=50,
+                    d_model=16,
+                    d_kv=8,
+                    d_ff=16,
+                    num_layers=1,
+                    num_heads=2,
                 )
             ).eval(),
-            "encoder",
+            "SwitchTransformersForConditionalGeneration cannot be served",
+        ),
+        (
+            lambda: AutoModelForSpeechSeq2Seq.from_config(
+                AutoConfig.for_model(
+                    "whisper",
+                    d_model=16,
+                    encoder_layers=1,
+                    decoder_layers=1,
+                    encoder_attention_heads=2,
+                    decoder_attention_heads=2,
+                    encoder_ffn_dim=16,
+                    decoder_ffn_dim=16,
+                    vocab_size=50,
+                    pad_token_id=0,
+                    bos_token_id=1,
+                    eos_token_id=2,
+                )
+            ).eval(),
+            "WhisperForConditionalGeneration reads input_features",
         ),
     ],
-    ids=["mamba", "falcon", "bloom", "training", "no head", "t5"],
+    ids=["mamba", "falcon", "bloom", "training", "no head", "switch", "whisper"],
 )
 def test_a_model_that_cannot_be_served_is_refused_by_name(make: Any, says: str) -> None:
     try:
@@ -184,10 +211,12 @@ def test_an_option_out_of_range_is_refused(options: dict[str, int], says: str) -
 def test_a_model_whose_logits_differ_through_our_attention_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(
-        "paceline.targets.torch_attention.Cached.keep",
-        lambda cached, known, path: setattr(cached, "length", cached.length + known + len(path)),
-    )
+    right = Pool.keep
+
+    def unmoved(pool: Pool, kept: list[tuple[int, int, list[int]]]) -> None:
+        right(pool, [(slot, known, range(known, known + len(path))) for slot, known, path in kept])
+
+    monkeypatch.setattr(Pool, "keep", unmoved)
     with pytest.raises(ConfigError, match="other logits"):
         TorchTarget(model("llama"))
 
@@ -203,3 +232,49 @@ def test_a_text_ends_where_rotary_frequencies_would_begin_to_change() -> None:
     assert longest(config) == 1024
     config.rope_parameters = {"rope_type": "default"}
     assert longest(config) == 4096
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gpt_oss", "gpt2"])
+def test_attention_to_all_sequences_at_a_time_agrees_with_that_to_one_node_after_the_other(
+    family: str,
+) -> None:
+    """Texts of different lengths whose pages lie between each other's, with trees, chains and nothing."""
+    texts = {slot: words(length, length) for slot, length in enumerate((23, 5, 17, 40))}
+    trees = [Tree(words(5, 1), [-1, 0, 0, 2, -1]), NOTHING, Tree.chain(words(3, 2)), Tree([9, 8], [-1, -1])]
+    found = []
+    for rows in (None, 8):
+        target = TorchTarget(model(family), rows=rows)
+        starts = dict.fromkeys(texts, 0)
+        for end in (9, 20, 39):
+            going = {slot: text for slot, text in texts.items() if starts[slot] < min(end, len(text) - 1)}
+            ends = [min(end, len(text) - 1) for text in going.values()]
+            view = View(
+                list(going), list(going.values()), [starts[slot] for slot in going], ends, *([[None] * 4] * 4)
+            )
+            packed = Draft.pack(view, [NOTHING] * len(going))
+            target.forward(packed, frozenset())
+            target.commit(packed, Verdict([[]] * len(going), [-1] * len(going)))
+            starts.update(zip(going, ends, strict=True))
+        assert np.diff(target.pages(3)).max() > 1
+        view = View(
+            list(texts),
+            list(texts.values()),
+            list(starts.values()),
+            list(map(len, texts.values())),
+            *([[None] * 4] * 4),
+        )
+        found.append(target.forward(Draft.pack(view, trees), frozenset()).logits)
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-3, atol=1e-4)
+
+
+def test_requests_that_begin_alike_share_what_was_read() -> None:
+    target = TorchTarget(model("gemma2"), rows=ROWS)
+    prompts = [words(40) + words(3, seed) for seed in range(3)]
+    answers = []
+    for shares in (False, True):
+        made = Engine(
+            target, {"none": load("none", target.info)}, drafter="none", max_batch=1, share_prefixes=shares
+        )
+        answers.append([done.token_ids for done in made.generate(prompts, SAMPLED)])
+        assert made.load.prefix_hit_tokens == shares * 2 * 32
+    assert answers[0] == answers[1]

@@ -7,6 +7,7 @@ is decided before it is drawn.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import array_api_strict as strict
 import numpy as np
@@ -17,9 +18,9 @@ from scipy.stats import chi2
 
 from paceline import drafting
 from paceline.core import Budget, Drawn, Tree, View
-from paceline.drafting import Paths, Prospect, grow
+from paceline.drafting import Paths, Prospect, Subset, grow, grow_likeliest, warped
 from paceline.laws import Controls
-from paceline.noise import Noise
+from paceline.noise import Noise, Tokens
 from paceline.sampling import SamplingParams
 
 V = 5
@@ -146,11 +147,13 @@ class Permuted(Noise):
     shift = 1
     first_index = 0
 
-    def draft(self, row: int, position: int, index: int, weights: np.ndarray, count: int) -> list[int]:
-        tokens = super().draft(row, position, index, weights, count)
+    def draft(
+        self, row: int, position: int, index: int, weights: np.ndarray, count: int, tokens: Tokens = None
+    ) -> list[int]:
+        drawn = super().draft(row, position, index, weights, count, tokens)
         if index < self.first_index:
-            return tokens
-        return [(token + self.shift) % V for token in tokens]
+            return drawn
+        return [(token + self.shift) % V for token in drawn]
 
 
 @settings(max_examples=100, deadline=None)
@@ -283,3 +286,95 @@ def test_laws_may_come_from_another_array_library() -> None:
         [tree] = grow(view([5]), [Budget(9, 2)], converted, widths=(2, 2), drawn=how)
         assert (tree.tokens, tree.parents) == one(5, (2, 2), how)[:2]
         assert all(origin.law.dtype == strict.float64 for origin in tree.origins.values())
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize(("coupled", "temperature"), [(True, 0), (True, 0.8), (False, 0.8)])
+def test_laws_over_a_subset_are_drawn_from_like_whole_laws_that_exclude_the_rest(
+    how: Drawn, coupled: bool, temperature: float
+) -> None:
+    subset = Subset(np.array([0, 2, 3]), V)
+
+    def part(paths: Paths) -> list[np.ndarray]:
+        return [law[subset.ids] for law in laws(paths)]
+
+    def whole(paths: Paths) -> list[np.ndarray]:
+        return [subset.spread(law, 0.0) for law in part(paths)]
+
+    for seed in range(40):
+        now, shape = view([seed], coupled, temperature), {"widths": [2, 2, 1], "drawn": how}
+        [left] = grow(now, [Budget(99, 3)], part, subset=subset, **shape)  # type: ignore[arg-type]
+        [right] = grow(now, [Budget(99, 3)], whole, **shape)  # type: ignore[arg-type]
+        assert left.tokens == right.tokens
+        assert left.parents == right.parents
+        assert left.confidences == right.confidences
+        for node, origin in right.origins.items():
+            assert left.origins[node].drawn is origin.drawn
+            np.testing.assert_allclose(left.origins[node].law, origin.law)
+
+
+def test_controls_of_a_request_hold_for_a_subset_too() -> None:
+    params = SamplingParams(temperature=0.7, top_k=2, repetition_penalty=1.5, logit_bias={3: 2.0})
+    now = replace(view([1]), controls=[Controls(params, (), (1, 2, 3))])
+    subset, logits = Subset(np.array([4, 1, 3]), V), np.log(TABLE[0, 0])
+    found = warped(now, 0, (3,), logits[subset.ids], subset)
+    wanted = warped(now, 0, (3,), subset.spread(logits[subset.ids], -np.inf))
+    np.testing.assert_allclose(found, wanted[subset.ids])
+    assert np.count_nonzero(found) == 2
+
+
+def test_below_a_path_that_is_too_unlikely_nothing_is_drawn_or_asked_for() -> None:
+    asked: list[tuple[int, ...]] = []
+
+    def watched(paths: Paths) -> list[np.ndarray]:
+        asked.extend(path for _, path in paths)
+        return laws(paths)
+
+    [tree] = grow(view([4]), [Budget(99, 3)], watched, widths=[3, 3, 3], drawn=HOW[1], least=0.1)
+    reached = {path_to(tree, node): probability(tree, node) for node in range(len(tree.tokens))}
+    assert {path for path in asked if path} == {
+        path for path, reach in reached.items() if reach > 0.1 and len(path) < 3
+    }
+    assert any(reach <= 0.1 for reach in reached.values())
+
+
+def probability(tree: Tree, node: int) -> float:
+    return tree.confidences[node] * (probability(tree, tree.parents[node]) if tree.parents[node] >= 0 else 1)
+
+
+def test_the_likeliest_of_all_that_a_few_of_each_level_lead_to_are_proposed() -> None:
+    """Against every path there is: with a frontier of all nodes the tree holds the likeliest of them."""
+    now, widths = view([3], coupled=True, temperature=0), [V, V, V]
+
+    def tree(nodes: int, frontier: int, depth: int = 3) -> Tree:
+        return grow_likeliest(now, [Budget(nodes, depth)], laws, widths=widths, frontier=frontier)[0]
+
+    every = {path: reach for path, reach in _every_path(3).items() if path}
+    for nodes in (1, 4, 11):
+        found = tree(nodes, V**2)
+        paths = {path_to(found, node) for node in range(nodes)}
+        assert paths == set(sorted(every, key=lambda path: -every[path])[:nodes])
+        assert all(-1 <= parent < node for node, parent in enumerate(found.parents))
+    few = tree(99, 2)
+    for length in (1, 2):
+        above = [
+            few.parents[node] for node in range(len(few.tokens)) if len(path_to(few, node)) == length + 1
+        ]
+        assert len(set(above)) == 2
+    assert depth(tree(99, 3, depth=2)) == 2
+    assert tree(0, 3).tokens == []
+    assert len({path_to(few, node) for node in range(len(few.tokens))}) == len(few.tokens)
+
+
+def _every_path(length: int) -> dict[tuple[int, ...], float]:
+    paths = {(): 1.0}
+    level = dict(paths)
+    for _ in range(length):
+        level = {
+            (*path, token): reach * law[token] / law.sum()
+            for path, reach in level.items()
+            for law in laws([(0, path)])
+            for token in range(V)
+        }
+        paths |= level
+    return paths

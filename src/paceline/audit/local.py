@@ -76,6 +76,7 @@ def run(
     threads: int | None,
     note: Note,
     policy: str = "fixed",
+    rows: int | None = None,
 ) -> dict[str, Any]:
     """Audit a model, and return the report that `paceline audit --json` prints.
 
@@ -85,7 +86,7 @@ def run(
     """
     chosen = [rule_files.load(name, allow_lossy=allow_lossy) for name in rules or rule_files.exact()]
     note(f"loading {model}")
-    subject = subjects.resolve(model, prompts, limit, threads)
+    subject = subjects.resolve(model, prompts, limit, threads, rows)
     for params in settings:
         params.check_vocabulary(subject.target.info.vocab_size)
     with progress_bar() as progress:

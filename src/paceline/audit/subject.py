@@ -17,6 +17,7 @@ from paceline.errors import ConfigError
 from paceline.grammar import Grammar
 from paceline.plugins import Option, parse_settings
 from paceline.sampling import SamplingParams
+from paceline.targets._options import refuse_rows
 from paceline.transcript import Tokenizer
 
 TABLE = "table"
@@ -60,7 +61,9 @@ def is_table(model: str) -> bool:
     return model.partition(":")[0] == TABLE
 
 
-def resolve(model: str, prompts: Path | None, limit: int | None, threads: int | None) -> Subject:
+def resolve(
+    model: str, prompts: Path | None, limit: int | None, threads: int | None, rows: int | None = None
+) -> Subject:
     """The subject that a user names: "table", "table:vocab_size=8,spread=2,seed=1", a known model, a file.
 
     prompts: a file, None for those that come along; the table model makes its own. Raises ConfigError and
@@ -69,11 +72,12 @@ def resolve(model: str, prompts: Path | None, limit: int | None, threads: int | 
     if is_table(model):
         if prompts is not None:
             raise ConfigError("--prompts: the table model makes its own prompts; leave the option out")
+        refuse_rows(model, rows)
         return _table(model, limit)
     from paceline.pretrained import load_model
 
     texts = prompt_files.choose(prompts, limit)
-    target, tokenizer = load_model(model, threads=threads)
+    target, tokenizer = load_model(model, threads=threads, rows=rows)
     questions = []
     for prompt in texts:
         if tokenizer.has_chat_template:

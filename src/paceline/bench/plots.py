@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SIZE = (8.0, 4.2)
+SIZE = (9.5, 4.2)
 FAINT = 0.35
 Entry = dict[str, Any]
 
@@ -66,7 +66,7 @@ def draw(report: dict[str, Any]) -> dict[str, Plot]:
             axes.set_title(title)
             axes.grid(axis="y", alpha=0.3)
             if axes.get_legend_handles_labels()[0]:
-                axes.legend(fontsize="small")
+                figure.legend(loc="outside right upper", fontsize="small")
             plots[name] = Plot(title, figure)
     return plots
 
@@ -108,7 +108,9 @@ def _best(entries: Sequence[Entry]) -> list[Entry]:
 
 
 def _label(entry: Entry) -> str:
-    return entry["drafter"] if entry["nodes"] is None else f"{entry['drafter']}, {entry['nodes']} nodes"
+    if entry["nodes"] is None:
+        return str(entry["drafter"])
+    return f"{entry['drafter']}, {entry['nodes']} node{'' if entry['nodes'] == 1 else 's'}"
 
 
 def _bars(own: Sequence[Entry]) -> list[list[float]]:

@@ -79,6 +79,8 @@ def measured(
     prompts: Path | None,
     note: Note,
     measure: Callable[[Setup], dict[str, Any]],
+    *,
+    rows: int | None = None,
 ) -> dict[str, Any]:
     """Load a model, measure on it, and say with the result what it was measured on.
 
@@ -87,7 +89,7 @@ def measured(
     from paceline.pretrained import load_model, pass_cost
 
     note(f"loading {model}")
-    target, tokenizer = load_model(model, threads=threads)
+    target, tokenizer = load_model(model, threads=threads, rows=rows)
     return {
         "model": model,
         "title": target.info.name,

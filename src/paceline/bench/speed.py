@@ -50,6 +50,7 @@ def run(
     rule: str = "match",
     policy: str = "throughput",
     allow_lossy: bool = False,
+    rows: int | None = None,
 ) -> dict[str, Any]:
     """Measure drafters on a model, and return the report that `paceline bench speed --json` prints.
 
@@ -69,6 +70,7 @@ def run(
         prompts,
         note,
         lambda setup: compare(setup, drafters, chosen, params, note, decides, policy),
+        rows=rows,
     )
 
 

@@ -96,6 +96,7 @@ def run(
     rule: str = "match",
     policy: str = "fixed",
     allow_lossy: bool = False,
+    rows: int | None = None,
 ) -> dict[str, Any]:
     """Sweep, and return the report that `paceline bench sweep --json` prints. Arguments are those of
     `speed.run`; the temperatures of `lists` replace that of `params`. Raises ConfigError, ModelFileError."""
@@ -109,6 +110,7 @@ def run(
         prompts,
         note,
         lambda setup: compare(setup, drafters, lists, chosen, params, note, decides, policy),
+        rows=rows,
     )
 
 

@@ -16,6 +16,7 @@ from paceline.cli.options import (
     DEFAULT_DRAFTER,
     DEFAULT_MODEL,
     DEFAULT_POLICY,
+    rows_option,
     sampling_options,
     sampling_params,
 )
@@ -109,6 +110,7 @@ def _sampling(function: F) -> F:
     help="Answers at a time, besides one at a time.",
 )
 @click.option("--threads", type=int, help="Threads of a pass. [default: one per core]")
+@rows_option
 @click.option(
     "--url",
     metavar="URL",
@@ -134,6 +136,7 @@ def command(
     alpha: float,
     batch: int,
     threads: int | None,
+    rows: int | None,
     url: str | None,
     html: Path | None,
     as_json: bool,
@@ -153,7 +156,7 @@ def command(
     if not 0 < alpha < 1:
         raise ConfigError(f"--alpha must be above 0 and below 1, got {alpha:g}")
     if url is not None:
-        report = _server(url, model, drafter, policy, rule, prompts, limit, options, tokens, alpha)
+        report = _server(url, model, drafter, policy, rule, rows, prompts, limit, options, tokens, alpha)
     else:
         report = _engine(
             model or DEFAULT_MODEL,
@@ -168,6 +171,7 @@ def command(
             alpha,
             batch,
             threads,
+            rows,
         )
     if html is not None:
         _write(html, report)
@@ -191,6 +195,7 @@ def _engine(
     alpha: float,
     batch: int,
     threads: int | None,
+    rows: int | None,
 ) -> dict[str, Any]:
     from paceline.audit import local
     from paceline.audit.subject import is_table, self_check_settings
@@ -209,6 +214,7 @@ def _engine(
         plan=local.Plan(tokens, batch, alpha, params.seed or 0),
         allow_lossy=allow_lossy,
         threads=threads,
+        rows=rows,
         note=note,
     )
 
@@ -219,6 +225,7 @@ def _server(
     drafter: str | None,
     policy: str | None,
     rule: str | None,
+    rows: int | None,
     prompts: Path | None,
     limit: int | None,
     options: dict[str, Any],
@@ -230,7 +237,8 @@ def _server(
     set_here = [
         name for name, value in options.items() if value not in (None, (), False) and name not in FREE
     ]
-    set_here += [name for name, spec in (("rule", rule), ("drafter", drafter), ("policy", policy)) if spec]
+    given = (("rows", rows), ("rule", rule), ("drafter", drafter), ("policy", policy))
+    set_here += [name for name, spec in given if spec]
     if set_here:
         raise ConfigError(
             f"--{set_here[0].replace('_', '-')} does not go with --url: a server is audited at temperature 1 "

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from paceline.cli.options import model_option, policy_option
+from paceline.cli.options import model_option, policy_option, rows_option
 from paceline.errors import ConfigError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -59,10 +59,11 @@ def prompt_options(function: F) -> F:
 
 
 def run_options(default_policy: str) -> Callable[[F], F]:
-    """--rule, --allow-lossy, --policy, --model, --threads."""
+    """--rule, --allow-lossy, --policy, --model, --threads, --rows."""
 
     def add(function: F) -> F:
         for decorate in (
+            rows_option,
             threads_option,
             model_option,
             policy_option(default_policy),

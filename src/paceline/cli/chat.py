@@ -52,6 +52,7 @@ def command(
     allow_lossy: bool,
     threads: int | None,
     context: int | None,
+    rows: int | None,
     **options: Any,
 ) -> None:
     """Talk with a model; every line you type is one turn.
@@ -61,7 +62,7 @@ def command(
     context, the oldest turns are dropped.
     """
     params = sampling_params(options)
-    engine = make_engine(model, drafter, threads, context, rule, allow_lossy, policy)
+    engine = make_engine(model, drafter, threads, context, rule, allow_lossy, policy, rows)
     if not tokenizer_of(engine).has_chat_template:
         raise ConfigError(f"{model} has no chat format; use `paceline generate --raw`")
     conversation = Conversation(engine, params, None if system is None else typed(system))

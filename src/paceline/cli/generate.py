@@ -95,6 +95,7 @@ def command(
     allow_lossy: bool,
     threads: int | None,
     context: int | None,
+    rows: int | None,
     count: int,
     stream: bool | None,
     as_json: bool,
@@ -114,7 +115,7 @@ def command(
     predicted = None if prediction is None else read_text(prediction, "prediction")
     text = _prompt(prompt, prompt_file)
     system = None if system is None else typed(system)
-    engine = make_engine(model, drafter, threads, context, rule, allow_lossy, policy)
+    engine = make_engine(model, drafter, threads, context, rule, allow_lossy, policy, rows)
     question = _question(engine, text, chat, system)
     if stream or (stream is None and count == 1 and not as_json and sys.stdout.isatty()):
         completions = []

@@ -24,6 +24,7 @@ COMMANDS = {
     "datastore": "Make and inspect texts of your own to draft from.",
     "train": "Train a drafter for a model of your own.",
     "models": "List, fetch and inspect models.",
+    "export": "Write a trained drafter as vLLM or SGLang loads it.",
     "bench": "Measure speed on this machine.",
     "advise": "Estimate what speculation could bring here, before running any.",
     "tune": "Find the fastest drafter for your prompts, and keep the choice.",

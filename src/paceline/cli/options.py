@@ -141,11 +141,21 @@ def policy_option(default: str = DEFAULT_POLICY) -> Callable[[F], F]:
     )
 
 
+rows_option = click.option(
+    "--rows",
+    type=int,
+    metavar="N",
+    help="Of a folder: call the model with exactly N rows, which makes answers bit-exact (docs/torch.md)."
+    " [default: any number]",
+)
+
+
 def engine_options(function: F) -> F:
     """Options for `make_engine`."""
     for decorate in (
         click.option("--context", type=int, help="Tokens that prompt and answer may have together."
                      " [default: what the model was made for]"),
+        rows_option,
         click.option("--threads", type=int, help="Threads of a pass. [default: one per core]"),
         policy_option(),
         click.option("--drafter", default=DEFAULT_DRAFTER, metavar="NAME[:OPT=VAL,...]", show_default=True,
@@ -170,6 +180,7 @@ def make_engine(
     rule: str = "match",
     allow_lossy: bool = False,
     policy: str = DEFAULT_POLICY,
+    rows: int | None = None,
 ) -> Engine:
     """The engine that the options ask for; a known model is fetched first if it is not here."""
     from paceline.core import Promise
@@ -184,6 +195,7 @@ def make_engine(
         allow_lossy=allow_lossy,
         threads=threads,
         context=context,
+        rows=rows,
     )
     if engine.rule.promise is Promise.LOSSY:
         click.echo(f"Rule {rule} is lossy: these are not the target's own answers.", err=True)

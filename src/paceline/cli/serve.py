@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import click
 
 from paceline import drafters, rules
 from paceline.cli.help import examples
-from paceline.cli.options import DEFAULT_DRAFTER, model_option, policy_option, tuned
+from paceline.cli.options import DEFAULT_DRAFTER, model_option, policy_option, rows_option, tuned
 from paceline.errors import ConfigError
 
 KEYS = "PACELINE_API_KEYS"
@@ -54,6 +56,7 @@ PACKAGES = ("msgspec", "prometheus_client", "starlette", "uvicorn")
     type=int,
     help="Tokens that prompt and answer may have together. [default: what the model was made for]",
 )
+@rows_option
 @click.option("--cache-tokens", type=int, help="Tokens that all requests together may have in the cache.")
 @click.option("--max-batch", type=int, default=8, show_default=True, help="Requests that run at a time.")
 @click.option(
@@ -83,6 +86,11 @@ PACKAGES = ("msgspec", "prometheus_client", "starlette", "uvicorn")
 )
 @click.option("--vllm-metric-names", is_flag=True, help='Begin the names in /metrics with "vllm:".')
 @click.option(
+    "--otlp-endpoint",
+    metavar="URL",
+    help="Send a span and times of each request to an OpenTelemetry collector, as http://localhost:4318.",
+)
+@click.option(
     "--log-level",
     type=click.Choice(["info", "warning", "error"]),
     default="info",
@@ -98,6 +106,7 @@ def command(
     policy: str,
     threads: int | None,
     context: int | None,
+    rows: int | None,
     cache_tokens: int | None,
     max_batch: int,
     max_waiting: int,
@@ -109,6 +118,7 @@ def command(
     strict: bool,
     drain_timeout: float,
     vllm_metric_names: bool,
+    otlp_endpoint: str | None,
     log_level: str,
 ) -> None:
     """Answer OpenAI's HTTP interface: chat, completions, responses, streaming, JSON schemas, tools.
@@ -131,6 +141,7 @@ def command(
         strict=strict,
         drain_s=drain_timeout,
         metric_prefix="vllm:" if vllm_metric_names else "paceline:",
+        otlp_endpoint=_collector(otlp_endpoint),
         log_level=log_level,
     )
     if models is not None:
@@ -148,6 +159,7 @@ def command(
             policy=policy,
             threads=threads,
             context=context,
+            rows=rows,
             cache_tokens=cache_tokens,
             max_batch=max_batch,
             max_waiting=max_waiting,
@@ -157,11 +169,23 @@ def command(
     click.get_current_context().exit(code)
 
 
+def _collector(endpoint: str | None) -> str | None:
+    """The address of a collector. Raises ConfigError if it is none, or without the packages to reach it."""
+    if endpoint is not None:
+        if not re.fullmatch(r"https?://[^/\s]+(/\S*)?", endpoint):
+            raise ConfigError(f"--otlp-endpoint must be as http://localhost:4318, got {endpoint!r}")
+        try:
+            distribution("opentelemetry-exporter-otlp-proto-http")
+        except PackageNotFoundError:
+            raise ConfigError('--otlp-endpoint needs pip install "paceline[otel]"') from None
+    return endpoint
+
+
 def _only_models() -> None:
     """Refuse options that --models says for each model."""
     context = click.get_current_context()
-    for name in ("model", "drafter", "rule", "allow_lossy", "policy", "threads", "context", "cache_tokens",
-                 "max_batch", "max_waiting"):  # fmt: skip
+    for name in ("model", "drafter", "rule", "allow_lossy", "policy", "threads", "context", "rows",
+                 "cache_tokens", "max_batch", "max_waiting"):  # fmt: skip
         if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
             raise click.UsageError(
                 f"--{name.replace('_', '-')} goes with --model; with --models, put it into the file"

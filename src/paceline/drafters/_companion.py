@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from paceline.core import Array, Target, Verdict
-from paceline.drafters._model import hang
+from paceline.drafters._model import Room, hang
 from paceline.drafting import Paths
 from paceline.transcript import Tokenizer
 
@@ -28,18 +28,12 @@ class Companion:
     def __init__(self, model: Target) -> None:
         self._model = model
         self._read: dict[int, int] = {}  # tokens of each sequence in the cache
-        self._held: dict[int, int] = {}  # tokens of the cache set aside for each sequence, by whole pages
+        self._room = Room(model.info.cache_tokens, model.info.page_tokens)
 
     def room(self, slot: int, history: Sequence[int], nodes: int) -> int:
         """How deep the tree may be: limited by the model's context, and by its cache."""
-        info = self._model.info
-        depth = info.max_positions - len(history)
-        needed = -(-(len(history) + nodes) // info.page_tokens) * info.page_tokens
-        others = sum(held for other, held in self._held.items() if other != slot)
-        if depth < 1 or others + needed > info.cache_tokens:
-            return 0
-        self._held[slot] = max(needed, self._held.get(slot, 0))
-        return depth
+        depth = self._model.info.max_positions - len(history)
+        return depth if depth > 0 and self._room.hold(slot, len(history) + nodes) else 0
 
     def score(self, slots: Sequence[int], histories: Sequence[Sequence[int]], paths: Paths) -> list[Array]:
         """Logits [V] after each path, valid until the next call."""
@@ -90,9 +84,9 @@ class Companion:
     def release(self, slots: Sequence[int]) -> None:
         """Forget these sequences."""
         self._model.release(slots)
+        self._room.release(slots)
         for slot in slots:
             self._read.pop(slot, None)
-            self._held.pop(slot, None)
 
 
 def _nothing(rows: int) -> Verdict:

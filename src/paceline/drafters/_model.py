@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from paceline.core import Array, Budget, Draft, Drafter, Drawn, Step, Tree, View
-from paceline.drafting import Paths, Prospect, grow, warped
+from paceline.drafting import Paths, Prospect, Subset, grow, grow_likeliest, warped
 
 Path = tuple[int, ...]
 
@@ -27,8 +27,9 @@ class Scorer(Protocol):
         ...
 
     def score(self, slots: Sequence[int], histories: Sequence[Sequence[int]], paths: Paths) -> list[Array]:
-        """Logits [V] after each path, valid until the next call. Rows are numbered as in `slots`; where a
-        history is not that of an earlier call with the same slot, it goes on from there."""
+        """Logits after each path, [V] or over the drafter's subset of tokens, valid until the next call. Rows
+        are numbered as in `slots`; where a history is not that of an earlier call with the same slot, it goes
+        on from there."""
         ...
 
     def release(self, slots: Sequence[int]) -> None:
@@ -44,6 +45,8 @@ class ModelDrafter:
     min_probability  a token is drawn only where the likeliest path through it is likelier than this
     guesser          a drafter that drafts for the model: what it proposes is scored along with the first
                      level, and levels that it guessed need no pass of their own
+    subset           the tokens that the model can propose; None: all
+    frontier         under a coupled rule the nodes of a level that have children, the likeliest; 0: all
     """
 
     needs: frozenset[str] = frozenset()
@@ -55,6 +58,8 @@ class ModelDrafter:
         drawn: Drawn,
         min_probability: float,
         guesser: Drafter | None = None,
+        subset: Subset | None = None,
+        frontier: int = 0,
     ) -> None:
         self.drawn = frozenset({drawn})
         self.branches = max(widths) > 1
@@ -63,6 +68,8 @@ class ModelDrafter:
         self._how = drawn
         self._min_probability = min_probability
         self._guesser = guesser
+        self._subset = subset
+        self._frontier = frontier
 
     def propose(self, view: View, budgets: Sequence[Budget]) -> Sequence[Tree]:
         """A drawn tree for each row that decodes and has room."""
@@ -79,7 +86,7 @@ class ModelDrafter:
             scored = ahead | dict(zip(wanted, found, strict=True))
             ahead.update((entry, np.array(scored[entry])) for entry in guesses)
             guesses.clear()
-            return [warped(view, row, path, scored[row, path]) for row, path in paths]
+            return [warped(view, row, path, scored[row, path], self._subset) for row, path in paths]
 
         def go_on(prospect: Prospect) -> bool:
             row, path, probability, law = prospect
@@ -87,13 +94,22 @@ class ModelDrafter:
                 return False
             return probability * float(law.max()) > self._min_probability
 
-        return grow(view, budgets, laws, widths=self._widths, drawn=self._how, go_on=go_on)
+        how: dict[str, Any] = {
+            "widths": self._widths,
+            "least": self._min_probability,
+            "go_on": go_on,
+            "subset": self._subset,
+        }
+        if self._frontier and view.coupled:
+            return grow_likeliest(view, budgets, laws, frontier=self._frontier, **how)
+        return grow(view, budgets, laws, drawn=self._how, **how)
 
     def _within_room(self, slot: int, history: Sequence[int], budget: Budget) -> Budget:
         nodes, depth = budget.nodes, min(budget.depth, len(self._widths))
         if min(nodes, depth) < 1:
             return Budget(0, 0)
-        return Budget(nodes, min(depth, self._scorer.room(slot, history, nodes)))
+        scored = max(nodes, self._frontier * len(self._widths))
+        return Budget(nodes, min(depth, self._scorer.room(slot, history, scored)))
 
     def _guesses(self, view: View, budgets: Sequence[Budget]) -> list[tuple[int, Path]]:
         """What the guesser proposes: (row, path)."""
@@ -118,6 +134,29 @@ class ModelDrafter:
         self._scorer.release(slots)
         if self._guesser is not None:
             self._guesser.release(slots)
+
+
+class Room:
+    """Who has how much of a drafting model's cache, by whole pages."""
+
+    def __init__(self, cache_tokens: int, page_tokens: int) -> None:
+        self._cache_tokens = cache_tokens
+        self._page_tokens = page_tokens
+        self._held: dict[int, int] = {}
+
+    def hold(self, slot: int, tokens: int) -> bool:
+        """Set aside so many tokens for a sequence, unless it has them; whether there was room."""
+        needed = -(-tokens // self._page_tokens) * self._page_tokens
+        others = sum(held for other, held in self._held.items() if other != slot)
+        if others + needed > self._cache_tokens:
+            return False
+        self._held[slot] = max(needed, self._held.get(slot, 0))
+        return True
+
+    def release(self, slots: Sequence[int]) -> None:
+        """These sequences ended."""
+        for slot in slots:
+            self._held.pop(slot, None)
 
 
 def hang(

@@ -7,9 +7,15 @@ target then runs on `paceline.kernels.reference` and says so.
 from __future__ import annotations
 
 import os
+import warnings
+from collections.abc import Callable, Mapping
 from types import ModuleType
+from typing import Any
+
+import numpy as np
 
 from paceline.errors import ConfigError
+from paceline.kernels.packing import FORMATS, LANES, Bytes, Floats, dequantise
 
 compiled: ModuleType | None
 try:
@@ -40,3 +46,40 @@ def chosen() -> str:
 
 draw = compiled.draw if compiled else None
 """draw(logits float32 [V], temperature, top_k, top_p, min_p, key) -> token id; None without the extension."""
+
+
+def make_model(shape: Mapping[str, Any], tensors: Mapping[str, Any], *, threads: int, **sizes: Any) -> Any:
+    """A `Model` (see _kernels.pyi) for the chosen instruction set; with a warning where only the reference is
+    there to run it."""
+    isa = chosen()
+    if compiled is None:
+        warnings.warn(
+            "Paceline was installed without its compiled kernels and runs on the slow NumPy reference; "
+            "install a C++ compiler, then install Paceline again",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    if isa == "reference" or compiled is None:
+        from paceline.kernels.reference import Model
+
+        return Model(shape, tensors, **sizes)
+    return compiled.Model(dict(shape), dict(tensors), **sizes, threads=threads, isa=isa)
+
+
+def product(kind: str, rows: int, columns: int, packed: Bytes) -> Callable[[Floats], Floats]:
+    """What multiplies float32 [N, columns] by a packed matrix, on one thread, with the arithmetic of `Model`:
+    float32 [N, rows]. Each row's bits are its own."""
+    isa = chosen()
+    if isa == "reference" or compiled is None:
+        from paceline.kernels.reference import Matrix, multiply
+
+        matrix = Matrix(dequantise(kind, rows, columns, packed), not FORMATS[kind].holds_floats)
+        return lambda x: multiply(x, matrix)
+    run, padded = compiled.multiply, -(-rows // LANES) * LANES
+
+    def on_kernels(x: Floats) -> Floats:
+        out = np.empty((len(x), padded), np.float32)
+        run(kind, rows, columns, packed, x, out, isa)
+        return out[:, :rows]
+
+    return on_kernels

@@ -55,8 +55,10 @@ class Model:
     ) -> None:
         """`tensors` holds for every matrix its packed bytes and under NAME.type its type, for every norm and
         bias its float32 bytes, all uint8 at a multiple of 64; a norm or bias that is absent is left out of
-        the pass. windows: per layer the positions it sees, 0 = all; frequencies: rotary, [2, head_dim/2], of
-        layers without and with a window. Raises ValueError if a size does not fit `shape`."""
+        the pass. In a model that takes features a layer with a norm of the tokens reads their embeddings in
+        front of the residual stream, in columns of their own. windows: per layer the positions it sees, 0 =
+        all; frequencies: rotary, [2, head_dim/2], of layers without and with a window. Raises ValueError if a
+        size does not fit `shape`."""
 
     def forward(
         self,
@@ -70,9 +72,11 @@ class Model:
         logits: NDArray[np.float32],
         tap_layers: list[int],
         taps: list[NDArray[np.float32]],
+        features: NDArray[np.float32] | None = None,
     ) -> None:
         """One pass; see paceline.core.Draft for the arrays. Fills logits [>= S, V], whose rows may lie
-        apart, and one [N, H] per tap.
+        apart, and one [N, H] per tap. features: [N, H], what the residual stream starts as in a model that
+        takes them.
 
         Raises CapacityError before anything changed if the cache is too full, ValueError if a row's start
         is not what the cache holds."""

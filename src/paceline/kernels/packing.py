@@ -24,6 +24,17 @@ _ROWS_AT_ONCE = 1 << 12
 """Rows packed in one go: their unpacked numbers take memory of their own."""
 
 
+class Embedding(NamedTuple):
+    """A packed matrix of embeddings [vocab_size, hidden], which are multiplied by `scale` when they are
+    read."""
+
+    type: str
+    packed: Bytes
+    vocab_size: int
+    hidden: int
+    scale: float = 1.0
+
+
 class Format(NamedTuple):
     """A weight type. A weight is scale * (number - offset) + minimum, where scales and minima are float16,
     each times an 8-bit part in types that have parts; or it is a float.
@@ -137,6 +148,16 @@ _READERS: dict[str, tuple[int, Callable[[Bytes], _Fields]]] = {
     "Q6_K": (210, _read_6_k),
 }
 """Per type the bytes of a GGUF block, and what reads blocks."""
+
+
+def quantise_weights(values: Floats) -> Bytes:
+    """Blocks of Q8_0, uint8 [rows, bytes per row], of a matrix float32 [rows, columns]: for each 32 columns a
+    scale, the largest magnitude over 127, and whole numbers. Rounds them."""
+    grouped = values.reshape(len(values), -1, GROUP)
+    scales = (np.abs(grouped).max(-1, keepdims=True) / 127).astype(np.float16)
+    inverse = np.divide(1, scales, out=np.zeros(scales.shape, np.float32), where=scales > 0, dtype=np.float32)
+    numbers = np.clip(np.rint(grouped * inverse), -127, 127).astype(np.int8)
+    return np.concatenate([scales.view(np.uint8), numbers.view(np.uint8)], axis=-1).reshape(len(values), -1)
 
 
 def pack(kind: str, raw: Bytes) -> Bytes:

@@ -35,6 +35,11 @@ class Matrix(NamedTuple):
     integers: bool
 
 
+def multiply(x: Floats, weights: Matrix) -> Floats:
+    """x [N, columns] times a matrix, row by row: [N, rows]."""
+    return np.stack([weights.values @ row for row in (quantise(x) if weights.integers else x)])
+
+
 class Model:
     """See `_kernels.pyi` for the methods. `exact_activations=True` leaves activations, keys and values in
     float32, the arithmetic that the law of a quantised model is measured against; its rows are not
@@ -58,7 +63,8 @@ class Model:
         self._heads, self._kv_heads = int(shape["heads"]), int(shape["kv_heads"])
         self._dim, self._vocab = int(shape["head_dim"]), int(shape["vocab_size"])
         self._layers, self._eps = int(shape["layers"]), np.float32(shape["norm_eps"])
-        self._gelu = bool(shape["gelu"])
+        self._gelu, self._takes_features = bool(shape["gelu"]), bool(shape["takes_features"])
+        self._outputs = int(shape["outputs"])
         self._embedding_scale, self._query_scale = (
             np.float32(shape[f"{part}_scale"]) for part in ("embedding", "query")
         )
@@ -79,12 +85,13 @@ class Model:
         if name + ".type" not in tensors:
             return np.asarray(tensors[name]).view(np.float32)
         kv, q = self._kv_heads * self._dim, self._heads * self._dim
+        read = self._hidden * (2 if f"{name.rpartition('.attn_')[0]}.token_norm.weight" in tensors else 1)
         rows, columns = {
             "token_embd": (self._vocab, self._hidden),
-            "output": (self._vocab, self._hidden),
-            "attn_q": (q, self._hidden),
-            "attn_k": (kv, self._hidden),
-            "attn_v": (kv, self._hidden),
+            "output": (self._outputs, self._hidden),
+            "attn_q": (q, read),
+            "attn_k": (kv, read),
+            "attn_v": (kv, read),
             "attn_output": (self._hidden, q),
             "ffn_gate": (self._ffn, self._hidden),
             "ffn_up": (self._ffn, self._hidden),
@@ -95,9 +102,7 @@ class Model:
         return Matrix(dequantise(kind, rows, columns, np.asarray(tensors[name])), integers)
 
     def _multiply(self, x: Floats, weights: Matrix) -> Floats:
-        if self._exact:
-            return x @ weights.values.T
-        return np.stack([weights.values @ row for row in (quantise(x) if weights.integers else x)])
+        return x @ weights.values.T if self._exact else multiply(x, weights)
 
     def _norm(self, x: Floats, name: str) -> Floats:
         """RMS norm of the last axis, where the model has one of this name."""
@@ -131,9 +136,14 @@ class Model:
         logits: Floats,
         tap_layers: Sequence[int],
         taps: Sequence[Floats],
+        features: Floats | None = None,
     ) -> None:
         """One pass over packed rows."""
-        self._pass(slots, offsets, starts, tokens, parents, positions, scored, logits, tap_layers, taps)
+        if (features is not None) != self._takes_features:
+            raise ValueError(f"this model takes {'' if self._takes_features else 'no '}features")
+        self._pass(
+            slots, offsets, starts, tokens, parents, positions, scored, logits, tap_layers, taps, features
+        )
 
     def sketch(
         self,
@@ -156,7 +166,18 @@ class Model:
             last = max(first, max(0, start - recent) // LANES)
             seen.append(np.array([*range(first * LANES), *range(last * LANES, start)], int))
         self._pass(
-            slots, offsets, starts, tokens, parents, positions, scored, logits, (), (), set(skipped), seen
+            slots,
+            offsets,
+            starts,
+            tokens,
+            parents,
+            positions,
+            scored,
+            logits,
+            (),
+            (),
+            skipped=set(skipped),
+            seen=seen,
         )
         self._last = None
 
@@ -172,6 +193,7 @@ class Model:
         logits: Floats,
         tap_layers: Sequence[int],
         taps: Sequence[Floats],
+        features: Floats | None = None,
         skipped: Container[int] = (),
         seen: Sequence[NDArray[Any]] | None = None,
     ) -> None:
@@ -187,13 +209,14 @@ class Model:
         fresh = [
             np.zeros((self._layers, len(tokens), self._kv_heads, self._dim), self._stored) for _ in range(2)
         ]
-        x = self._weights["token_embd.weight"].values[tokens] * self._embedding_scale
+        embedded = self._weights["token_embd.weight"].values[tokens] * self._embedding_scale
+        x = embedded if features is None else self._norm(features, "feature_norm.weight")
         for layer in range(self._layers + 1):
             for wanted, tap in zip(tap_layers, taps, strict=True):
                 if wanted == layer:
                     tap[:] = x
             if layer < self._layers and layer not in skipped:
-                x = self._layer(layer, x, slots, offsets, positions, paths, fresh, seen)
+                x = self._layer(layer, x, embedded, slots, offsets, positions, paths, fresh, seen)
         if len(scored):
             logits[: len(scored)] = self._multiply(self._norm(x[scored], "output_norm.weight"), self._head)
         self._last = (slots, offsets, fresh)
@@ -202,6 +225,7 @@ class Model:
         self,
         layer: int,
         x: Floats,
+        embedded: Floats,
         slots: Ints,
         offsets: Ints,
         positions: Ints,
@@ -212,6 +236,8 @@ class Model:
         at, n, window = f"blk.{layer}.", len(x), self._windows[layer]
         weights = {name[len(at) :]: part for name, part in self._weights.items() if name.startswith(at)}
         normed = self._norm(x, at + "attn_norm.weight")
+        if "token_norm.weight" in weights:
+            normed = np.concatenate([self._norm(embedded, at + "token_norm.weight"), normed], -1)
         q = self._heads_of(normed, at + "attn_q", self._heads)
         q = self._rotate(q, positions, layer) * self._query_scale
         k = self._heads_of(normed, at + "attn_k", self._kv_heads)

@@ -13,6 +13,6 @@ A request meets, in this order:
     channel    what a response has yet to say; stream: to a client that may go away
     answers    responses and chunks; responses_api: those of /v1/responses; figures: how answers were made
 
-failures are what can be said on the way; metrics, logs and openapi stand beside it.
+failures are what can be said on the way; metrics, telemetry, logs and openapi stand beside it.
 Needs the extra `paceline[serve]`.
 """

@@ -16,6 +16,7 @@ from paceline.serve.answers import Answer, ChatAnswer, CompletionAnswer, Json
 from paceline.serve.backend import Backend
 from paceline.serve.channel import Channel
 from paceline.serve.failures import ApiError, internal, shutting_down
+from paceline.serve.figures import Visited
 from paceline.serve.guard import json_response
 from paceline.serve.server import Server
 from paceline.serve.stream import CLIENT_GONE, ClientGone, EventStream, while_connected
@@ -27,8 +28,10 @@ SCHEMA_TIMEOUT_S = 2.0
 
 
 class Form(NamedTuple):
-    """A route that answers. prefix: of its answers' ids; brings_schema: the fields that may hold one."""
+    """A route that answers. operation: what telemetry calls it; prefix: of its answers' ids; brings_schema:
+    the fields that may hold one."""
 
+    operation: str
     record: type[schema.Asking]
     job: Callable[..., jobs.Job]
     answer: type[Answer]
@@ -36,22 +39,32 @@ class Form(NamedTuple):
     brings_schema: Sequence[str]
 
 
-CHAT = Form(schema.ChatRequest, jobs.chat_job, ChatAnswer, "chatcmpl", ("response_format", "tools"))
+CHAT = Form("chat", schema.ChatRequest, jobs.chat_job, ChatAnswer, "chatcmpl", ("response_format", "tools"))
 COMPLETION = Form(
-    schema.CompletionRequest, jobs.completion_job, CompletionAnswer, "cmpl", ("response_format",)
+    "text_completion",
+    schema.CompletionRequest,
+    jobs.completion_job,
+    CompletionAnswer,
+    "cmpl",
+    ("response_format",),
 )
-RESPONSES = Form(schema.ResponsesRequest, responses_api.job, responses_api.ResponsesAnswer, "resp", ("text",))
+RESPONSES = Form(
+    "chat", schema.ResponsesRequest, responses_api.job, responses_api.ResponsesAnswer, "resp", ("text",)
+)
 
 
 class Visit:
     """One request for an answer. Whatever becomes of it, `end` is called once."""
 
-    def __init__(self, server: Server, path: str, form: Form) -> None:
+    def __init__(self, server: Server, form: Form, path: str, traceparent: str) -> None:
         self._server = server
         self._path = path
+        self._traceparent = traceparent
         self._form = form
         self._id = f"{form.prefix}-{secrets.token_hex(12)}"
+        self._arrived = time.time()
         self._began = time.perf_counter()
+        self._first_tokens: float | None = None
         self._last_tokens: float | None = None
         self._model = ""
         self._backend: Backend | None = None
@@ -115,6 +128,7 @@ class Visit:
             self._server.metrics.tokens(
                 self._model, now - (self._last_tokens or self._began), first=self._last_tokens is None
             )
+            self._first_tokens = self._first_tokens or now
             self._last_tokens = now
 
     def end(self, status: int) -> None:
@@ -123,9 +137,21 @@ class Visit:
         if self._backend is not None:
             self._backend.cancel(self._requests)
         self._server.active -= 1
-        seconds = time.perf_counter() - self._began
-        done = self._answer.completions if self._answer else []
-        self._server.metrics.ended(self._model, self._path, status, seconds, done)
+        visited = Visited(
+            self._id,
+            self._path,
+            self._form.operation,
+            self._model,
+            status,
+            self._arrived,
+            time.perf_counter() - self._began,
+            self._first_tokens and self._first_tokens - self._began,
+            self._answer.completions if self._answer else (),
+            self._traceparent,
+        )
+        self._server.metrics.ended(visited)
+        if self._server.telemetry is not None:
+            self._server.telemetry.ended(visited)
         log.info(
             "request",
             extra={
@@ -133,7 +159,7 @@ class Visit:
                 "path": self._path,
                 "model": self._model,
                 "status": status,
-                "seconds": round(seconds, 4),
+                "seconds": round(visited.seconds, 4),
                 "prompt_tokens": self._answer.read if self._answer else 0,
                 "completion_tokens": self._answer.written if self._answer else 0,
             },
@@ -142,7 +168,8 @@ class Visit:
 
 async def answer(request: Request, form: Form) -> Response:
     """The response to a request for an answer."""
-    visit = Visit(request.app.state.server, request.scope["path"], form)
+    traceparent = request.headers.get("traceparent", "")
+    visit = Visit(request.app.state.server, form, request.scope["path"], traceparent)
     try:
         return await visit.serve(request)
     except ClientGone:

@@ -1,12 +1,37 @@
-"""How an answer was made, in the shapes that other servers' users know."""
+"""How answers were made, and in the shapes that other servers' users know."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from paceline.results import Completion
+
+
+@dataclass(frozen=True, slots=True)
+class Visited:
+    """A request for answers that ended.
+
+    operation    "chat" or "text_completion"
+    began        seconds since 1970
+    seconds      from its arrival to its end
+    first_s      until the first token; None where none came
+    answers      those that were completed
+    traceparent  what its client sent by this name; empty if nothing
+    """
+
+    id: str
+    path: str
+    operation: str
+    model: str
+    status: int
+    began: float
+    seconds: float
+    first_s: float | None
+    answers: Sequence[Completion]
+    traceparent: str
 
 
 def speculative_decoding(completions: Sequence[Completion]) -> dict[str, Any]:

@@ -18,8 +18,8 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from paceline.results import Completion, Load
-from paceline.serve.figures import speculative_passes
+from paceline.results import Load
+from paceline.serve.figures import Visited, speculative_passes
 
 Loads = Mapping[str, tuple[Load, int]]
 
@@ -61,14 +61,13 @@ class Metrics:
         """Tokens came, so long after the request, or after the ones before them."""
         (self._first if first else self._between).labels(model).observe(seconds)
 
-    def ended(
-        self, model: str, path: str, status: int, seconds: float, answers: Sequence[Completion]
-    ) -> None:
-        """A request for answers ended, with these answers complete."""
-        self._requests.labels(model, path, str(status)).inc()
+    def ended(self, visited: Visited) -> None:
+        """A request for answers ended."""
+        model, answers = visited.model, visited.answers
+        self._requests.labels(model, visited.path, str(visited.status)).inc()
         if not answers:
             return
-        self._whole.labels(model).observe(seconds)
+        self._whole.labels(model).observe(visited.seconds)
         for answer in answers:
             self._success.labels(model, answer.finish_reason).inc()
             self._read.labels(model).inc(answer.prompt_tokens)

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import uvicorn
@@ -28,6 +29,9 @@ from paceline.serve.guard import MAX_HEADER_BYTES, Guard
 from paceline.serve.metrics import Metrics
 from paceline.serve.server import Server
 from paceline.serve.settings import ModelSettings
+
+if TYPE_CHECKING:
+    from paceline.serve.telemetry import Telemetry
 
 BACKLOG = 2048
 UNREAD_HEADER_BYTES = 4 * MAX_HEADER_BYTES
@@ -45,6 +49,7 @@ class Listening:
     strict         whether unknown parameters are refused
     drain_s        seconds that answers in work have when the server is told to end
     metric_prefix  of the names in /metrics
+    otlp_endpoint  address of a collector of OpenTelemetry; None: nothing is sent
     """
 
     host: str = "127.0.0.1"
@@ -55,6 +60,7 @@ class Listening:
     strict: bool = False
     drain_s: float = 30.0
     metric_prefix: str = "paceline:"
+    otlp_endpoint: str | None = None
     log_level: str = "info"
 
 
@@ -163,6 +169,14 @@ class _Uvicorn(uvicorn.Server):
         yield
 
 
+def _telemetry(endpoint: str | None) -> Telemetry | None:
+    if endpoint is None:
+        return None
+    from paceline.serve.telemetry import Telemetry
+
+    return Telemetry.sent_to(endpoint)
+
+
 class _Program:
     """One run of a server."""
 
@@ -177,7 +191,13 @@ class _Program:
         app = routes()
         guard = Guard(app, listening.keys)
         self._fleet = Fleet(models, memory)
-        self._server = Server(self._fleet, Metrics(listening.metric_prefix), guard, strict=listening.strict)
+        self._server = Server(
+            self._fleet,
+            Metrics(listening.metric_prefix),
+            guard,
+            strict=listening.strict,
+            telemetry=_telemetry(listening.otlp_endpoint),
+        )
         app.state.server = self._server
         self._http = _Uvicorn(
             uvicorn.Config(
@@ -222,6 +242,8 @@ class _Program:
             self._http.should_exit = True
             await self._fleet.stop()
             await asyncio.wait((http, loading, told))
+            if self._server.telemetry is not None:
+                await asyncio.to_thread(self._server.telemetry.close)
         return INTERRUPTED if self._hurried.is_set() else 0
 
     def _signalled(self) -> None:

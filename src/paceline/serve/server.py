@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 from starlette.requests import Request
@@ -15,6 +15,9 @@ from paceline.serve.fleet import Fleet
 from paceline.serve.guard import Guard, body_of
 from paceline.serve.metrics import Metrics
 from paceline.serve.reading import read
+
+if TYPE_CHECKING:
+    from paceline.serve.telemetry import Telemetry
 
 LARGE = 1 << 14
 """Bodies of so many bytes are read on another thread, so that streams go on meanwhile."""
@@ -31,11 +34,21 @@ class Server:
     strict    whether unknown parameters are refused
     draining  whether new requests are
     active    requests for answers that are being served
+    telemetry  where it is told to, beside the metrics
     """
 
-    def __init__(self, fleet: Fleet, metrics: Metrics, guard: Guard, *, strict: bool) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        metrics: Metrics,
+        guard: Guard,
+        *,
+        strict: bool,
+        telemetry: Telemetry | None = None,
+    ) -> None:
         self.fleet = fleet
         self.metrics = metrics
+        self.telemetry = telemetry
         self.guard = guard
         self.strict = strict
         self.draining = False

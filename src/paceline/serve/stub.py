@@ -19,6 +19,7 @@ from paceline.models.vocabulary import TokenType
 from paceline.plugins import Option, parse_settings
 from paceline.rules import load as load_rule
 from paceline.serve.wire import Build
+from paceline.targets._options import refuse_rows
 from paceline.targets.table import TableTarget
 
 NAME = "table"
@@ -78,6 +79,7 @@ def build(wanted: Build) -> Engine:
     options: dict[str, Any] = {**OPTIONS, **parse_settings(NAME, wanted.model.partition(":")[2], OPTIONS)}
     if not 0 <= options["pace"] <= 10:
         raise ConfigError(f"table:pace must be 0 to 10 seconds, got {options['pace']}")
+    refuse_rows(NAME, wanted.rows)
     letters = tokenizer()
     target = PacedTable(
         letters.vocab_size,

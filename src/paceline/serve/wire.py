@@ -28,6 +28,7 @@ class Build(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
     policy: str = "throughput"
     threads: int | None = None
     context: int | None = None
+    rows: int | None = None
     cache_tokens: int | None = None
     nodes: int = 16
     max_batch: int = 8

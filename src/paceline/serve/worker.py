@@ -79,6 +79,7 @@ def build_engine(build: wire.Build) -> Engine:
         threads=build.threads,
         cache_tokens=build.cache_tokens,
         context=build.context,
+        rows=build.rows,
         nodes=build.nodes,
         max_batch=build.max_batch,
     )

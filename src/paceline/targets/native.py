@@ -10,7 +10,6 @@ node's own path. They keep those of all positions all the same: a page of the ca
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,9 @@ from numpy.typing import NDArray
 
 from paceline import kernels
 from paceline.core import Draft, Scores, Shortcut, TargetInfo, Verdict
-from paceline.errors import ConfigError
-from paceline.kernels.packing import LANES
+from paceline.kernels.packing import LANES, Embedding
 from paceline.models.vocabulary import fingerprint
+from paceline.targets._options import within
 from paceline.targets.weights import PackedWeights, load_weights
 
 CACHE_SEQUENCES = 4
@@ -48,9 +47,9 @@ class NativeTarget:
         """
         config = weights.config
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        threads = _within("threads", threads, cores, 1, 256)
-        context = _within("context", context, config.context, LANES, config.context)
-        cache_tokens = _within("cache_tokens", cache_tokens, CACHE_SEQUENCES * context, LANES, 1 << 28)
+        threads = within("threads", threads, cores, 1, 256)
+        context = within("context", context, config.context, LANES, config.context)
+        cache_tokens = within("cache_tokens", cache_tokens, CACHE_SEQUENCES * context, LANES, 1 << 28)
         pages = -(-cache_tokens // LANES)
         self.tokenizer_json = weights.tokenizer_json
         self.config = config
@@ -73,24 +72,15 @@ class NativeTarget:
             "cache_pages": pages,
             "max_positions": context + LANES,
         }
-        isa = kernels.chosen()
-        if kernels.compiled is None:
-            warnings.warn(
-                "Paceline was installed without its compiled kernels and runs on the slow NumPy reference; "
-                "install a C++ compiler, then install Paceline again",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-        self.model: Any
-        if isa == "reference" or kernels.compiled is None:
-            from paceline.kernels.reference import Model
-
-            self.model = Model(weights.shape, weights.tensors, **common)
-        else:
-            self.model = kernels.compiled.Model(
-                weights.shape, dict(weights.tensors), **common, threads=threads, isa=isa
-            )
+        self.model = kernels.make_model(weights.shape, weights.tensors, **common, threads=threads)
         self.isa: str = self.model.isa
+        self.embedding = Embedding(
+            weights.tensors["token_embd.weight.type"],
+            weights.tensors["token_embd.weight"],
+            config.vocab_size,
+            config.hidden,
+            config.embedding_scale,
+        )
         self._logits = self._logits_room(1)
 
     @staticmethod
@@ -190,11 +180,3 @@ class NativeTarget:
         keys, values = np.empty(shape, np.float32), np.empty(shape, np.float32)
         self.model.read_cache(slot, layer, keys, values)
         return keys, values
-
-
-def _within(name: str, value: int | None, default: int, low: int, high: int) -> int:
-    if value is None:
-        return default
-    if not low <= value <= high:
-        raise ConfigError(f"{name} is {value}, allowed: {low} to {high}")
-    return value

@@ -1,4 +1,4 @@
-"""Any causal language model of the transformers library, on PyTorch.
+"""Language models of the transformers library, on PyTorch.
 
 The model's own classes do the work; attention and cache are ours (`paceline.targets.torch_attention`), so
 that packed rows of several sequences, drafted trees and rewinding cost no copies of the cache. A model is
@@ -13,7 +13,7 @@ places.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,14 +21,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from paceline.core import Draft, Scores, TargetInfo, Tree, Verdict, View
-from paceline.errors import CapacityError, ConfigError
-from paceline.targets.torch_attention import Cached, Pass, Span, Switch, ancestors, blocks
+from paceline.core import NOTHING, Draft, Scores, TargetInfo, Tree, Verdict, View
+from paceline.device import OnDevice
+from paceline.errors import ConfigError
+from paceline.targets._options import within
+from paceline.targets.torch_attention import Pass, Source, Span, Switch, ancestors, blocks
+from paceline.targets.torch_cache import PAGE_TOKENS, Pool
+from paceline.targets.torch_models import EncoderDecoder, Seen, VisionLanguage, calls_of, longest
 
-PAGE_TOKENS = 16
 CACHE_SEQUENCES = 4
 """Unless told otherwise the cache holds this many sequences of full length."""
 PROBED = 8
+TRIAL = -1
+"""The slot of sequences of our own, which no request has."""
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 COARSE_TOLERANCE = 0.1
 """By how much our logits may differ from the model's own, as root mean squares relative to their spread;
@@ -38,11 +43,11 @@ the last is for 16 bits and fewer."""
 class TorchTarget:
     """The target behind `pip install paceline[torch]`.
 
-    model: a causal language model of transformers, in eval mode; it stays usable as it is, and its dtype and
-    device are kept. context: tokens one sequence may hold, None = what the model was made for; cache_tokens:
-    tokens of all sequences together, None = four full ones (memory is taken as it is used, and up to half as
-    much again); rows: None, or the exact number of rows of every call, which makes answers bit-exact (see
-    above); vocabulary: fingerprint of the tokenizer.
+    model: a causal, encoder-decoder or vision-language model of transformers, in eval mode; it stays usable
+    as it is, and its dtype and device are kept. context: tokens one sequence may hold, None = what the model
+    was made for; cache_tokens: tokens of all sequences together, None = four full ones (memory is taken as it
+    is used, and up to half as much again); rows: None, or the exact number of rows of every call, which makes
+    answers bit-exact (see above); vocabulary: fingerprint of the tokenizer.
 
     Raises ConfigError for a model that cannot be served and for an option out of range.
     """
@@ -56,16 +61,18 @@ class TorchTarget:
         rows: int | None = None,
         vocabulary: str = "",
     ) -> None:
-        refuse(model)
-        config = model.config.get_text_config()
+        self._calls = calls_of(model)
+        config = self._calls.config
         trained = longest(config)
-        context = _within("context", context, trained, PROBED, trained)
-        cache_tokens = _within("cache_tokens", cache_tokens, CACHE_SEQUENCES * context, PROBED, 1 << 28)
-        self.rows = None if rows is None else _within("rows", rows, rows, 1, min(context, cache_tokens))
+        context = within("context", context, trained, PROBED, trained)
+        cache_tokens = within("cache_tokens", cache_tokens, CACHE_SEQUENCES * context, PROBED, 1 << 28)
+        self.rows = None if rows is None else within("rows", rows, rows, 1, min(context, cache_tokens))
         self.model = model
         self._device = model.get_input_embeddings().weight.device
         self._switch = Switch(model, alike=rows is not None)
-        self._cached: dict[int, Cached] = {}
+        self._looked = False  # whether a prompt with inputs was held against the model's own pass
+        pages = -(-cache_tokens // PAGE_TOKENS)
+        self._pool = Pool(pages * PAGE_TOKENS)
         self.isa = f"torch {self._device} {model.dtype}, rows: {rows or 'any'}".replace("torch.", "")
         self.threads = torch.get_num_threads()
         self.weight_bytes = sum(weight.nbytes for weight in model.parameters())
@@ -74,110 +81,174 @@ class TorchTarget:
             name=config.name_or_path or model.config.name_or_path or config.model_type,
             vocab_size=config.vocab_size,
             max_positions=context,
-            cache_tokens=-(-cache_tokens // PAGE_TOKENS) * PAGE_TOKENS,
+            cache_tokens=pages * PAGE_TOKENS,
             page_tokens=PAGE_TOKENS,
-            taps=frozenset(f"hidden.{layer}" for layer in range(config.num_hidden_layers + 1)),
+            taps=frozenset(f"hidden.{layer}" for layer in range(self._calls.layers + 1)),
             vocabulary=vocabulary,
             row_invariant=rows is not None,
+            inputs=self._calls.inputs,
+            shares_pages=True,
         )
         self._check()
 
     def forward(self, draft: Draft, taps: frozenset[str]) -> Scores:
-        """One pass. The logits are float32 [S, V] in the host's memory, or float64 of a model in float64;
-        features likewise.
+        """One pass. The logits are float32 [S, V], or float64 of a model in float64: on a CPU NumPy's,
+        elsewhere they stay where they are. Features come to the host.
 
         Raises CapacityError if the cache is too full, and then nothing has changed.
         """
         offsets = draft.offsets.tolist()
-        self._make_room(draft.slots.tolist(), np.diff(draft.offsets).tolist())
+        slots, starts = draft.slots.tolist(), draft.starts.tolist()
+        for slot, start in zip(slots, starts, strict=True):
+            if self._pool.length(slot) != start:
+                raise ValueError(
+                    f"slot {slot} starts at {start}, but {self._pool.length(slot)} tokens are cached"
+                )
+        ends = (draft.starts + np.diff(draft.offsets)).tolist()
+        self._pool.reserve(dict(zip(slots, ends, strict=True)))
         with torch.inference_mode():
             rows = [self._row(draft, row) for row in range(len(draft.slots))]
             calls = [
-                self._call(draft, block[0][1], block[-1][2], _spans(rows, block, self._device), taps)
+                self._call(draft, block[0][1], block[-1][2], _spans(rows, block), taps)
                 for block in blocks(offsets, self.rows or offsets[-1])
             ]
+            logits = calls[0].logits if len(calls) == 1 else torch.cat([call.logits for call in calls])
+            logits = self._given(logits)
         features = {tap: np.concatenate([call.features[tap] for call in calls]) for tap in taps}
-        return Scores(np.concatenate([call.logits for call in calls]), features)
+        return Scores(logits, features)
+
+    def _given(self, logits: Tensor) -> Any:
+        """What others get of the logits, once they are there: a policy learns from how long that took."""
+        if self._device.type == "cpu":
+            return logits.numpy()
+        torch.accelerator.synchronize()
+        return OnDevice(logits)
 
     def _row(self, draft: Draft, row: int) -> _Row:
-        """What a row's nodes may see. Raises ValueError if it does not start where its cache ends."""
+        """What a row's nodes may see."""
         slot, start = int(draft.slots[row]), int(draft.starts[row])
         first, last = int(draft.offsets[row]), int(draft.offsets[row + 1])
-        cached = self._cached.setdefault(slot, Cached())
-        if cached.length != start:
-            raise ValueError(f"slot {slot} starts at {start}, but {cached.length} tokens are cached")
         parents = draft.parents[first:last]
         above = ancestors(np.where(parents < 0, -1, parents - first).tolist())
-        before = torch.ones(last - first, start, dtype=torch.bool)
-        own = torch.as_tensor(draft.positions[first:last], dtype=torch.int64)
         return _Row(
-            cached, first, start, torch.cat((torch.arange(start), own)), torch.cat((before, above), 1)
+            first,
+            start,
+            self._pool.places(slot, start + last - first),
+            np.concatenate((np.arange(start), draft.positions[first:last])),
+            np.concatenate((np.ones((last - first, start), np.bool_), above), 1),
+            draft.inputs.get(slot),
         )
 
     def _call(
         self, draft: Draft, first: int, last: int, spans: Sequence[Span], taps: frozenset[str]
     ) -> Scores:
         """Call the model for the nodes [first, last)."""
-        inputs = torch.zeros(3, 1, self.rows or last - first, dtype=torch.int64)
-        inputs[0, 0, : last - first] = torch.as_tensor(draft.tokens[first:last])
-        inputs[1, 0, : last - first] = torch.as_tensor(draft.positions[first:last])
-        inputs[2] = 1
-        tokens, positions, ones = inputs.to(self._device)
+        packed = torch.zeros(2, 1, self.rows or last - first, dtype=torch.int64)
+        packed[0, 0, : last - first] = torch.as_tensor(draft.tokens[first:last])
+        packed[1, 0, : last - first] = torch.as_tensor(draft.positions[first:last])
+        tokens, positions = packed.to(self._device)
         scored = draft.scored[(draft.scored >= first) & (draft.scored < last)] - first
         wanted = torch.as_tensor(scored, dtype=torch.int64).to(self._device)
-        with self._switch.on(Pass(spans, nodewise=self.rows is not None)):
+        with self._switch.on(Pass(spans, self._pool, self._device, nodewise=self.rows is not None)):
             out = self.model(
-                input_ids=tokens,
-                position_ids=positions,
-                attention_mask=ones,  # rows are told apart by us, not by leaps in the positions
+                **self._calls.arguments(tokens, positions, spans),
                 use_cache=False,
                 output_hidden_states=bool(taps),
                 return_dict=True,
                 **({"logits_to_keep": wanted} if self._keeps_some else {}),
             )
         logits = out.logits[0] if self._keeps_some else out.logits[0, wanted]
-        layers = {tap: out.hidden_states[int(tap.removeprefix("hidden."))] for tap in taps}
+        layers = {tap: out[self._calls.hidden][int(tap.removeprefix("hidden."))] for tap in taps}
         features = {tap: _on_host(layer[0, : last - first]) for tap, layer in layers.items()}
-        return Scores(_on_host(logits), features)
-
-    def _make_room(self, slots: Sequence[int], sizes: Sequence[int]) -> None:
-        lengths = {slot: cached.length for slot, cached in self._cached.items()}
-        for slot, size in zip(slots, sizes, strict=True):
-            lengths[slot] = lengths.get(slot, 0) + size
-        held = sum(-(-length // PAGE_TOKENS) * PAGE_TOKENS for length in lengths.values())
-        if held > self.info.cache_tokens:
-            raise CapacityError(f"{held} tokens do not fit in the cache of {self.info.cache_tokens}")
+        return Scores(_in_full(logits), features)
 
     def commit(self, draft: Draft, verdict: Verdict) -> None:
         """Keep what the verdict keeps; other nodes' cache entries are overwritten by the next pass."""
         offsets = draft.offsets.tolist()
+        kept = []
+        for row, slot in enumerate(draft.slots.tolist()):
+            first, root = offsets[row], draft.roots[row]
+            known = (root if root >= 0 else offsets[row + 1] - 1) - first + 1
+            kept.append((slot, known, [node - first for node in verdict.paths[row]]))
         with torch.inference_mode():
-            for row, slot in enumerate(draft.slots.tolist()):
-                first, root = offsets[row], draft.roots[row]
-                known = (root if root >= 0 else offsets[row + 1] - 1) - first + 1
-                self._cached[slot].keep(known, [node - first for node in verdict.paths[row]])
+            self._pool.keep(kept)
+
+    def source(self, encoded: Tensor) -> Source:
+        """What a request of an encoder-decoder model has as `inputs`. encoded: what the model's encoder made
+        of the source, [E, hidden size], without padding.
+
+        Raises ConfigError for a model that has no encoder.
+        """
+        if not isinstance(self._calls, EncoderDecoder):
+            raise ConfigError(f"{type(self.model).__name__} has no encoder")
+        return self._calls.source(encoded)
+
+    def see(self, input_ids: Tensor, kept: Tensor, more: Mapping[str, Any]) -> list[Seen]:
+        """What requests of a vision-language model have as `inputs`, one for each prompt of a batch.
+
+        input_ids: int64 [B, P], the prompts; kept: bool [B, P], without padding; more: what the model's
+        `generate` takes with them, such as pixel_values. The first time, the logits after the first prompt
+        are held against the model's own.
+
+        Raises ConfigError for a model that looks at nothing, or whose images cannot be served.
+        """
+        if not isinstance(self._calls, VisionLanguage):
+            raise ConfigError(f"{type(self.model).__name__} takes tokens only")
+        seen, own = self._calls.see(input_ids, kept, more, whole=not self._looked)
+        if own is not None:
+            text = input_ids[0, kept[0]].tolist()
+            self._hold(self._read(text, 0, seen[0]), _on_host(own[:1]))
+            self.release([TRIAL])
+            self._looked = True
+        return seen
 
     def release(self, slots: Sequence[int]) -> None:
-        """Forget these sequences and free their memory."""
-        for slot in slots:
-            self._cached.pop(slot, None)
+        """Forget these sequences and free their pages."""
+        self._pool.release(slots)
+
+    def pages(self, slot: int) -> Sequence[int]:
+        """See `paceline.core.PageSharing`."""
+        return self._pool.pages(slot)
+
+    def adopt(self, slot: int, pages: Sequence[int]) -> None:
+        """See `paceline.core.PageSharing`."""
+        self._pool.adopt(slot, pages)
+
+    def hold(self, pages: Sequence[int]) -> None:
+        """See `paceline.core.PageSharing`."""
+        self._pool.books.hold(pages)
+
+    def drop(self, pages: Sequence[int]) -> None:
+        """See `paceline.core.PageSharing`."""
+        self._pool.books.drop(pages)
 
     def read_cache(self, slot: int, layer: int) -> tuple[Tensor, Tensor]:
         """Committed keys and values of one layer, [heads, length, width] each. For tests."""
-        return self._cached[slot].read(layer)
+        return self._pool.read(slot, layer)
 
     def _check(self) -> None:
         """Hold a text, read in parts and through a tree, against the model's own pass over all of it."""
+        kind = type(self.model).__name__
         text = [(7919 * place + 11) % self.info.vocab_size for place in range(PROBED)]
-        with torch.inference_mode():
-            whole = torch.tensor([text], device=self._device)
-            own = _on_host(self.model(input_ids=whole, use_cache=False).logits[0])
         tree = Tree([text[0], text[4], text[1], text[5]], [-1, -1, 1, 1])
-        self._read(text[:3], 0, 3, Tree((), ()))
-        within = self._read(text[:4], 3, 4, tree, [2, 4])
-        behind = self._read(text, 6, 8, Tree((), ()))
-        self.release([0])
-        gaps = np.stack([*within[[0, 2, 4]], behind[0]]) - own[[3, 4, 5, 7]]
+        try:
+            with torch.inference_mode():
+                whole = torch.tensor([text], device=self._device)
+                own = _on_host(self._calls.own(whole))
+                inputs = self._calls.inputs_of_own(whole)
+            self._read(text[:3], 0, inputs)
+            within = self._read(text[:4], 3, inputs, tree, [2, 4])
+            behind = self._read(text, 6, inputs)
+            self.release([TRIAL])
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise ConfigError(f"{kind} cannot be served: {type(error).__name__}: {error}") from error
+        self._hold(np.stack([*within[[0, 2, 4]], behind[0]]), own[[3, 4, 5, 7]])
+        if self.rows is not None:
+            self._check_rows(self.rows, inputs)
+
+    def _hold(self, logits: NDArray[Any], own: NDArray[Any]) -> None:
+        """Raises ConfigError if our logits [n, V] are not the model's own."""
+        gaps = logits - own
         sizes = np.sqrt(np.mean(gaps**2, 1)) / np.std(own)
         # In few bits a router may choose other experts for a token where two are all but tied.
         allowed = TOLERANCE.get(self.model.dtype)
@@ -187,20 +258,18 @@ class TorchTarget:
                 f"{type(self.model).__name__} gives other logits with our attention and cache than with its "
                 "own, and cannot be served"
             )
-        if self.rows is not None:
-            self._check_rows(self.rows)
 
-    def _check_rows(self, rows: int) -> None:
+    def _check_rows(self, rows: int, inputs: Any) -> None:
         """Whether a row's bits depend on its place in a call, or on its neighbours."""
         first, token = 11 % self.info.vocab_size, 12 % self.info.vocab_size
-        self._read([first], 0, 1, Tree((), ()))
-        alone = self._read([first, token], 1, 2, Tree((), ()))[0]
-        self.release([0])
+        self._read([first], 0, inputs)
+        alone = self._read([first, token], 1, inputs)[0]
+        self.release([TRIAL])
         others = [(7919 * place) % self.info.vocab_size for place in range(1, rows)]
         others[rows // 2 : rows // 2 + 1] = [token]
         for tokens in ([token] * (rows - 1), others):
-            logits = self._read([first], 0, 1, Tree(tokens, [-1] * (rows - 1)))[1:]
-            self.release([0])
+            logits = self._read([first], 0, inputs, Tree(tokens, [-1] * (rows - 1)))[1:]
+            self.release([TRIAL])
             same = [row for row, other in zip(logits, tokens, strict=True) if other == token]
             if not all((row == alone).all() for row in same):
                 raise ConfigError(
@@ -209,79 +278,44 @@ class TorchTarget:
                 )
 
     def _read(
-        self, history: list[int], start: int, end: int, tree: Tree, path: Sequence[int] = ()
+        self, history: list[int], start: int, inputs: Any, tree: Tree = NOTHING, path: Sequence[int] = ()
     ) -> NDArray[Any]:
-        """Score a tree behind known tokens in slot 0, and keep these and the path."""
-        draft = Draft.pack(View([0], [history], [start], [end], [], [], [], []), [tree])
-        logits: NDArray[Any] = self.forward(draft, frozenset()).logits
+        """Score a tree behind known tokens of a sequence of ours, and keep these and the path."""
+        view = View([TRIAL], [history], [start], [len(history)], [], [], [], [], inputs={TRIAL: inputs})
+        draft = Draft.pack(view, [tree])
+        logits = np.array(self.forward(draft, frozenset()).logits)
         self.commit(draft, Verdict([path], [-1]))
         return logits
 
 
 class _Row(NamedTuple):
-    """A whole row. first: its first node; entry: where that one's keys and values go; positions: of all
-    entries; visible: the entries that each node sees."""
+    """A whole row. first: its first node; the rest as in `Span`."""
 
-    cached: Cached
     first: int
     entry: int
-    positions: Tensor
-    visible: Tensor
+    places: NDArray[np.int64]
+    positions: NDArray[np.int64]
+    visible: NDArray[np.bool_]
+    inputs: Any
 
 
-def _spans(rows: Sequence[_Row], block: Sequence[tuple[int, int, int]], device: torch.device) -> list[Span]:
+def _spans(rows: Sequence[_Row], block: Sequence[tuple[int, int, int]]) -> list[Span]:
     """The parts of the rows that are in a block of nodes."""
     spans, start = [], block[0][1]
-    for row, first, last in block:
-        cached, begin, entry, positions, visible = rows[row]
-        end = entry + last - begin
-        seen = visible[first - begin : last - begin, :end].to(device)
-        spans.append(
-            Span(cached, first - start, last - start, entry + first - begin, positions[:end].to(device), seen)
-        )
+    for number, first, last in block:
+        row = rows[number]
+        entry, end = row.entry + first - row.first, row.entry + last - row.first
+        seen = row.visible[first - row.first : last - row.first, :end]
+        places, positions = row.places[:end], row.positions[:end]
+        spans.append(Span(first - start, last - start, entry, places, positions, seen, row.inputs))
     return spans
 
 
-def refuse(model: Any) -> None:
-    """Raises ConfigError for a model that this target can never serve."""
-    kind = type(model).__name__
-    if not hasattr(model, "_supports_logits_to_keep") or model.get_output_embeddings() is None:
-        raise ConfigError(f"{kind} is no causal language model of transformers")
-    if model.config.is_encoder_decoder:
-        raise ConfigError(f"{kind} has an encoder; only decoders are supported")
-    if not model._can_set_attn_implementation():
-        raise ConfigError(f"{kind} does not use transformers' attention interface, which our cache needs")
-    if model._is_stateful:
-        raise ConfigError(f"{kind} keeps a recurrent state, which cannot be rewound when a draft is refused")
-    if model.training:
-        raise ConfigError(f"{kind} is in training mode; call its eval() first")
-
-
-def longest(config: Any) -> int:
-    """How many tokens a sequence may hold. Rotary frequencies that change with the text's length would make
-    a row depend on its neighbours: such models end where they would begin to change."""
-    limit = getattr(config, "max_position_embeddings", None)
-    if limit is None:
-        raise ConfigError(
-            f"{config.model_type} does not say how long its texts may be (max_position_embeddings)"
-        )
-    found: list[int] = [limit]
-    kinds = getattr(config, "rope_parameters", None) or {}
-    for parameters in (kinds, *(kind for kind in kinds.values() if isinstance(kind, dict))):
-        if parameters.get("rope_type") == "longrope":
-            found.append(parameters["original_max_position_embeddings"])
-    return min(found)
+def _in_full(values: Tensor) -> Tensor:
+    """float64 as it is, everything else as float32."""
+    return values if values.dtype is torch.float64 else values.float()
 
 
 def _on_host(values: Tensor) -> NDArray[Any]:
-    """float64 as it is, everything else as float32, in the host's memory."""
-    found: NDArray[Any] = (values if values.dtype is torch.float64 else values.float()).cpu().numpy()
+    found: NDArray[Any] = _in_full(values).cpu().numpy()
     return found
-
-
-def _within(name: str, value: int | None, default: int, low: int, high: int) -> int:
-    if value is None:
-        return default
-    if not low <= value <= high:
-        raise ConfigError(f"{name} is {value}, allowed: {low} to {high}")
-    return value

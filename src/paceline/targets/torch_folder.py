@@ -9,10 +9,11 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
-from paceline.errors import ConfigError, ModelFileError
+from paceline.errors import ModelFileError
 from paceline.models.folder import read_folder_tokenizer
 from paceline.models.tokenizer import Tokenizer
 from paceline.models.vocabulary import fingerprint
+from paceline.targets._options import within
 from paceline.targets.torch import TorchTarget
 
 FILES = ("*.json", "*.safetensors", "*.jinja")
@@ -27,9 +28,7 @@ def load_folder(folder: Path, *, threads: int | None = None, **options: Any) -> 
     folder is not run.
     """
     if threads is not None:
-        if not 1 <= threads <= 256:
-            raise ConfigError(f"threads is {threads}, allowed: 1 to 256")
-        torch.set_num_threads(threads)
+        torch.set_num_threads(within("threads", threads, threads, 1, 256))
     tokenizer = Tokenizer(read_folder_tokenizer(folder))
     try:
         model = AutoModelForCausalLM.from_pretrained(

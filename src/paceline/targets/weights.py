@@ -43,7 +43,8 @@ class PackedWeights:
     @property
     def shape(self) -> dict[str, Any]:
         """The numbers of the config, as the kernels take them."""
-        return {key: value for key, value in asdict(self.config).items() if not isinstance(value, str)}
+        numbers = {key: value for key, value in asdict(self.config).items() if not isinstance(value, str)}
+        return {**numbers, "outputs": self.config.vocab_size, "takes_features": False}
 
     @property
     def frequencies(self) -> NDArray[np.float64]:
@@ -108,10 +109,12 @@ def pack_gguf(path: Path) -> PackedWeights:
 
 
 def _interleave(name: str, data: NDArray[Any], head_dim: int) -> NDArray[Any]:
-    """Rows in the order of the kernels, which rotate neighbours (2i, 2i+1), where the file has pairs
-    (i, i + head_dim/2). Scores do not change: queries and keys are put in the same order."""
-    if not name.split(".")[-2].startswith(("attn_q", "attn_k")):
-        return data
+    return interleave(data, head_dim) if name.split(".")[-2].startswith(("attn_q", "attn_k")) else data
+
+
+def interleave(data: NDArray[Any], head_dim: int) -> NDArray[Any]:
+    """Rows of queries or keys in the order of the kernels, which rotate neighbours (2i, 2i+1), where the file
+    has pairs (i, i + head_dim/2). Scores do not change: both are put in the same order."""
     heads = data.reshape(-1, 2, head_dim // 2, *data.shape[1:])
     return np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(data.shape)
 

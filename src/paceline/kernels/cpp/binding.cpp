@@ -1,11 +1,13 @@
 // What Python sees of the kernels. Signatures and docstrings are in ../_kernels.pyi.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
 #include <chrono>
+#include <optional>
 
 #include "model.hpp"
 
@@ -56,18 +58,21 @@ class BoundModel {
         if ((int)windows.size() != record.layers || frequencies.shape(0) != 2 || (int)frequencies.shape(1) != record.head_dim / 2)
             throw std::invalid_argument("windows or frequencies do not fit the model's shape");
         const int q = record.heads * record.head_dim, kv = record.kv_heads * record.head_dim;
+        record.takes_features = nb::cast<bool>(shape["takes_features"]), record.feature_norm = optional_vector("feature_norm.weight", record.hidden);
         record.output_norm = vector("output_norm.weight", record.hidden);
         record.embedding = matrix("token_embd.weight", record.vocab, record.hidden);
-        record.head = tensors.contains("output.weight") ? matrix("output.weight", record.vocab, record.hidden) : record.embedding;
+        record.head = tensors.contains("output.weight") ? matrix("output.weight", number("outputs"), record.hidden) : record.embedding;
         std::vector<Layer> layers;
         for (int i = 0; i < record.layers; i++) {
             const std::string at = "blk." + std::to_string(i) + ".";
+            const float* token_norm = optional_vector(at + "token_norm.weight", record.hidden);
             const auto projection = [&](const char* name, int rows) {
-                return Projection{matrix(at + name + ".weight", rows, record.hidden), optional_vector(at + name + ".bias", rows),
+                return Projection{matrix(at + name + ".weight", rows, token_norm ? 2 * record.hidden : record.hidden), optional_vector(at + name + ".bias", rows),
                                   optional_vector(at + name + "_norm.weight", record.head_dim)};
             };
             Layer layer{};
-            layer.attention_norm = vector(at + "attn_norm.weight", record.hidden);
+            layer.attention_norm = optional_vector(at + "attn_norm.weight", record.hidden);
+            layer.token_norm = token_norm;
             layer.q = projection("attn_q", q), layer.k = projection("attn_k", kv), layer.v = projection("attn_v", kv);
             layer.o = matrix(at + "attn_output.weight", record.hidden, q);
             layer.attention_post_norm = optional_vector(at + "post_attention_norm.weight", record.hidden);
@@ -85,19 +90,23 @@ class BoundModel {
     }
 
     void forward(Ints slots, Ints offsets, Ints starts, Ints tokens, Ints parents, Ints positions, Ints scored, StridedRows logits,
-                 const std::vector<int32_t>& tap_layers, const std::vector<Floats>& taps, const Shortcut* shortcut = nullptr) {
-        if (logits.shape(0) < scored.shape(0) || (int)logits.shape(1) != model_->record().vocab || logits.stride(1) != 1)
+                 const std::vector<int32_t>& tap_layers, const std::vector<Floats>& taps, const std::optional<Floats>& features = {},
+                 const Shortcut* shortcut = nullptr) {
+        const ModelRecord& record = model_->record();
+        if (logits.shape(0) < scored.shape(0) || (int)logits.shape(1) != record.head.rows || logits.stride(1) != 1)
             throw std::invalid_argument("logits have the wrong shape");
+        if (features.has_value() != record.takes_features || (features && (features->shape(0) != tokens.shape(0) || (int)features->shape(1) != record.hidden)))
+            throw std::invalid_argument(record.takes_features ? "this model takes features [nodes, hidden]" : "this model takes no features");
         std::vector<float*> tap_rows;
         for (const auto& tap : taps) {
-            if (tap.shape(0) != tokens.shape(0) || (int)tap.shape(1) != model_->record().hidden) throw std::invalid_argument("a tap has the wrong shape");
+            if (tap.shape(0) != tokens.shape(0) || (int)tap.shape(1) != record.hidden) throw std::invalid_argument("a tap has the wrong shape");
             tap_rows.push_back(tap.data());
         }
         for (size_t i = 0; i < tokens.shape(0); i++)
-            if (tokens.data()[i] < 0 || tokens.data()[i] >= model_->record().vocab)
-                throw std::invalid_argument("token " + std::to_string(tokens.data()[i]) + " is not in 0.." + std::to_string(model_->record().vocab - 1));
+            if (tokens.data()[i] < 0 || tokens.data()[i] >= record.vocab)
+                throw std::invalid_argument("token " + std::to_string(tokens.data()[i]) + " is not in 0.." + std::to_string(record.vocab - 1));
         const PackedDraft draft{(int)slots.shape(0), (int)tokens.shape(0), (int)scored.shape(0), slots.data(), offsets.data(), starts.data(),
-                                tokens.data(), parents.data(), positions.data(), scored.data()};
+                                tokens.data(), parents.data(), positions.data(), scored.data(), features ? features->data() : nullptr};
         nb::gil_scoped_release release;
         model_->forward(draft, logits.data(), (size_t)logits.stride(0), tap_layers, tap_rows, shortcut);
     }
@@ -106,7 +115,7 @@ class BoundModel {
                 const std::vector<int32_t>& skipped, int sinks, int recent) {
         Shortcut shortcut{std::vector<uint8_t>(model_->record().layers), sinks, recent};
         for (const int32_t layer : skipped) shortcut.skipped.at(layer) = 1;
-        forward(slots, offsets, starts, tokens, parents, positions, scored, logits, {}, {}, &shortcut);
+        forward(slots, offsets, starts, tokens, parents, positions, scored, logits, {}, {}, {}, &shortcut);
     }
 
     Model& model() { return *model_; }
@@ -209,9 +218,11 @@ NB_MODULE(_kernels, m) {
              nb::kw_only(), nb::arg("windows"), nb::arg("frequencies"), nb::arg("cache_pages"), nb::arg("max_positions"), nb::arg("threads"), nb::arg("isa"))
         .def("forward",
              [](BoundModel& b, Ints slots, Ints offsets, Ints starts, Ints tokens, Ints parents, Ints positions, Ints scored, StridedRows logits,
-                const std::vector<int32_t>& tap_layers, const std::vector<Floats>& taps) {
-                 b.forward(slots, offsets, starts, tokens, parents, positions, scored, logits, tap_layers, taps);
-             })
+                const std::vector<int32_t>& tap_layers, const std::vector<Floats>& taps, const std::optional<Floats>& features) {
+                 b.forward(slots, offsets, starts, tokens, parents, positions, scored, logits, tap_layers, taps, features);
+             },
+             nb::arg("slots"), nb::arg("offsets"), nb::arg("starts"), nb::arg("tokens"), nb::arg("parents"), nb::arg("positions"), nb::arg("scored"),
+             nb::arg("logits"), nb::arg("tap_layers"), nb::arg("taps"), nb::arg("features") = nb::none())
         .def("sketch", &BoundModel::sketch)
         .def("commit", [](BoundModel& b, const std::vector<int>& known, const std::vector<std::vector<int>>& kept) { b.model().commit(known, kept); })
         .def("release", [](BoundModel& b, const std::vector<int>& slots) { b.model().release(slots); })

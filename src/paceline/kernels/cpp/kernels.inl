@@ -59,12 +59,13 @@ inline F32 norm_scale(const float* x, int columns, float eps) {
     return splat(1.0f / __builtin_sqrtf(sum_lanes(squares) / (float)columns + eps));
 }
 
-// Such a norm, then 8-bit numbers.
-void norm_and_quantise(const float* x, const float* weight, int columns, float eps, const Quantised& out, int row) {
-    const F32 scale = norm_scale(x, columns, eps);
+// Such a norm if there are weights for one, then 8-bit numbers from the group `first` of the row on.
+void norm_and_quantise(const float* x, const float* weight, int columns, float eps, const Quantised& out, int row, int first = 0) {
+    const F32 scale = weight ? norm_scale(x, columns, eps) : splat(1.0f);
     for (int g = 0; g < columns / kGroup; g++) {
         const int i = g * kGroup;
-        quantise_group(load(x + i) * scale * load(weight + i), load(x + i + kLanes) * scale * load(weight + i + kLanes), out, row, g);
+        if (weight) quantise_group(load(x + i) * scale * load(weight + i), load(x + i + kLanes) * scale * load(weight + i + kLanes), out, row, first + g);
+        else quantise_group(load(x + i), load(x + i + kLanes), out, row, first + g);
     }
 }
 
@@ -262,10 +263,19 @@ inline F32 rotate(F32 x, const Rotation& rotation, size_t at) {
 
 void embed(const Pass& pass, int node) {
     const ModelRecord& model = *pass.model;
-    float* x = pass.x + (size_t)node * model.hidden;
-    read_row(model.embedding, pass.tokens[node], x);
+    const size_t at = (size_t)node * model.hidden;
+    float* embedded = pass.embedded + at;
+    read_row(model.embedding, pass.tokens[node], embedded);
     if (model.embedding_scale != 1.0f)
-        for (int i = 0; i < model.hidden; i += kLanes) store(x + i, load(x + i) * splat(model.embedding_scale));
+        for (int i = 0; i < model.hidden; i += kLanes) store(embedded + i, load(embedded + i) * splat(model.embedding_scale));
+    if (!pass.features) return;
+    const float* feature = pass.features + at;
+    if (!model.feature_norm) {
+        __builtin_memcpy(pass.x + at, feature, sizeof(float) * model.hidden);
+        return;
+    }
+    const F32 scale = norm_scale(feature, model.hidden, model.norm_eps);
+    for (int i = 0; i < model.hidden; i += kLanes) store(pass.x + at + i, load(feature + i) * scale * load(model.feature_norm + i));
 }
 
 // Which of a layer's three projections a block of the concatenated outputs q, k, v belongs to.
@@ -395,8 +405,8 @@ void run(const Pass& pass, int thread, int threads) {
         wait(*pass.barrier);
         if (pass.stage_seconds && thread == 0) mark(pass, stage);
     };
-    const auto norm = [&](const float* weight, int node, const Quantised& out, int row) {
-        norm_and_quantise(pass.x + (size_t)node * model.hidden, weight, model.hidden, model.norm_eps, out, row);
+    const auto norm = [&](const float* weight, int node, const Quantised& out, int row, int group = 0) {
+        norm_and_quantise(pass.x + (size_t)node * model.hidden, weight, model.hidden, model.norm_eps, out, row, group);
     };
 
     begin_tiles(normed.tile);
@@ -406,10 +416,13 @@ void run(const Pass& pass, int thread, int threads) {
     for (int i = 0; i < model.layers; i++) {
         if (pass.skipped && pass.skipped[i]) continue;
         const Layer& layer = model.layer[i];
+        Quantised read = normed;                // what q, k and v read
+        read.groups = layer.q.weights.columns / kGroup;
         each(pass.nodes, 1, [&](int node, int) {
             settle(pass, node, unsettled);
             copy_taps(pass, node, i);
-            norm(layer.attention_norm, node, normed, node);
+            if (layer.token_norm) norm_and_quantise(pass.embedded + (size_t)node * model.hidden, layer.token_norm, model.hidden, model.norm_eps, read, node);
+            norm(layer.attention_norm, node, read, node, layer.token_norm ? model.hidden / kGroup : 0);
         });
         unsettled = layer.ffn_post_norm;
         wait(*pass.barrier);
@@ -421,7 +434,7 @@ void run(const Pass& pass, int thread, int threads) {
             for (const QkvPart& part : parts) {
                 const int first = begin * together, last = end * together;
                 const int from = first > part.first ? first : part.first, to = least(last, part.last);
-                if (from < to) project_qkv(pass, i, *part.projection, from - part.first, to - part.first, normed, scratch);
+                if (from < to) project_qkv(pass, i, *part.projection, from - part.first, to - part.first, read, scratch);
             }
         });
         finish(kQkv);
@@ -446,7 +459,7 @@ void run(const Pass& pass, int thread, int threads) {
         finish(kGateUp);
         each(model.hidden / kLanes, kBlocksAtOnce, [&](int first, int last) { add_projection(pass, layer.down, layer.ffn_post_norm, first, last, gated, scratch); });
         if (i + 1 < model.layers) fetch((thread == 0 ? model.layer[i + 1].q : model.layer[i + 1].k).weights, 0);
-        else fetch(model.head, share_begins(ceil_div(model.vocab, kLanes)));
+        else fetch(model.head, share_begins(ceil_div(model.head.rows, kLanes)));
         finish(kDown);
     }
     each(pass.nodes, 1, [&](int node, int) {
@@ -458,7 +471,7 @@ void run(const Pass& pass, int thread, int threads) {
     begin_tiles(scored.tile);
     each(pass.scored, 1, [&](int row, int) { norm(model.output_norm, pass.scored_nodes[row], scored, row); });
     wait(*pass.barrier);
-    if (pass.scored) each(ceil_div(model.vocab, kLanes), kBlocksAtOnce, [&](int first, int last) { score_tokens(pass, first, last, scored, scratch); });
+    if (pass.scored) each(ceil_div(model.head.rows, kLanes), kBlocksAtOnce, [&](int first, int last) { score_tokens(pass, first, last, scored, scratch); });
     end_tiles();
     finish(kHead);
 }

@@ -226,7 +226,7 @@ void Model::forward(const PackedDraft& draft, float* logits, size_t logits_strid
     Pass pass{};
     pass.model = &record_;
     pass.nodes = draft.nodes, pass.rows = draft.rows, pass.scored = draft.scored;
-    pass.tokens = draft.tokens, pass.positions = draft.positions, pass.scored_nodes = draft.scored_nodes;
+    pass.tokens = draft.tokens, pass.features = draft.features, pass.positions = draft.positions, pass.scored_nodes = draft.scored_nodes;
     pass.skipped = shortcut ? shortcut->skipped.data() : nullptr;
     pass.row_of = row_of.data(), pass.row = rows.data(), pass.node = nodes.data(), pass.unit = units.data(), pass.unit_share = unit_share.data();
     pass.keys = keys_.halves(), pass.values = values_.halves(), pass.head_stride = head_stride_;
@@ -242,6 +242,7 @@ void Model::forward(const PackedDraft& draft, float* logits, size_t logits_strid
                                                    (size_t)draft.nodes * std::max(2 * kBlocksAtOnce * kLanes, record_.head_dim));
     Arena arena;
     arena.plan(pass.x, (size_t)draft.nodes * record_.hidden);
+    if (record_.takes_features) arena.plan(pass.embedded, (size_t)draft.nodes * record_.hidden);
     if (std::any_of(layers_.begin(), layers_.end(), [](const Layer& l) { return l.attention_post_norm || l.ffn_post_norm; }))
         arena.plan(pass.branch, (size_t)draft.nodes * record_.hidden);
     arena.plan(pass.q, (size_t)draft.nodes * record_.heads * record_.head_dim);
@@ -252,11 +253,15 @@ void Model::forward(const PackedDraft& draft, float* logits, size_t logits_strid
         of_attended.add(layer.o);
         of_gated.add(layer.down);
     }
-    plan(arena, pass.normed, draft.nodes, record_.hidden, of_normed);
+    int widest = record_.hidden;
+    for (const Layer& layer : layers_) widest = std::max(widest, layer.q.weights.columns);
+    plan(arena, pass.normed, draft.nodes, widest, of_normed);
+    pass.normed.groups = record_.hidden / kGroup;
     plan(arena, pass.attended, draft.nodes, record_.heads * record_.head_dim, of_attended);
     plan(arena, pass.gated, draft.nodes, record_.ffn, of_gated);
     for (int t = 0; t < threads; t++) arena.plan(scratch[t], scratch_floats);
     arena.allocate();
+    if (!record_.takes_features) pass.embedded = pass.x;
     pass.scratch = scratch.data();
 
     last_mark = std::chrono::steady_clock::now();

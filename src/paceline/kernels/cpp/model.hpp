@@ -47,6 +47,7 @@ struct Sequence {
 struct PackedDraft {
     int rows, nodes, scored;
     const int32_t *slots, *offsets, *starts, *tokens, *parents, *positions, *scored_nodes;
+    const float* features;           // [nodes][hidden], of a model that takes them, else null
 };
 
 // How a pass is made cheaper, for drafting: layers left out, and tokens of the cache that it does not look at.
@@ -62,7 +63,7 @@ class Model {
     Model(const ModelRecord& record, std::vector<Layer> layers, std::vector<double> frequencies, std::vector<double> window_frequencies, int cache_pages,
           int max_positions, int threads, const std::string& isa);
 
-    // Fills logits [scored][vocab], rows logits_stride apart, and tap_rows[t] [nodes][hidden]. Throws CacheFull before anything changed.
+    // Fills logits [scored][rows of the head], logits_stride apart, and tap_rows[t] [nodes][hidden]. Throws CacheFull before anything changed.
     // A pass with a shortcut cannot be committed.
     void forward(const PackedDraft& draft, float* logits, size_t logits_stride, const std::vector<int32_t>& tap_layers, const std::vector<float*>& tap_rows,
                  const Shortcut* shortcut = nullptr);

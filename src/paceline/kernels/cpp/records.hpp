@@ -66,7 +66,9 @@ struct Rotation {
 };
 
 struct Layer {
-    const float* attention_norm;
+    const float* attention_norm;        // null: the residual stream is read as it is
+    const float* token_norm;            // of the tokens' embeddings, which q, k and v read in front of the residual stream,
+                                        // in columns of their own; null: they do not read them
     Projection q, k, v;
     Matrix o;
     const float* attention_post_norm;   // of what attention adds to the residual stream; null: none
@@ -84,6 +86,8 @@ struct ModelRecord {
     float norm_eps, embedding_scale, query_scale;
     bool gelu;                  // the gate's activation: GELU in its tanh form, or SiLU
     const Layer* layer;
+    bool takes_features;        // the residual stream starts as features that the caller gives, not as embeddings
+    const float* feature_norm;  // RMS norm of those features; null: none
     const float* output_norm;
     Matrix embedding, head;
 };
@@ -133,6 +137,7 @@ struct Pass {
     const ModelRecord* model;
     int nodes, rows, scored;
     const int32_t* tokens;      // [nodes]
+    const float* features;      // [nodes][hidden]: what the residual stream starts as; null: the embeddings
     const int32_t* positions;   // [nodes]
     const int32_t* row_of;      // [nodes]
     const Row* row;             // [rows]
@@ -145,9 +150,11 @@ struct Pass {
     uint16_t* values;           // half [layers][kv_heads][pages][16][head_dim]
     size_t head_stride;         // elements of one head's keys, and of its values
     float* x;                   // [nodes][hidden]: the residual stream
+    float* embedded;            // [nodes][hidden]: the tokens' embeddings where features are given, else x
     float* branch;              // [nodes][hidden]: what is added to it after a norm; null if no layer has such a norm
     float* q;                   // [nodes][heads*head_dim]
-    Quantised normed;           // [nodes], hidden columns; the kernels choose the tiles of all three
+    Quantised normed;           // [nodes], hidden columns, twice as many where a layer reads embeddings; the kernels
+                                // choose the tiles of all three
     Quantised attended;         // [nodes], heads*head_dim columns
     Quantised gated;            // [nodes], ffn columns
     float** scratch;            // one per thread: see scratch_floats

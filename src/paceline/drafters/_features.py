@@ -1,0 +1,199 @@
+"""Drafting with a model that reads the target's hidden states beside the tokens.
+
+Slot t of such a model reads the token at position t + 1 and the feature of position t, which is made of the
+target's hidden states there; where the target has not been, the model's own output of the slot before. So all
+that is committed of a text is read with true features, and a drafted path with the model's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paceline.core import Array, Draft, Step
+from paceline.drafters._model import Path, Room, hang
+from paceline.drafting import Paths
+
+Floats = NDArray[np.float32]
+
+CHUNK = 128
+"""Features that may wait: where a text brings more, as a prompt does, they are read at once."""
+
+
+class FeatureModel(Protocol):
+    """A model that reads features beside tokens, and yields features of its own. Of its cache it keeps what
+    is known, and never what was drafted.
+
+    taps          the target's hidden states that it wants, in this order
+    token_ids     int64 [D]: the target's id of each token that it can propose
+    cache_tokens  slots of all sequences together; page_tokens: they are handed out in pages of so many
+    """
+
+    taps: Sequence[str]
+    token_ids: NDArray[np.int64]
+    cache_tokens: int
+    page_tokens: int
+
+    def fuse(self, hidden_states: Sequence[Floats]) -> Floats:
+        """Features float32 [N, H] of what the taps gave, one array [N, ...] for each."""
+        ...
+
+    def forward(self, draft: Draft, features: Floats) -> tuple[Floats, Floats]:
+        """Logits float32 [S, D] after the scored nodes of a draft whose positions are slots, and the features
+        that all its nodes yield, float32 [N, H]; neither where no node is scored."""
+        ...
+
+    def commit(self, draft: Draft) -> None:
+        """Keep the known nodes of the last `forward`."""
+        ...
+
+    def release(self, slots: Sequence[int]) -> None:
+        """Forget these sequences. One that was never seen is no error."""
+        ...
+
+
+LoadDrafter = Callable[[str], FeatureModel]
+"""From a trained drafter's folder to the drafter, ready to run for the target. Raises ModelFileError and
+IncompatibleDrafter."""
+
+
+@dataclass(slots=True)
+class _Reading:
+    """What is known of one sequence.
+
+    base      position of the first feature that was seen: slot 0. Not 0 where steps were missed; the text
+              before does not exist for the model then
+    read      slots in the model's cache
+    features  [n, H] of the slots from `read` on
+    yielded   {drafted path: the feature [H] that its last slot yielded} below a history of `length` tokens
+    """
+
+    base: int
+    features: Floats
+    read: int = 0
+    length: int = 0
+    yielded: dict[Path, Floats] = field(default_factory=dict)
+
+    @property
+    def end(self) -> int:
+        """The position whose feature comes next."""
+        return self.base + self.read + len(self.features)
+
+    def text(self, history: Sequence[int]) -> Sequence[int]:
+        """The tokens of the slots."""
+        return history[self.base + 1 :]
+
+
+class FeatureScorer:
+    """A `Scorer` for such a model. It must be shown every step of a sequence; where it missed some, the
+    sequence begins anew with the next one."""
+
+    def __init__(self, model: FeatureModel) -> None:
+        self._model = model
+        self._readings: dict[int, _Reading] = {}
+        self._room = Room(model.cache_tokens, model.page_tokens)
+
+    def observe(self, step: Step) -> None:
+        """Take in the features of what was kept."""
+        draft, paths = step.draft, step.verdict.paths
+        offsets = draft.offsets.tolist()
+        kept: list[int] = []
+        ends = []
+        for row, root in enumerate(draft.roots):
+            kept += range(offsets[row], offsets[row + 1] if root < 0 else root + 1)
+            kept += paths[row]
+            ends.append(len(kept))
+        features = self._model.fuse([step.scores.features[tap][kept] for tap in self._model.taps])
+        for row, slot in enumerate(step.view.slots):
+            own = features[ends[row - 1] if row else 0 : ends[row]]
+            reading = self._readings.get(slot)
+            if reading is None or reading.end != draft.starts[row]:
+                self.release([slot])
+                reading = self._readings[slot] = _Reading(int(draft.starts[row]), own)
+            else:
+                reading.features = np.concatenate([reading.features, own])
+            if len(reading.features) > CHUNK:
+                self._read_ahead(slot, reading, reading.text(step.view.histories[row]))
+
+    def _read_ahead(self, slot: int, reading: _Reading, text: Sequence[int]) -> None:
+        """Put into the cache what can be: the last token's slot is read with the draft below it."""
+        end = min(reading.read + len(reading.features), len(text) - 1)
+        if not self._room.hold(slot, end):
+            self.release([slot])
+        elif end > reading.read:
+            draft, _ = hang([slot], [text[: end + 1]], {0: reading.read}, [], known=0)
+            self._model.forward(draft, np.ascontiguousarray(reading.features[: end - reading.read]))
+            self._keep(draft, {0: reading}, [end])
+
+    def room(self, slot: int, history: Sequence[int], nodes: int) -> int:
+        """How deep a tree may be: 0 where the features of the text are not known, or the cache is full."""
+        reading = self._readings.get(slot)
+        if reading is None or reading.end != len(history) - 1:
+            return 0
+        return nodes if self._room.hold(slot, len(history) + nodes) else 0
+
+    def score(self, slots: Sequence[int], histories: Sequence[Sequence[int]], paths: Paths) -> list[Array]:
+        """Logits [D] after each path, over the model's `token_ids`. The path above was scored before."""
+        readings = {row: self._readings[slots[row]] for row in sorted({row for row, _ in paths})}
+        texts = [
+            readings[row].text(history) if row in readings else () for row, history in enumerate(histories)
+        ]
+        behind = {row: one for row, one in readings.items() if one.read + 1 < len(texts[row])}
+        level = {row: one for row, one in readings.items() if row not in behind}
+        found: dict[int, Floats] = {}
+        for known, rows in enumerate((behind, level)):
+            mine = [place for place, (row, _) in enumerate(paths) if row in rows]
+            if mine:
+                logits = self._pass(slots, histories, texts, rows, [paths[place] for place in mine], known)
+                found.update(zip(mine, logits, strict=True))
+        return [found[place] for place in range(len(paths))]
+
+    def _pass(
+        self,
+        slots: Sequence[int],
+        histories: Sequence[Sequence[int]],
+        texts: Sequence[Sequence[int]],
+        rows: Mapping[int, _Reading],
+        paths: Paths,
+        known: int,
+    ) -> list[Floats]:
+        """Logits [D] after each path, all of them of these rows. known: see `hang`."""
+        starts = {row: reading.read for row, reading in rows.items()}
+        draft, places = hang(slots, texts, starts, paths, known)
+        features, offsets = [], draft.offsets.tolist()
+        tokens, parents = draft.tokens.tolist(), draft.parents.tolist()
+        for place, (row, reading) in enumerate(rows.items()):
+            if reading.length != len(histories[row]):
+                reading.length = len(histories[row])
+                reading.yielded.clear()
+            features.append(reading.features)
+            below = offsets[place] + len(reading.features)  # where the drafted nodes begin
+            above: dict[int, Path] = {below - 1: ()}
+            for node in range(below, offsets[place + 1]):
+                path = above[parents[node]]
+                above[node] = (*path, tokens[node])
+                features.append(reading.yielded[path][None])
+        logits, fed_on = self._model.forward(draft, np.concatenate(features))
+        nodes = draft.scored[places].tolist()
+        for (row, path), node in zip(paths, nodes, strict=True):
+            rows[row].yielded[path] = fed_on[node]
+        if not known:
+            self._keep(draft, rows, [len(texts[row]) - 1 for row in rows])
+        return [logits[place] for place in places]
+
+    def _keep(self, draft: Draft, rows: Mapping[int, _Reading], ends: Sequence[int]) -> None:
+        self._model.commit(draft)
+        for reading, end in zip(rows.values(), ends, strict=True):
+            reading.features = reading.features[end - reading.read :]
+            reading.read = end
+
+    def release(self, slots: Sequence[int]) -> None:
+        """Forget these sequences."""
+        self._model.release(slots)
+        self._room.release(slots)
+        for slot in slots:
+            self._readings.pop(slot, None)

@@ -1,0 +1,180 @@
+"""Trained drafters for other engines: folders that vLLM and SGLang load, read back and compared.
+
+Layer ids, `norm_output` and its kin are always written out: where they are missing each engine guesses its
+own way, and a wrong guess only makes the drafter worse (see `paceline.models.drafter_folder`).
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from paceline.errors import ConfigError, ModelFileError
+from paceline.models.cache import write_atomically
+from paceline.models.drafter_folder import CONFIG, TENSORS, Eagle3Config, Eagle3Weights, read_drafter
+from paceline.models.safetensors_file import write_safetensors
+from paceline.trained.eagle3_reference import follow, fuse
+
+ENGINES = ("vllm", "sglang")
+TOLERANCE = 1e-5
+"""Largest difference between the logits of a drafter and of what its export reads back as."""
+
+_FLAGS = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")
+
+
+class Exported(NamedTuple):
+    """What was written.
+
+    folder      where
+    config      of its config.json
+    command     that serves the target with it
+    difference  between the logits of the drafter and of the folder read back
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    command: str
+    difference: float
+
+
+def export(weights: Eagle3Weights, to: str, folder: Path, target: str, layers: int | None = None) -> Exported:
+    """Write a drafter for an engine, one of ENGINES, read it back and compare.
+
+    target: the model that the engine serves with it; by default the one the drafter was trained for. layers:
+    how many the target has, for a drafter that does not say which hidden states it reads. Raises ConfigError,
+    IncompatibleDrafter; ModelFileError if the folder cannot be written, or reads back as another drafter.
+    """
+    config = weights.config
+    target = target or config.verifier
+    if not target:
+        raise ConfigError("the drafter does not say which target it was trained for: name it with --target")
+    if config.layer_ids is None and layers is None:
+        raise ConfigError(
+            "the drafter does not say which hidden states of the target it reads: give the number of the "
+            "target's layers with --layers, for the usual ones"
+        )
+    ids = config.layers_of(layers or max(config.layer_ids or (0,)))
+    if to == "sglang" and 0 in ids:
+        raise ConfigError("the drafter reads the target's embeddings, which SGLang does not hand to drafters")
+    written = _speculators(config, ids, target) if to == "vllm" else _native(config, ids)
+    named = {
+        (name.replace("layers.0.", "midlayer.") if to == "sglang" else name): tensor
+        for name, tensor in weights.tensors.items()
+    }
+    known = np.zeros(config.vocab_size, np.bool_)
+    known[weights.token_ids] = True
+    offsets = weights.token_ids - np.arange(config.draft_vocab_size)
+    try:
+        write_safetensors(folder / TENSORS, {**named, "d2t": offsets, "t2d": known})
+        with write_atomically(folder / CONFIG) as file:
+            file.write(json.dumps(written, indent=2).encode() + b"\n")
+    except OSError as error:
+        raise ModelFileError(f"{folder} cannot be written: {error.strerror}") from None
+    again = read_drafter(folder)
+    difference = compare(weights, again)
+    same = again.config.layers_of(layers or max(ids)) == ids and np.array_equal(
+        again.token_ids, weights.token_ids
+    )
+    if not same or not difference <= TOLERANCE:
+        raise ModelFileError(f"{folder} reads back as another drafter: logits differ by {difference:.2g}")
+    return Exported(folder, written, _command(to, target, folder, config.draft_tokens), difference)
+
+
+def compare(one: Eagle3Weights, other: Eagle3Weights) -> float:
+    """The largest difference between their logits, by the reference, on a random text with random hidden
+    states and a drafted path below it."""
+    config, rng = one.config, np.random.default_rng(0)
+    states = one.tensors["fc.weight"].shape[1] // config.target_hidden
+    hidden_states = rng.standard_normal((states, 8, config.target_hidden), np.float32)
+    shared = rng.standard_normal((config.vocab_size, config.hidden), np.float32)
+    text = rng.integers(config.vocab_size, size=9).tolist()
+    path = one.token_ids[rng.integers(config.draft_vocab_size, size=3)].tolist()
+    logits = [
+        follow(
+            weights,
+            weights.tensors.get("embed_tokens.weight", shared),
+            text,
+            fuse(weights, [*hidden_states]),
+            path,
+        )
+        for weights in (one, other)
+    ]
+    return float(np.abs(logits[0] - logits[1]).max())
+
+
+def _layer(config: Eagle3Config) -> dict[str, Any]:
+    """The decoder layer, with the rotary settings as transformers before and after version 5 looks for
+    them."""
+    scaling = dict(config.rope_scaling)
+    return {
+        "model_type": "llama",
+        "hidden_size": config.hidden,
+        "intermediate_size": config.ffn,
+        "num_hidden_layers": 1,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "rms_norm_eps": config.norm_eps,
+        "max_position_embeddings": config.context,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": scaling or None,
+        "rope_parameters": {"rope_theta": config.rope_theta, **(scaling or {"rope_type": "default"})},
+        "attention_bias": False,
+        "mlp_bias": False,
+        "tie_word_embeddings": False,
+        "vocab_size": config.vocab_size,
+    }
+
+
+def _own(config: Eagle3Config) -> dict[str, Any]:
+    return {
+        "draft_vocab_size": config.draft_vocab_size,
+        "target_hidden_size": config.target_hidden,
+        **{flag: getattr(config, flag) for flag in _FLAGS},
+    }
+
+
+def _speculators(config: Eagle3Config, ids: tuple[int, ...], target: str) -> dict[str, Any]:
+    return {
+        "architectures": ["Eagle3DraftModel"],
+        "speculators_model_type": "eagle3",
+        **_own(config),
+        "eagle_aux_hidden_state_layer_ids": list(ids),
+        "transformer_layer_config": _layer(config),
+        "speculators_config": {
+            "algorithm": "eagle3",
+            "default_proposal_method": "greedy",
+            "proposal_methods": [{"proposal_type": "greedy", "speculative_tokens": config.draft_tokens}],
+            "verifier": {"name_or_path": target, "architectures": []},
+        },
+    }
+
+
+def _native(config: Eagle3Config, ids: tuple[int, ...]) -> dict[str, Any]:
+    """SGLang counts the layers whose output is read; their outputs are one further in the hidden states."""
+    return {
+        "architectures": ["LlamaForCausalLMEagle3"],
+        **_layer(config),
+        **_own(config),
+        "eagle_config": {
+            "use_aux_hidden_state": True,
+            "eagle_aux_hidden_state_layer_ids": [id - 1 for id in ids],
+        },
+    }
+
+
+def _command(to: str, target: str, folder: Path, draft_tokens: int) -> str:
+    if to == "vllm":
+        settings = {"method": "eagle3", "model": str(folder), "num_speculative_tokens": draft_tokens}
+        words = ["vllm", "serve", target, "--speculative-config", json.dumps(settings)]
+    else:
+        words = ["python", "-m", "sglang.launch_server", "--model-path", target]
+        words += ["--speculative-algorithm", "EAGLE3", "--speculative-draft-model-path", str(folder)]
+        words += ["--speculative-num-steps", str(draft_tokens), "--speculative-eagle-topk", "1"]
+        words += ["--speculative-num-draft-tokens", str(draft_tokens + 1)]
+    return shlex.join(words)

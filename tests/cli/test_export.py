@@ -1,0 +1,38 @@
+"""`paceline export` from the outside."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from paceline.models.drafter_folder import read_drafter
+from tests.cli.test_generate import one_line_error
+from tests.eagle3 import folder_of, random_drafter
+
+Paceline = Callable[..., Any]
+
+
+def test_a_drafter_is_written_for_each_engine_with_the_command_that_serves_it(
+    paceline: Paceline, tmp_path: Path
+) -> None:
+    folder = folder_of(random_drafter(), tmp_path / "drafter")
+    outcome = paceline("export", str(folder), "--to", "vllm", "--target", "org/model")
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.startswith("vllm serve org/model --speculative-config ")
+    assert "logits differ by 0\n" in outcome.err
+    assert read_drafter(tmp_path / "drafter-vllm").config.layer_ids == (0, 2, 3)
+    record = json.loads(paceline("export", str(folder), "--to", "vllm", "--json").out)
+    assert record["folder"] == str(tmp_path / "drafter-vllm")
+    assert record["difference"] == 0
+    assert record["config"]["norm_output"] is False
+    message = one_line_error(paceline("export", str(folder), "--to", "sglang", "--out", str(tmp_path / "s")))
+    assert "reads the target's embeddings" in message
+    assert not (tmp_path / "s").exists()
+
+
+def test_bad_input_is_one_line(paceline: Paceline, tmp_path: Path) -> None:
+    assert "cannot be read" in one_line_error(paceline("export", str(tmp_path), "--to", "vllm"))
+    assert "'--to'" in one_line_error(paceline("export", str(tmp_path), "--to", "llama"))
+    assert "Missing option '--to'" in one_line_error(paceline("export", str(tmp_path)))
