@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
@@ -80,7 +81,6 @@ class Run:
         self._average = dict(self._averaged.named_parameters())
         self._best = {name: weight.detach().clone() for name, weight in self._named.items()}
         self.progress = Progress()
-        self._log_lines: list[bytes] = []
         self._begin(data)
 
     def _fresh(self) -> Architecture:
@@ -250,9 +250,10 @@ class Run:
         return record
 
     def _log(self, line: dict[str, Any]) -> None:
-        self._log_lines.append(json.dumps(line).encode() + b"\n")
         with (self.folder / LOG).open("ab") as file:
-            file.write(self._log_lines[-1])
+            file.write(json.dumps(line).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())  # a checkpoint counts on it
 
     def _logged(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in (self.folder / LOG).read_bytes().splitlines()]
