@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from paceline.bench.figures import bootstrap_interval, speed_up, verdict
+from paceline.bench.figures import _accepted_at_least, bootstrap_interval, speed_up, verdict
 
 
 def test_the_bootstrap_interval_holds_the_median_and_repeats() -> None:
@@ -31,6 +31,12 @@ def test_no_speed_up_is_claimed_whose_interval_includes_1(
     low: float, high: float, count: int, words: str
 ) -> None:
     assert verdict(low, high, count) == words
+
+
+def test_tau_is_one_and_the_shares_of_passes_that_kept_so_many() -> None:
+    kept = _accepted_at_least([{0: 5, 2: 3}, {1: 2}], 10)
+    assert kept == [0.5, 0.3]
+    assert _accepted_at_least([{0: 4}], 4) == []
 
 
 def test_noise_alone_is_no_speed_up_but_a_real_one_is() -> None:

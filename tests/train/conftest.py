@@ -54,7 +54,7 @@ Make = Callable[..., Manifest]
 
 @pytest.fixture
 def make(model: Path, prompts: Path) -> Make:
-    """Makes a data set: make(folder, batch=..., states=..., tokens=..., advance=..., and the recipe's)."""
+    """Makes a data set: make(folder, batch=..., states=..., taps=..., advance=..., and the recipe's)."""
 
     def call(
         folder: Path,
@@ -65,6 +65,7 @@ def make(model: Path, prompts: Path) -> Make:
         bytes: int | None = None,
         advance: Callable[[data.Answer], object] = lambda answer: None,
         file: Path = model,
+        taps: tuple[str, ...] = ("hidden.0", "hidden.1"),
         **more: Any,
     ) -> Manifest:
         recipe: dict[str, Any] = {
@@ -75,7 +76,7 @@ def make(model: Path, prompts: Path) -> Make:
             "shard_tokens": 200,
             "seed": 5,
         }
-        source = data.Source(str(file), ("hidden.0", "hidden.1"), batch=batch, longest=84, threads=1)
+        source = data.Source(str(file), taps, batch=batch, longest=84, threads=1)
         return data.make(
             folder,
             source,

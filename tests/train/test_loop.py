@@ -77,6 +77,16 @@ def test_a_drafter_overfits_a_tiny_target(make: Make, tmp_path: Path, sharp: Pat
     assert card["curve"][-1]["tau_greedy"] == estimate["tau_greedy"]
 
 
+@pytest.mark.parametrize("loss", ["jsd", "tv"])
+def test_other_losses_bring_the_laws_together_too(make: Make, tmp_path: Path, loss: str) -> None:
+    make(tmp_path / "data", tokens=150)
+    settings = {"loss": loss, "epochs": 30, "learning_rate": 5e-3, "measure_every": 1000}
+    card = train(tmp_path / "data", tmp_path / loss, checkpoint_every=1000, **settings)
+    first, *_, last = [line for line in lines(tmp_path / loss) if "loss" in line]
+    assert last["loss"][0] < 0.8 * first["loss"][0]
+    assert card["settings"]["loss"] == loss
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_killed_run_goes_on_bit_by_bit(data: Path, tmp_path: Path, accumulate: int) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
@@ -185,6 +195,7 @@ def test_a_data_set_of_another_target_is_refused(
     [
         ({"epochs": 0}, "epochs is 0, allowed: 1 to 1000"),
         ({"dtype": "float16"}, "allowed: bfloat16, float32"),
+        ({"loss": "l2"}, "allowed: kl, jsd, tv"),
         ({"ema": 1.0}, "ema is 1.0"),
         ({"arch": "eagle4"}, "there is no architecture 'eagle4'; there are eagle3, medusa"),
         ({"arch": "eagle3:depth=2"}, "eagle3 has no option 'depth'; it has depths, draft_vocab"),
@@ -198,6 +209,13 @@ def test_settings_out_of_range_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         train(data, tmp_path / "out", **settings)
+
+
+def test_data_without_inner_layers_is_no_use_to_eagle3(make: Make, tmp_path: Path) -> None:
+    make(tmp_path / "d", taps=("hidden.1",))
+    with pytest.raises(ConfigError, match="hidden states of inner layers"):
+        train(tmp_path / "d", tmp_path / "out")
+    assert train(tmp_path / "d", tmp_path / "out", arch="medusa")["estimate"]["tau_greedy"] >= 1
 
 
 def test_devices_that_are_not_there_are_refused(data: Path, tmp_path: Path) -> None:
@@ -241,7 +259,17 @@ def test_bases_are_where_drafts_of_answers_begin(data: Path) -> None:
 def test_losses_and_estimates_are_what_their_formulas_say() -> None:
     law = torch.tensor([[0.5, 0.5, 0.0], [0.1, 0.2, 0.7]])
     logits = torch.tensor([[0.25, 0.25, 0.5], [0.1, 0.2, 0.7]]).log()
-    torch.testing.assert_close(divergence(logits, law), torch.tensor([2.0, 1.0]).log())
+    torch.testing.assert_close(divergence("kl", logits, law), torch.tensor([2.0, 1.0]).log())
+    torch.testing.assert_close(divergence("tv", logits, law), torch.tensor([0.5, 0.0]))
+    middle = torch.tensor([0.375, 0.375, 0.25])
+    expected = (
+        1.0 * (0.5 / middle[0]).log() + 0.5 * (0.25 / middle[0]).log() + 0.5 * (0.5 / middle[2]).log()
+    ) / 2
+    torch.testing.assert_close(divergence("jsd", logits, law), torch.stack([expected, torch.tensor(0.0)]))
+    apart = torch.tensor([[200.0, 0.0, 0.0]]).requires_grad_()
+    divergence("jsd", apart, torch.tensor([[0.0, 0.0, 1.0]])).sum().backward()
+    assert apart.grad is not None
+    assert apart.grad.isfinite().all(), "also where a probability is all but 0"
     vocabulary = torch.tensor([1, 2])
     overlap, agreement, confidence = compared(
         torch.tensor([[0.0, 0.0], [0.0, 3.0]]), law[:, vocabulary], law.argmax(-1), vocabulary

@@ -52,7 +52,7 @@ def test_misuse_is_one_line(data: Path, tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_a_run_that_was_killed_ends_in_the_same_drafter(data: Path, tmp_path: Path) -> None:
-    command = (sys.executable, "-m", "paceline", "train", "run", str(data), *OPTIONS, "--epochs", "8")
+    command = (sys.executable, "-m", "paceline", "train", "run", str(data), *OPTIONS, "--epochs", "2")
     options = ("--threads", "1")
     cut, whole = tmp_path / "cut", tmp_path / "whole"
     first = subprocess.Popen((*command, "--out", str(cut), *options), stderr=subprocess.PIPE)

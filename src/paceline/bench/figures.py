@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,11 +34,23 @@ def figures(prompts: Sequence[Turns]) -> dict[str, Any]:
         "prompts": len(prompts),
         "tau": divide(tokens, passes),
         "acceptance_rate": divide(accepted, drafted),
+        "accepted_at_least": _accepted_at_least([s.accepted_lengths for s in stats], passes),
         "tokens": tokens,
         "tokens_per_second": divide(tokens, sum(item.seconds for item in answers)),
         "decode_tokens_per_second": divide(tokens - len(answers), decode_s),
         "share_of_decode_time": {name: divide(seconds, decode_s) for name, seconds in shares.items()},
     }
+
+
+def _accepted_at_least(lengths: Sequence[Mapping[int, int]], passes: int) -> list[float]:
+    """Of all passes those that kept 1, 2, 3, ... drafted tokens or more. τ is 1 and their sum, less
+    a little where a drafted token ends an answer."""
+    deepest = max((depth for own in lengths for depth in own), default=0)
+    kept = [
+        sum(count for own in lengths for length, count in own.items() if length >= depth)
+        for depth in range(1, deepest + 1)
+    ]
+    return [divide(count, passes) for count in kept]
 
 
 def compared(plain: Sequence[Turns], own: Sequence[Turns]) -> dict[str, Any]:

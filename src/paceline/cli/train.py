@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from paceline.cli import train_data, train_run
+from paceline.cli import train_data, train_eval, train_run
 from paceline.cli.help import examples
 
 
@@ -12,6 +12,7 @@ from paceline.cli.help import examples
     epilog=examples(
         "paceline train data answers/ --prompts prompts.jsonl --max-tokens-total 10000000",
         "paceline train run answers/ --out drafter/",
+        "paceline train eval drafter/ --prompts spec_bench.jsonl",
     )
 )
 def command() -> None:
@@ -20,3 +21,4 @@ def command() -> None:
 
 command.add_command(train_data.command, "data")
 command.add_command(train_run.command, "run")
+command.add_command(train_eval.command, "eval")

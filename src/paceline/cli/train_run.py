@@ -28,6 +28,7 @@ _SETTINGS = (
     ("warmup", "SHARE", "Share of all steps in which it rises; then it falls as a cosine."),
     ("weight_decay", "RATE", "Of matrices."),
     ("clip", "NORM", "Largest norm of the gradient."),
+    ("loss", "NAME", "Distance from the target's law: kl (forward), jsd, or tv (total variation)."),
     ("depth_decay", "FACTOR", "Weight of each depth's loss compared with that of the depth before."),
     ("ema", "SHARE", "Of the average of all parameters, which is what is kept, that a step leaves as it is."),
     ("dtype", "NAME", "bfloat16 (of products; parameters are float32) or float32."),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from paceline.train.checkpoint import Progress
 from paceline.train.dataset import Manifest
+
+if TYPE_CHECKING:
+    from paceline.train.checkpoint import Progress
 
 
 def record(
@@ -56,6 +58,7 @@ def page(card: Mapping[str, Any]) -> str:
         f"| {depth + 1} | {agreement} | {overlap} |"
         for depth, (agreement, overlap) in enumerate(zip(best["agreement"], best["overlap"], strict=True))
     ]
+    measured = [line for one in card.get("measured", ()) for line in _measured(one)]
     settings = [f"| {name} | {value} |" for name, value in card["settings"].items()]
     return "\n".join(
         [
@@ -78,6 +81,7 @@ def page(card: Mapping[str, Any]) -> str:
             "|---|---|---|",
             *depths,
             "",
+            *measured,
             "## Data",
             "",
             f"{data['answers']:,} answers of the target itself, {data['tokens']:,} tokens, "
@@ -95,3 +99,26 @@ def page(card: Mapping[str, Any]) -> str:
             "",
         ]
     )
+
+
+def _measured(one: Mapping[str, Any]) -> list[str]:
+    """What `paceline train eval` found at one temperature."""
+    depths = ", ".join(f"{share:.3f}" for share in one["accepted_at_least"])
+    return [
+        f"## Measured at temperature {one['temperature']:g}",
+        "",
+        f"{one['prompts']} prompts ({one['prompts_from']}), at most {one['max_tokens']} tokens each, drafter "
+        f"{one['drafter']}, policy {one['policy']}, {one['cpu']}, {one['threads']} threads. ratio: plain "
+        "decoding's time by the drafter's, the median over prompts.",
+        "",
+        f"Passes that kept 1, 2, ... drafted tokens or more: {depths}.",
+        "",
+        "| category | τ | ratio |",
+        "|---|---|---|",
+        f"| all | {one['tau']:.2f} | {one['ratio']:.2f} |",
+        *(
+            f"| {category} | {part['tau']:.2f} | {part['ratio']:.2f} |"
+            for category, part in one["by_category"].items()
+        ),
+        "",
+    ]

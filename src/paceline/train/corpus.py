@@ -27,7 +27,7 @@ class Corpus:
 
     Where the data set holds no states the target computes them, by the same passes that answer requests:
     `threads` of them. Raises TrainingError for a data set that is damaged or has no such answers, or if the
-    target is not the one that gave them; ConfigError for a max_length below 4.
+    target is not the one that gave them.
     """
 
     def __init__(self, folder: Path, max_length: int, threads: int | None) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
@@ -80,7 +81,6 @@ class Run:
         self._average = dict(self._averaged.named_parameters())
         self._best = {name: weight.detach().clone() for name, weight in self._named.items()}
         self.progress = Progress()
-        self._log_lines: list[bytes] = []
         self._begin(data)
 
     def _fresh(self) -> Architecture:
@@ -149,12 +149,12 @@ class Run:
 
     def _step(self, step: int, places: list[list[int]]) -> dict[str, Any]:
         """One step of the optimiser over some batches; what is logged of it."""
-        rate = self._rate(step)
+        settings, rate = self.settings, self._rate(step)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         depths = self.drafter.depths
         totals = [max(1, self.plan.bases(places, depth)) for depth in range(depths)]
-        weights = [self.settings.depth_decay**depth for depth in range(depths)]
+        weights = [settings.depth_decay**depth for depth in range(depths)]
         losses, overlaps = [0.0] * depths, [0.0] * depths
         for own in places:
             batch = collate(self.corpus, own, self.device)
@@ -163,7 +163,7 @@ class Run:
                 laws = Laws(self.teacher, self.drafter.vocabulary, batch, depths, whole=False)
                 for depth, logits in enumerate(self.drafter(batch)):
                     law = laws.at(depth)
-                    loss = divergence(logits, law).sum() / totals[depth]
+                    loss = divergence(settings.loss, logits, law).sum() / totals[depth]
                     total = total + weights[depth] * loss
                     losses[depth] += float(loss.detach())
                     with torch.no_grad():
@@ -171,14 +171,14 @@ class Run:
                         overlaps[depth] += float(shared) / totals[depth]
             if isinstance(total, Tensor) and total.requires_grad:
                 total.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self._named.values(), self.settings.clip)
+        norm = torch.nn.utils.clip_grad_norm_(self._named.values(), settings.clip)
         if not math.isfinite(float(norm)):
             raise TrainingError(
                 f"step {step + 1}: the gradient is no number; lower the learning rate, or use float32"
             )
         self._optimizer.step()
         self._optimizer.zero_grad()
-        keep = min(self.settings.ema, (1 + step) / (10 + step))  # few steps make a short average
+        keep = min(settings.ema, (1 + step) / (10 + step))  # few steps make a short average
         with torch.no_grad():
             for name, weight in self._named.items():
                 self._average[name].lerp_(weight, 1 - keep)
@@ -250,9 +250,10 @@ class Run:
         return record
 
     def _log(self, line: dict[str, Any]) -> None:
-        self._log_lines.append(json.dumps(line).encode() + b"\n")
         with (self.folder / LOG).open("ab") as file:
-            file.write(self._log_lines[-1])
+            file.write(json.dumps(line).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())  # a checkpoint counts on it
 
     def _logged(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in (self.folder / LOG).read_bytes().splitlines()]

@@ -17,12 +17,24 @@ BLOCK = 512
 """Laws over the target's whole vocabulary that are in memory at once."""
 
 
-def divergence(logits: Tensor, law: Tensor) -> Tensor:
-    """Σ p log(p/q) for each row, in nats: float32 [n]. logits: the drafter's, [n, D]; law: p, [n, D].
+def divergence(kind: str, logits: Tensor, law: Tensor) -> Tensor:
+    """How far the drafter's law q is from the target's law p, for each row: float32 [n].
 
-    The gradient is that of the cross entropy. Source: Zhou et al., "DistillSpec", 2023 (arXiv 2310.08461).
+    kind: "kl", Σ p log(p/q) in nats, whose gradient is that of the cross entropy; "jsd", the mean of that
+    divergence of p and of q from their middle; "tv", Σ |p - q| / 2, which is 1 less the overlap. logits: the
+    drafter's, [n, D]; law: p, [n, D].
+
+    Source: Zhou et al., "DistillSpec", 2023 (arXiv 2310.08461).
     """
-    return torch.xlogy(law, law).sum(-1) - (law * logits.float().log_softmax(-1)).sum(-1)
+    log_q = logits.float().log_softmax(-1)
+    if kind == "kl":
+        return torch.xlogy(law, law).sum(-1) - (law * log_q).sum(-1)
+    q = log_q.exp()
+    if kind == "tv":
+        return (law - q).abs().sum(-1) / 2
+    # Where both are 0, so is what the logarithm is multiplied by.
+    middle = ((law + q) / 2).clamp_min(torch.finfo(torch.float32).tiny).log()
+    return ((torch.xlogy(law, law) + q * log_q - (law + q) * middle) / 2).sum(-1)
 
 
 class Laws:

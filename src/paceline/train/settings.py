@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from paceline.errors import ConfigError
 
+LOSSES = ("kl", "jsd", "tv")
+DTYPES = ("bfloat16", "float32")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
@@ -18,6 +21,7 @@ class Settings:
     max_length        tokens of an answer with its prompt; longer ones are cut
     learning_rate     at its highest; it rises over the share `warmup` of all steps, then falls as a cosine
     weight_decay, clip   AdamW's decay of matrices; largest norm of the gradient
+    loss              what is made small: "kl", "jsd" or "tv", see `paceline.train.losses.divergence`
     depth_decay       weight of each depth's loss compared with that of the depth before
     ema               part of the average of all parameters that a step leaves as it is; the average is what
                       is measured and kept
@@ -36,6 +40,7 @@ class Settings:
     warmup: float = 0.05
     weight_decay: float = 0.01
     clip: float = 1.0
+    loss: str = "kl"
     depth_decay: float = 0.8
     ema: float = 0.999
     dtype: str = "bfloat16"
@@ -68,5 +73,6 @@ class Settings:
         for name, (low, high) in ranges.items():
             if not low <= getattr(self, name) <= high:
                 raise ConfigError(f"{name} is {getattr(self, name)}, allowed: {low} to {high}")
-        if self.dtype not in ("bfloat16", "float32"):
-            raise ConfigError(f"dtype is {self.dtype!r}, allowed: bfloat16, float32")
+        for name, allowed in (("loss", LOSSES), ("dtype", DTYPES)):
+            if getattr(self, name) not in allowed:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}, allowed: {', '.join(allowed)}")

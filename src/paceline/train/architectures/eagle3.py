@@ -40,6 +40,8 @@ def build(teacher: Teacher, *, depths: int = 5, draft_vocab: int = 8192) -> Eagl
     """
     if not 1 <= depths <= 16:
         raise ConfigError(f"depths is {depths}, allowed: 1 to 16")
+    if not teacher.layer_ids:
+        raise ConfigError("eagle3 reads hidden states of inner layers; make data that has some (--taps)")
     return Eagle3(teacher, depths, teacher.likeliest(min(draft_vocab, len(teacher.counts))))
 
 

@@ -1,0 +1,96 @@
+"""What a trained drafter really brings: measured with the engine, and written into its card."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from paceline.bench import speed
+from paceline.errors import TrainingError
+from paceline.models.cache import write_atomically
+from paceline.models.registry import resolve
+from paceline.sampling import SamplingParams
+from paceline.train import card as cards
+from paceline.train.tensors import sha256_of
+
+_KEPT = ("prompts", "prompts_from", "max_tokens", "temperature", "policy")
+_FIGURES = ("tau", "ratio", "ratio_low", "ratio_high", "acceptance_rate", "accepted_at_least", "tokens")
+
+
+def evaluate(
+    folder: Path,
+    *,
+    model: str | None,
+    options: str,
+    prompts: Path | None,
+    limit: int | None,
+    max_tokens: int,
+    temperatures: Sequence[float],
+    policy: str,
+    threads: int | None,
+    note: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    """Measure a drafter that `paceline train run` made at each temperature, against plain decoding in the
+    same run, and put the result into its card in place of an earlier one.
+
+    model: the target, by default under the name that the card has. options: of the drafter, as in
+    "widths=1x1x1". Returns one report of `paceline bench speed` for each temperature. Raises TrainingError
+    for a folder without a card or another target, and what `paceline.bench.speed.run` raises.
+    """
+    path = folder / "card.json"
+    try:
+        card = json.loads(path.read_bytes())
+        architecture = card["settings"]["arch"].partition(":")[0]
+        model = model or card["target"]
+        wanted = card["target_sha256"]
+    except OSError as error:
+        raise TrainingError(f"{path}: {error.strerror}; `paceline train run` writes it") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise TrainingError(f"{path}: is damaged") from None
+    target = resolve(model)
+    if not target.is_file() or sha256_of(target) != wanted:
+        raise TrainingError(
+            f"{folder}: was trained for another file than {model}; name its target with --model"
+        )
+    drafter = f"{architecture}:model={folder}" + (f",{options}" if options else "")
+    reports = [
+        speed.run(
+            model=model,
+            drafters=[drafter],
+            prompts=prompts,
+            limit=limit,
+            params=SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=0),
+            threads=threads,
+            note=note,
+            policy=policy,
+        )
+        for temperature in temperatures
+    ]
+    card["measured"] = [
+        _summary(report, architecture + (f":{options}" if options else "")) for report in reports
+    ]
+    for file, text in ((path, json.dumps(card, indent=1)), (folder / "card.md", cards.page(card))):
+        try:
+            with write_atomically(file) as written:
+                written.write(text.encode())
+        except OSError as error:
+            raise TrainingError(f"{file}: {error.strerror or error}") from None
+    return reports
+
+
+def _summary(report: dict[str, Any], drafter: str) -> dict[str, Any]:
+    """What the card keeps of a report."""
+    (found,) = report["drafters"].values()
+    return {
+        **{name: report[name] for name in _KEPT},
+        "drafter": drafter,
+        "cpu": report["machine"]["cpu"],
+        "threads": report["machine"]["threads"],
+        **{name: found[name] for name in _FIGURES},
+        "by_category": {
+            category: {name: part[name] for name in _FIGURES}
+            for category, part in found["by_category"].items()
+        },
+    }
