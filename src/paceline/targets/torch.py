@@ -23,7 +23,9 @@ from torch import Tensor
 
 from paceline.core import Draft, Scores, TargetInfo, Tree, Verdict, View
 from paceline.errors import CapacityError, ConfigError
+from paceline.kernels.packing import Embedding, pack
 from paceline.targets.torch_attention import Cached, Pass, Span, Switch, ancestors, blocks
+from paceline.targets.weights import aligned
 
 PAGE_TOKENS = 16
 CACHE_SEQUENCES = 4
@@ -98,6 +100,12 @@ class TorchTarget:
             ]
         features = {tap: np.concatenate([call.features[tap] for call in calls]) for tap in taps}
         return Scores(np.concatenate([call.logits for call in calls]), features)
+
+    def embedding(self) -> Embedding:
+        """The embeddings of the tokens, for trained drafters, which run on the CPU kernels: as bfloat16."""
+        weight = self.model.get_input_embeddings().weight.detach()
+        halves = weight.to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy()
+        return Embedding("BF16", aligned(pack("BF16", halves.view(np.uint8))), *weight.shape)
 
     def _row(self, draft: Draft, row: int) -> _Row:
         """What a row's nodes may see. Raises ValueError if it does not start where its cache ends."""
