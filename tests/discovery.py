@@ -98,7 +98,7 @@ def trained(target: Target) -> NativeEagle3:
         config = replace(
             CONFIG, vocab_size=info.vocab_size, target_hidden=hidden, layer_ids=(0, layers // 2, layers)
         )
-        return run(random_drafter(config, embeddings=True), target.embedding, layers)
+        return run(random_drafter(config, embeddings=True), target.embedding(), layers)
     table = target.table  # type: ignore[attr-defined]
     weights = additive_drafter(table.mean(1), table.mean(0) - table.mean((0, 1)))
     return run(

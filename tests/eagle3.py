@@ -89,7 +89,7 @@ def rounded(values: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def folder_of(weights: Eagle3Weights, folder: Path, to: str = "vllm") -> Path:
     """The drafter in a folder."""
-    return export(weights, to, folder, "target", layers=6).folder
+    return export(weights, to, folder, "target").folder
 
 
 def embedding_of(values: NDArray[np.float32]) -> Embedding:

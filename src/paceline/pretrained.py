@@ -69,18 +69,19 @@ def offers(target: Target, tokenizer: Any) -> dict[str, Any]:
         threads = getattr(target, "threads", None)
         return load_model(model, threads=threads, cache_tokens=target.info.cache_tokens)
 
-    embedding: Any = getattr(target, "embedding", None)
+    embedding = getattr(target, "embedding", None)
 
     def load_drafter(folder: str) -> NativeEagle3:
         from paceline.models.drafter_folder import read_drafter
         from paceline.trained.eagle3 import NativeEagle3
 
-        info, threads = target.info, getattr(target, "threads", 1)
+        assert embedding is not None, "it is not offered then"
+        info = target.info
         return NativeEagle3(
             read_drafter(Path(folder)),
-            embedding,
-            info.layers,
-            threads=threads,
+            embedding(),
+            sum(tap.startswith("hidden.") for tap in info.taps) - 1,  # the first are the embeddings
+            threads=getattr(target, "threads", 1),
             cache_tokens=info.cache_tokens,
             max_positions=info.max_positions,
         )

@@ -176,11 +176,11 @@ def test_the_targets_packed_rows_are_the_embeddings() -> None:
     from paceline.targets.native import NativeTarget
 
     target = NativeTarget(TARGET, threads=1)
-    kind, packed, *shape = target.embedding
+    kind, packed, *shape = target.embedding()
     table = dequantise(kind, shape[0], shape[1], packed)
     draft, given = draft_of([(0, [5, 7, 9], 0, 3, NOTHING)]), features(1, 3)
     weights = random_drafter()
-    shared = run(weights, target.embedding, 3).forward(draft, given)[0]
+    shared = run(weights, target.embedding(), 3).forward(draft, given)[0]
     wanted = forward(weights, table[[5, 7, 9]], given)[0][-1]
     assert np.abs(shared - wanted).max() < 0.2 * wanted.std()
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,10 +18,13 @@ from paceline.core import NOTHING, Draft, Tree, Verdict, View
 from paceline.drafters import load
 from paceline.engine import Engine
 from paceline.errors import ConfigError
+from paceline.kernels.packing import dequantise
+from paceline.pretrained import offers
 from paceline.sampling import SamplingParams
 from paceline.targets.torch import TorchTarget
 from paceline.targets.torch_cache import Pool
 from paceline.targets.torch_models import longest
+from tests.eagle3 import CONFIG, folder_of, random_drafter
 from tests.torch.families import FAMILIES, VOCABULARY, model, small
 
 ROWS = 8
@@ -278,3 +283,22 @@ def test_requests_that_begin_alike_share_what_was_read() -> None:
         answers.append([done.token_ids for done in made.generate(prompts, SAMPLED)])
         assert made.load.prefix_hit_tokens == shares * 2 * 32
     assert answers[0] == answers[1]
+
+
+def test_a_trained_drafter_reads_the_models_hidden_states_and_embeddings(tmp_path: Path) -> None:
+    config = replace(
+        CONFIG, hidden=32, target_hidden=32, vocab_size=VOCABULARY, draft_vocab_size=40, layer_ids=(0, 1, 2)
+    )
+    folder = folder_of(random_drafter(config), tmp_path / "drafter")
+    target = TorchTarget(model("llama"), rows=ROWS)
+    exact = model("llama").get_input_embeddings().weight.detach().numpy()
+    kind, packed, *shape = target.embedding()
+    np.testing.assert_allclose(dequantise(kind, *shape[:2], packed), exact, rtol=0.01)
+    spec = f"eagle3:model={folder},min_probability=0"
+    drafters = {spec: load(spec, target.info, **offers(target, None)), "none": load("none", target.info)}
+    engine = Engine(target, drafters, drafter=spec)
+    prompts = [words(length, length) for length in (3, 30)]
+    drafted, plain = (engine.generate(prompts, SAMPLED, name) for name in (spec, "none"))
+    assert engine.load.draft_failures == {}
+    assert sum(one.stats.drafted for one in drafted) > 20
+    assert [one.token_ids for one in drafted] == [one.token_ids for one in plain]

@@ -74,13 +74,8 @@ class NativeTarget:
         }
         self.model = kernels.make_model(weights.shape, weights.tensors, **common, threads=threads)
         self.isa: str = self.model.isa
-        self.embedding = Embedding(
-            weights.tensors["token_embd.weight.type"],
-            weights.tensors["token_embd.weight"],
-            config.vocab_size,
-            config.hidden,
-            config.embedding_scale,
-        )
+        packed, kind = (weights.tensors[f"token_embd.weight{part}"] for part in ("", ".type"))
+        self._embedding = Embedding(kind, packed, config.vocab_size, config.hidden, config.embedding_scale)
         self._logits = self._logits_room(1)
 
     @staticmethod
@@ -156,6 +151,10 @@ class NativeTarget:
     def release(self, slots: Sequence[int]) -> None:
         """Forget these sequences and free their pages."""
         self.model.release(list(slots))
+
+    def embedding(self) -> Embedding:
+        """The embeddings of the tokens, for trained drafters that use them too."""
+        return self._embedding
 
     def pages(self, slot: int) -> Sequence[int]:
         """See `paceline.core.PageSharing`."""

@@ -24,10 +24,12 @@ from torch import Tensor
 from paceline.core import NOTHING, Draft, Scores, TargetInfo, Tree, Verdict, View
 from paceline.device import OnDevice
 from paceline.errors import ConfigError
+from paceline.kernels.packing import Embedding, pack
 from paceline.targets._options import within
 from paceline.targets.torch_attention import Pass, Source, Span, Switch, ancestors, blocks
 from paceline.targets.torch_cache import PAGE_TOKENS, Pool
 from paceline.targets.torch_models import EncoderDecoder, Seen, VisionLanguage, calls_of, longest
+from paceline.targets.weights import aligned
 
 CACHE_SEQUENCES = 4
 """Unless told otherwise the cache holds this many sequences of full length."""
@@ -123,6 +125,12 @@ class TorchTarget:
             return logits.numpy()
         torch.accelerator.synchronize()
         return OnDevice(logits)
+
+    def embedding(self) -> Embedding:
+        """The embeddings of the tokens, for trained drafters, which run on the CPU kernels: as bfloat16."""
+        weight = self.model.get_input_embeddings().weight.detach()
+        halves = weight.to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy()
+        return Embedding("BF16", aligned(pack("BF16", halves.view(np.uint8))), *weight.shape)
 
     def _row(self, draft: Draft, row: int) -> _Row:
         """What a row's nodes may see."""
