@@ -20,7 +20,8 @@ from paceline.train import answers as data
 from paceline.train.dataset import Answer, Manifest
 from paceline.train.questions import invent, read_prompts
 from paceline.train.recorder import Recorder
-from paceline.train.tensors import read_tensors, to_bfloat16, to_float32, write_tensors
+from paceline.models.bfloat16 import to_bfloat16, to_float32
+from paceline.models.safetensors_file import map_safetensors, write_safetensors
 from tests.train.conftest import WORDS, Make, answers_of
 
 TAPS = ("hidden.0", "hidden.1")
@@ -232,9 +233,9 @@ def test_tensors_come_back_as_they_were(tmp_path: Path) -> None:
         "c": np.array([1 << 40]),
         "d": to_bfloat16(np.array([[0.1, -3e38]], np.float32)),
     }
-    size, _ = write_tensors(tmp_path / "t.safetensors", tensors)
+    size, _ = write_safetensors(tmp_path / "t.safetensors", tensors)
     assert size == (tmp_path / "t.safetensors").stat().st_size
-    for name, array in read_tensors(tmp_path / "t.safetensors").items():
+    for name, array in map_safetensors(tmp_path / "t.safetensors").items():
         np.testing.assert_array_equal(array, tensors[name], strict=True)
 
 

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from paceline.train.batches import collate
 from paceline.train.loop import Run
 from paceline.train.settings import Settings
-from paceline.train.tensors import read_tensors, to_float32
+from paceline.models.bfloat16 import to_float32
+from paceline.models.safetensors_file import map_safetensors
 from tests.train.conftest import Make
 
 Floats = np.ndarray[Any, Any]
@@ -166,7 +167,7 @@ def test_the_target_in_a_data_set_gives_the_targets_law(run: Run, sharp: Path) -
 
 def test_shards_are_what_the_library_of_the_format_reads(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "data" / "shard-00000.safetensors"
-    ours, theirs = read_tensors(path), load_file(path)
+    ours, theirs = map_safetensors(path), load_file(path)
     assert ours.keys() == theirs.keys()
     for name, array in ours.items():
         if name == "states":

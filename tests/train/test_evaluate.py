@@ -11,7 +11,7 @@ import pytest
 
 from paceline.cli.main import run
 from paceline.train import card
-from paceline.train.tensors import sha256_of
+from paceline.models.cache import sha256_of
 from tests.eagle3 import CONFIG, folder_of, random_drafter
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from paceline.train.batches import collate
 from paceline.train.loop import Run
 from paceline.train.settings import Settings
-from paceline.train.tensors import to_float32
+from paceline.models.bfloat16 import to_float32
 from tests.train.conftest import Make
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from paceline.errors import ModelFileError
+from paceline.models.bfloat16 import narrowed
 from paceline.models.safetensors_file import read_safetensors, write_safetensors
 
 
@@ -58,7 +60,9 @@ def test_what_is_written_reads_back_and_takes_half_the_room_where_it_can(tmp_pat
         "none": exact[:0],
     }
     path = tmp_path / "folder" / "model.safetensors"
-    write_safetensors(path, tensors)
+    size, digest = write_safetensors(path, tensors | {"short": narrowed(short)})
+    assert size == path.stat().st_size
+    assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
     found = read_safetensors(path)
     assert list(found) == list(tensors)
     for name, tensor in tensors.items():
@@ -67,8 +71,8 @@ def test_what_is_written_reads_back_and_takes_half_the_room_where_it_can(tmp_pat
     header = json.loads(path.read_bytes()[8:].split(b"}}", 1)[0] + b"}}")
     assert header["exact"]["dtype"] == "F32"
     assert header["short"] == entry("BF16", [3, 5], 60, 90)
-    with pytest.raises(ValueError, match="tensors of float64 cannot be written"):
-        write_safetensors(path, {"a": np.zeros(1)})
+    with pytest.raises(ValueError, match="tensors of complex128 cannot be written"):
+        write_safetensors(path, {"a": np.zeros(1, complex)})
 
 
 @pytest.mark.parametrize(

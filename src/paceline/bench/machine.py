@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from paceline.models.cache import sha256_of
 from paceline.models.registry import resolve
 
 PACKAGES = ("paceline", "numpy", "tokenizers")
@@ -41,14 +42,9 @@ def versions() -> dict[str, str]:
 def provenance(model: str) -> dict[str, Any]:
     """The very model file, or all weights of a folder, by their checksum, and when it was measured."""
     path = resolve(model)
-    checksums = [_checksum(file) for file in sorted(path.glob("*.safetensors"))] if path.is_dir() else []
-    checksum = hashlib.sha256("".join(checksums).encode()).hexdigest() if checksums else _checksum(path)
+    checksums = [sha256_of(file) for file in sorted(path.glob("*.safetensors"))] if path.is_dir() else []
+    checksum = hashlib.sha256("".join(checksums).encode()).hexdigest() if checksums else sha256_of(path)
     return {"model_sha256": checksum, "date": datetime.now(UTC).isoformat(timespec="seconds")}
-
-
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def usable_cores() -> int:

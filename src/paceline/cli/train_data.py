@@ -106,7 +106,7 @@ def command(
     from paceline.bench.progress import progress_bar
     from paceline.train import answers as data
     from paceline.train.dataset import Answer
-    from paceline.train.tensors import sha256_of
+    from paceline.models.cache import sha256_of
 
     if prompts is not None:
         source_of_invent = click.get_current_context().get_parameter_source("invent")

@@ -1,7 +1,8 @@
-"""The folder for what Paceline keeps on disk, and the only way anything is written into it."""
+"""The folder for what Paceline keeps on disk, and the only way files are written."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import sys
@@ -43,6 +44,12 @@ def write_atomically(path: Path) -> Iterator[BinaryIO]:
             partial.unlink()
         raise
     _sync_folder(path.parent)
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,6 +1,7 @@
-"""Files of safetensors, read into NumPy arrays and written.
+"""Files of safetensors, as NumPy arrays. bfloat16 numbers are uint16 (`paceline.models.bfloat16`).
 
-The library of that name is not used: its NumPy part does not know bfloat16, which drafters are kept in.
+The library of that name is not used: its NumPy part does not know bfloat16, which drafters and hidden states
+are kept in.
 
 Source: the format's own description (huggingface/safetensors, README): 8 bytes length of a JSON header, the
 header, then the data of all tensors.
@@ -8,6 +9,7 @@ header, then the data of all tensors.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from math import prod
@@ -18,24 +20,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paceline.errors import ModelFileError
+from paceline.models.bfloat16 import to_float32
 from paceline.models.cache import write_atomically
 
 _TYPES: dict[str, type[Any]] = {
     "F64": np.float64,
     "F32": np.float32,
     "F16": np.float16,
-    "BF16": np.uint16,  # NumPy has none
+    "BF16": np.uint16,
     "I64": np.int64,
     "I32": np.int32,
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
+_NAMES = {np.dtype(kind): name for name, kind in _TYPES.items()}
 _MAX_HEADER = 100_000_000
 """What the format allows."""
 
 
-def read_safetensors(path: Path) -> dict[str, NDArray[Any]]:
-    """{name: tensor}; all kinds of floats become float32, the others stay what they are.
+def map_safetensors(path: Path) -> dict[str, NDArray[Any]]:
+    """{name: tensor} as the file holds them; they stay on disk and are mapped.
 
     Raises ModelFileError if the file is missing, cut off or damaged, or holds other kinds of numbers.
     """
@@ -54,6 +58,12 @@ def read_safetensors(path: Path) -> dict[str, NDArray[Any]]:
         raise ModelFileError(f"{path} is damaged: {type(error).__name__}: {error}") from None
 
 
+def read_safetensors(path: Path) -> dict[str, NDArray[Any]]:
+    """{name: tensor} in memory; all kinds of floats become float32, the others stay what they are. Raises
+    like `map_safetensors`."""
+    return {name: _plain(tensor) for name, tensor in map_safetensors(path).items()}
+
+
 def _tensor(place: Any, body: NDArray[np.uint8]) -> NDArray[Any]:
     """Raises ValueError for a place that is none, and whatever comes of one that is not described."""
     kind, shape, (start, end) = place["dtype"], place["shape"], place["data_offsets"]
@@ -65,39 +75,38 @@ def _tensor(place: Any, body: NDArray[np.uint8]) -> NDArray[Any]:
         raise ValueError(f"a tensor of shape {shape} in {end - start} bytes")
     if end > len(body):
         raise ValueError(f"the file is cut off: {len(body)} bytes of tensors, {end} expected")
-    values: NDArray[Any] = body[start:end].copy().view(_TYPES[kind]).reshape(shape)
-    if kind == "BF16":
-        return (values.astype(np.uint32) << 16).view(np.float32)
-    return values.astype(np.float32) if kind in ("F64", "F16") else values
+    values: NDArray[Any] = body[start:end].view(_TYPES[kind]).reshape(shape)
+    return values
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
-    """Write tensors of float32, int64, int32, uint8 or bool; float32 whose values are all bfloat16's as
-    those.
+def _plain(tensor: NDArray[Any]) -> NDArray[Any]:
+    if tensor.dtype == np.uint16:
+        return to_float32(np.asarray(tensor))
+    return np.array(tensor, np.float32 if tensor.dtype.kind == "f" else tensor.dtype)
 
-    The file appears whole or not at all. Raises OSError; ValueError for another kind of numbers.
+
+def write_safetensors(path: Path, tensors: Mapping[str, NDArray[Any]]) -> tuple[int, str]:
+    """Write tensors; the file appears whole or not at all. Returns its bytes and its SHA-256.
+
+    Raises OSError; ValueError for a kind of numbers that the format, or `map_safetensors`, does not have.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    parts = []
     at = 0
     for name, tensor in tensors.items():
-        kind, part = _stored(np.ascontiguousarray(tensor).reshape(np.shape(tensor)))
-        header[name] = {"dtype": kind, "shape": tensor.shape, "data_offsets": [at, at + part.nbytes]}
-        parts.append(part)
-        at += part.nbytes
+        if tensor.dtype not in _NAMES:
+            raise ValueError(f"tensors of {tensor.dtype} cannot be written")
+        end = at + tensor.nbytes
+        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": tensor.shape, "data_offsets": [at, end]}
+        at = end
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
+    digest = hashlib.sha256()
     with write_atomically(path) as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for part in parts:
-            file.write(part.tobytes())
+        for part in (len(text).to_bytes(8, "little"), text, *map(_bytes, tensors.values())):
+            file.write(part)
+            digest.update(part)
+    return 8 + len(text) + at, digest.hexdigest()
 
 
-def _stored(tensor: NDArray[Any]) -> tuple[str, NDArray[Any]]:
-    if tensor.dtype == np.float32:
-        bits = tensor.view(np.uint32)
-        return ("F32", tensor) if (bits & 0xFFFF).any() else ("BF16", (bits >> 16).astype(np.uint16))
-    for kind in ("I64", "I32", "U8", "BOOL"):
-        if tensor.dtype == _TYPES[kind]:
-            return kind, tensor
-    raise ValueError(f"tensors of {tensor.dtype} cannot be written")
+def _bytes(tensor: NDArray[Any]) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(tensor).reshape(-1).view(np.uint8)

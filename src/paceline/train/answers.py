@@ -20,6 +20,8 @@ from paceline.drafters import load
 from paceline.engine import Engine
 from paceline.errors import ConfigError, TrainingError
 from paceline.kernels.packing import dequantise
+from paceline.models.bfloat16 import to_bfloat16
+from paceline.models.cache import sha256_of
 from paceline.models.registry import resolve
 from paceline.models.tokenizer import Tokenizer
 from paceline.noise import choice_seed
@@ -33,12 +35,12 @@ from paceline.train.dataset import (
     Manifest,
     ShardWriter,
     TargetRecord,
+    put_tensors,
     size_of,
 )
 from paceline.train.in_order import Job, in_order
 from paceline.train.questions import PROMPTS, Messages, invent, prompt_ids, read_prompts, write_prompts
 from paceline.train.recorder import Recorder
-from paceline.train.tensors import sha256_of, to_bfloat16, write_tensors
 
 AHEAD = 4
 """Requests under way for each that runs: so many may wait for an older one that takes longer."""
@@ -246,7 +248,7 @@ def _jobs(prompts: Sequence[Messages], tokenizer: Tokenizer, recipe: Recipe, don
 def _begin(folder: Path, source: Source, wanted: Manifest) -> Manifest:
     """The manifest of what is in the folder already, or a new one."""
     if not (folder / MANIFEST).exists():
-        _, digest = write_tensors(folder / TARGET, target_tensors(source.weights))
+        _, digest = put_tensors(folder / TARGET, target_tensors(source.weights))
         manifest = replace(wanted, target_sha256=digest)
         manifest.write(folder)
         return manifest

@@ -22,9 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paceline.errors import TrainingError
-from paceline.models.cache import write_atomically
+from paceline.models.cache import sha256_of, write_atomically
 from paceline.models.config import ModelConfig
-from paceline.train.tensors import read_tensors, sha256_of, write_tensors
+from paceline.models.safetensors_file import map_safetensors, write_safetensors
 
 MANIFEST = "manifest.json"
 TARGET = "target.safetensors"
@@ -166,7 +166,15 @@ def read_checked(path: Path, sha256: str) -> dict[str, NDArray[Any]]:
         raise TrainingError(f"{path}: {error.strerror or error}") from None
     if found != sha256:
         raise TrainingError(f"{path}: is damaged or cut short, its checksum does not match; make it anew")
-    return read_tensors(path)
+    return map_safetensors(path)
+
+
+def put_tensors(path: Path, tensors: Mapping[str, NDArray[Any]]) -> tuple[int, str]:
+    """Write tensors; the bytes of the file and its SHA-256. Raises TrainingError if the disk does not take it."""
+    try:
+        return write_safetensors(path, tensors)
+    except OSError as error:
+        raise TrainingError(f"{path}: {error.strerror or error}") from None
 
 
 class ShardWriter:
@@ -202,7 +210,7 @@ class ShardWriter:
         if states:
             tensors["states"] = np.concatenate(states)
         name = f"shard-{len(self.manifest.shards):05}.safetensors"
-        size, digest = write_tensors(self._folder / name, tensors)
+        size, digest = put_tensors(self._folder / name, tensors)
         tokens = len(tensors["tokens"])
         shard = Shard(name, len(answers), tokens, tokens - int(tensors["prompts"].sum()), size, digest)
         self.manifest = replace(self.manifest, requests=requests, shards=(*self.manifest.shards, shard))

@@ -30,7 +30,7 @@ from paceline.train.corpus import Corpus
 from paceline.train.losses import Estimate, Laws, compared, divergence
 from paceline.train.settings import Settings
 from paceline.train.teacher import Teacher
-from paceline.train.tensors import to_float32
+from paceline.models.bfloat16 import to_float32
 
 RUN, LOG = "run.json", "log.jsonl"
 _SAMPLE = 16

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from paceline.core import NOTHING, Budget, Drawn, Step, Tree, View
 from paceline.errors import TrainingError
-from paceline.train.tensors import to_bfloat16
+from paceline.models.bfloat16 import to_bfloat16
 
 
 class Recorder:

@@ -16,6 +16,7 @@ import numpy as np
 from paceline.errors import ConfigError, ModelFileError
 from paceline.models.cache import write_atomically
 from paceline.models.drafter_folder import CONFIG, TENSORS, Eagle3Config, Eagle3Weights, read_drafter
+from paceline.models.bfloat16 import narrowed
 from paceline.models.safetensors_file import write_safetensors
 from paceline.trained.eagle3_reference import follow, fuse
 
@@ -62,7 +63,7 @@ def export(weights: Eagle3Weights, to: str, folder: Path, target: str, layers: i
         raise ConfigError("the drafter reads the target's embeddings, which SGLang does not hand to drafters")
     written = _speculators(config, ids, target) if to == "vllm" else _native(config, ids)
     named = {
-        (name.replace("layers.0.", "midlayer.") if to == "sglang" else name): tensor
+        (name.replace("layers.0.", "midlayer.") if to == "sglang" else name): narrowed(tensor)
         for name, tensor in weights.tensors.items()
     }
     known = np.zeros(config.vocab_size, np.bool_)
