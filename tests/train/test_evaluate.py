@@ -27,7 +27,8 @@ def drafter(tmp_path: Path, model: Path) -> Path:
         "calibration_error": 0.5,
     }  # fmt: skip
     record = {
-        "target": str(model), "target_sha256": sha256_of(model), "settings": {"arch": "eagle3:depths=3"},
+        "license": "", "target": str(model), "target_sha256": sha256_of(model),
+        "settings": {"arch": "eagle3:depths=3"},
         "data": {"answers": 1, "tokens": 9, "answer_tokens": 5, "temperatures": [0.0], "prompts_sha256": "0"},
         "steps": 1, "trained_tokens": 9, "seconds": 1.0, "device": "cpu", "parameters": 1, "bytes": 1,
         "estimate": line, "curve": [line],

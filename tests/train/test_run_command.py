@@ -30,10 +30,12 @@ def test_a_drafter_is_trained_and_summed_up(
     arguments = ("train", "run", str(data), "--out", str(tmp_path / "out"), *OPTIONS)
     assert run(arguments) == 0
     assert "estimated τ over held-out answers" in capsys.readouterr().out
-    assert run((*arguments, "--json")) == 0
+    assert "Licence: not said." in (tmp_path / "out" / "card.md").read_text()
+    assert run((*arguments, "--json", "--license", "Apache-2.0")) == 0
     card = json.loads(capsys.readouterr().out)
     assert card == json.loads((tmp_path / "out" / "card.json").read_text())
     assert card["steps"] == card["estimate"]["step"]
+    assert "Licence: Apache-2.0." in (tmp_path / "out" / "card.md").read_text()
 
 
 def test_misuse_is_one_line(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -70,8 +70,11 @@ def _settings_options(function: F) -> F:
 @_settings_options
 @click.option("--device", default="cpu", show_default=True, help="Of PyTorch, such as cpu or cuda.")
 @click.option("--threads", type=int, help="Threads on the CPU. [default: PyTorch's own choice]")
+@click.option("--license", default="", metavar="NAME", help="Of the drafter, for its card.")
 @click.option("--json", "as_json", is_flag=True, help="Print the drafter's card as JSON.")
-def command(data: Path, out: Path, device: str, threads: int | None, as_json: bool, **settings: Any) -> None:
+def command(
+    data: Path, out: Path, device: str, threads: int | None, license: str, as_json: bool, **settings: Any
+) -> None:
     """Train a drafter on DATA, which `paceline train data` made.
 
     The same command goes on where it was interrupted.
@@ -92,7 +95,7 @@ def command(data: Path, out: Path, device: str, threads: int | None, as_json: bo
             loss = f", loss {log['loss'][0]:.3f}" if log else ""
             progress.update(task, completed=step, description=f"Training{loss}")
 
-        card = run.train(advance)
+        card = run.train(advance, license=license)
     if as_json:
         click.echo(json.dumps(card))
         return

@@ -21,9 +21,11 @@ def record(
     bytes: int,
     device: str,
     trained_tokens: int,
+    license: str,
 ) -> dict[str, Any]:
     """The card as JSON. curve: all measurements; the drafter is that of the best."""
     return {
+        "license": license,
         "target": manifest.target.model,
         "target_sha256": manifest.target.file_sha256,
         "vocabulary": manifest.target.vocabulary,
@@ -65,7 +67,8 @@ def page(card: Mapping[str, Any]) -> str:
             f"# A drafter for {card['target']}",
             "",
             f"{card['parameters']:,} parameters, {card['bytes']:,} bytes, trained on {card['device']} in "
-            f"{card['seconds']} s: {card['steps']} steps over {card['trained_tokens']:,} tokens.",
+            f"{card['seconds']} s: {card['steps']} steps over {card['trained_tokens']:,} tokens. Licence: "
+            f"{card['license'] or 'not said'}.",
             "",
             "## Estimates",
             "",

@@ -127,9 +127,9 @@ class Run:
             raise TrainingError(f"{log}: is cut short; choose another folder")
         checkpoint.put(log, held[: self.progress.log_bytes])
 
-    def train(self, advance: Callable[[int, dict[str, Any]], object]) -> dict[str, Any]:
+    def train(self, advance: Callable[[int, dict[str, Any]], object], *, license: str = "") -> dict[str, Any]:
         """Train to the end and write the drafter; its card. advance: called after each step with its number
-        and what was logged last."""
+        and what was logged last. license: of the drafter, for its card; empty: not said."""
         log: dict[str, Any] = {}
         started = perf_counter() - self.progress.seconds
         for step, batches in self.plan.steps(self.progress.step):
@@ -145,7 +145,7 @@ class Run:
             if last or (step + 1) % self.settings.checkpoint_every == 0:
                 self._save()
             advance(step + 1, log)
-        return self._finish()
+        return self._finish(license)
 
     def _step(self, step: int, places: list[list[int]]) -> dict[str, Any]:
         """One step of the optimiser over some batches; what is logged of it."""
@@ -226,7 +226,7 @@ class Run:
             for name, weight in self._average.items():
                 self._best[name].copy_(weight)
 
-    def _finish(self) -> dict[str, Any]:
+    def _finish(self, license: str) -> dict[str, Any]:
         """Write the drafter's folder, config.json last: a folder that has one is whole."""
         from safetensors.torch import save
 
@@ -242,6 +242,7 @@ class Run:
             bytes=len(data),
             device=str(self.device),
             trained_tokens=self.plan.tokens,
+            license=license,
         )
         checkpoint.put(self.folder / "model.safetensors", data)
         checkpoint.put(self.folder / "card.json", json.dumps(record, indent=1).encode())
