@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from paceline.models.cache import sha256_of
 from paceline.train import answers as data
 from paceline.train.dataset import Manifest
-from paceline.models.cache import sha256_of
 
 if find_spec("torch") is None or find_spec("safetensors") is None:
     collect_ignore = ["test_eagle3.py", "test_loop.py", "test_medusa.py", "test_run_command.py"]

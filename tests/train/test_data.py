@@ -12,6 +12,8 @@ import pytest
 from paceline.core import NOTHING, Draft, View
 from paceline.engine import Engine
 from paceline.errors import ConfigError, TrainingError
+from paceline.models.bfloat16 import to_bfloat16, to_float32
+from paceline.models.safetensors_file import map_safetensors, write_safetensors
 from paceline.models.tokenizer import Tokenizer
 from paceline.noise import choice_seed
 from paceline.sampling import SamplingParams
@@ -20,8 +22,6 @@ from paceline.train import answers as data
 from paceline.train.dataset import Answer, Manifest
 from paceline.train.questions import invent, read_prompts
 from paceline.train.recorder import Recorder
-from paceline.models.bfloat16 import to_bfloat16, to_float32
-from paceline.models.safetensors_file import map_safetensors, write_safetensors
 from tests.train.conftest import WORDS, Make, answers_of
 
 TAPS = ("hidden.0", "hidden.1")

@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from paceline.models.bfloat16 import to_float32
+from paceline.models.safetensors_file import map_safetensors
 from paceline.train.batches import collate
 from paceline.train.loop import Run
 from paceline.train.settings import Settings
-from paceline.models.bfloat16 import to_float32
-from paceline.models.safetensors_file import map_safetensors
 from tests.train.conftest import Make
 
 Floats = np.ndarray[Any, Any]

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from paceline.cli.main import run
-from paceline.train import card
 from paceline.models.cache import sha256_of
+from paceline.train import card
 from tests.eagle3 import CONFIG, folder_of, random_drafter
 
 

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from paceline.models.bfloat16 import to_float32
 from paceline.train.batches import collate
 from paceline.train.loop import Run
 from paceline.train.settings import Settings
-from paceline.models.bfloat16 import to_float32
 from tests.train.conftest import Make
 
 

@@ -104,9 +104,9 @@ def command(
     from click.core import ParameterSource
 
     from paceline.bench.progress import progress_bar
+    from paceline.models.cache import sha256_of
     from paceline.train import answers as data
     from paceline.train.dataset import Answer
-    from paceline.models.cache import sha256_of
 
     if prompts is not None:
         source_of_invent = click.get_current_context().get_parameter_source("invent")

@@ -9,11 +9,10 @@ from typing import Any
 
 from paceline.bench import speed
 from paceline.errors import TrainingError
-from paceline.models.cache import write_atomically
+from paceline.models.cache import sha256_of, write_atomically
 from paceline.models.registry import resolve
 from paceline.sampling import SamplingParams
 from paceline.train import card as cards
-from paceline.models.cache import sha256_of
 
 _KEPT = ("prompts", "prompts_from", "max_tokens", "temperature", "policy")
 _FIGURES = ("tau", "ratio", "ratio_low", "ratio_high", "acceptance_rate", "accepted_at_least", "tokens")

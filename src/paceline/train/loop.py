@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from paceline.errors import ConfigError, TrainingError
+from paceline.models.bfloat16 import to_float32
 from paceline.train import card, checkpoint
 from paceline.train.architectures import load
 from paceline.train.architectures._base import Architecture
@@ -30,7 +31,6 @@ from paceline.train.corpus import Corpus
 from paceline.train.losses import Estimate, Laws, compared, divergence
 from paceline.train.settings import Settings
 from paceline.train.teacher import Teacher
-from paceline.models.bfloat16 import to_float32
 
 RUN, LOG = "run.json", "log.jsonl"
 _SAMPLE = 16

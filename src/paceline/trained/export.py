@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from paceline.errors import ConfigError, ModelFileError
+from paceline.models.bfloat16 import narrowed
 from paceline.models.cache import write_atomically
 from paceline.models.drafter_folder import CONFIG, TENSORS, Eagle3Config, Eagle3Weights, read_drafter
-from paceline.models.bfloat16 import narrowed
 from paceline.models.safetensors_file import write_safetensors
 from paceline.trained.eagle3_reference import follow, fuse
 
