@@ -170,7 +170,7 @@ def read_checked(path: Path, sha256: str) -> dict[str, NDArray[Any]]:
 
 
 def put_tensors(path: Path, tensors: Mapping[str, NDArray[Any]]) -> tuple[int, str]:
-    """Write tensors; the bytes of the file and its SHA-256. Raises TrainingError if the disk does not take it."""
+    """Write tensors; the bytes of the file and its SHA-256. Raises TrainingError."""
     try:
         return write_safetensors(path, tensors)
     except OSError as error:
