@@ -100,9 +100,10 @@ def write_safetensors(path: Path, tensors: Mapping[str, NDArray[Any]]) -> tuple[
         at = end
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
+    parts: list[Any] = [len(text).to_bytes(8, "little"), text, *map(_bytes, tensors.values())]
     digest = hashlib.sha256()
     with write_atomically(path) as file:
-        for part in (len(text).to_bytes(8, "little"), text, *map(_bytes, tensors.values())):
+        for part in parts:
             file.write(part)
             digest.update(part)
     return 8 + len(text) + at, digest.hexdigest()
