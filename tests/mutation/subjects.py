@@ -101,7 +101,12 @@ SUBJECTS = (
     ),
     Subject(
         "paceline.request",
-        ("tests/unit/test_engine.py", "tests/unit/test_grammar.py", "tests/lossless/test_endings.py"),
+        (
+            "tests/unit/test_request.py",
+            "tests/unit/test_engine.py",
+            "tests/unit/test_grammar.py",
+            "tests/lossless/test_endings.py",
+        ),
         parts=("Request",),
     ),
 )

@@ -204,3 +204,32 @@ def test_a_node_that_was_not_scored_has_no_law() -> None:
     draft = Draft.pack(view, [Tree((), ())])
     with pytest.raises(KeyError):
         Laws(Scores(np.zeros((1, 4))), draft, view).draw(0, Noise([0]))
+
+
+def test_logits_that_are_not_finite_end_the_answer_there_and_are_noted() -> None:
+    view = View([0], [[1, 2]], [0], [2], [Controls(SamplingParams(), [], [1, 2])], [0], [2], ["none"])
+    draft = Draft.pack(view, [Tree.chain([3])])
+    for bad in ([np.nan, 0, 0, 0], [np.inf, 0, 0, 0], [-np.inf] * 4):
+        view.controls[0].failures.clear()
+        laws = Laws(Scores(np.array([[0, 1, 2, -np.inf], bad], np.float32)), draft, view)
+        assert laws.sound
+        laws.draw(1, Noise([0]))
+        assert laws.sound, "one token that cannot be is no failure"
+        assert view.controls[0].failures == {}
+        law = laws.law(2)
+        assert not laws.sound
+        assert law == pytest.approx([0.25] * 4)
+        assert view.controls[0].failures == {
+            (3,): ("error", "the target gave logits that are not finite, for the token at position 3")
+        }
+
+
+def test_a_drafter_is_told_that_nothing_is_left_and_that_is_no_failure() -> None:
+    logits = np.array([1.0, 2.0, 3.0])
+    controls = Controls(SamplingParams(logit_bias={1: -1.0}), [], [])
+    assert controls.attempt(logits, 0, ()).tolist() == [1, 1, 3]
+    controls = Controls(SamplingParams(logits_processor=lambda tokens, found: 1 / 0), [], [])
+    assert controls.attempt(logits, 0, ()).tolist() == [-np.inf] * 3
+    assert controls.failures == {}
+    assert controls.adjust(logits, 0, ()).tolist() == logits.tolist()
+    assert list(controls.failures) == [()]
