@@ -72,7 +72,12 @@ SUBJECTS = (
     ),
     Subject(
         "paceline.laws",
-        ("tests/unit/test_laws.py", "tests/unit/test_logprobs.py", "tests/unit/test_grammar.py"),
+        (
+            "tests/unit/test_laws.py",
+            "tests/unit/test_device.py",
+            "tests/unit/test_logprobs.py",
+            "tests/unit/test_grammar.py",
+        ),
         same=frozenset(
             {
                 "laws.py:41: 256 -> 257",  # room at the beginning, and how it grows

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from paceline.core import Draft, Lane, Scores, Tree, View
+from paceline.device import OnDevice
 from paceline.grammar import Grammar, Grammars
 from paceline.laws import Controls, Laws
 from paceline.noise import Noise, bits, choice_seed, gumbel
@@ -233,3 +234,26 @@ def test_a_drafter_is_told_that_nothing_is_left_and_that_is_no_failure() -> None
     assert controls.failures == {}
     assert controls.adjust(logits, 0, ()).tolist() == logits.tolist()
     assert list(controls.failures) == [()]
+
+
+@pytest.mark.parametrize("adjusts", [(), (0,), (1,), (0, 1)])
+def test_tokens_drawn_on_the_device_are_those_drawn_on_the_host(adjusts: tuple[int, ...]) -> None:
+    """Of some rows the host adjusts the logits, one reads its prompt, one node has no numbers."""
+    rng = np.random.default_rng(5)
+    params = [SamplingParams(temperature=0.9, top_p=0.9), SamplingParams(temperature=0), SamplingParams()]
+    for row in adjusts:
+        params[row] = SamplingParams(temperature=0.8, repetition_penalty=1.3)
+    histories = [[1, 2, 3], [4, 5], [6, 7, 8]]
+    controls = [Controls(one, [], history) for one, history in zip(params, histories, strict=True)]
+    view = View([0, 1, 2], histories, [0, 1, 0], [3, 2, 2], controls, [7, 8, 9], [3, 2, 3], ["none"] * 3,
+                wanted={0: range(1, 2)})  # fmt: skip
+    draft = Draft.pack(view, [Tree([5, 6, 7], [-1, -1, 0]), Tree.chain([1, 2]), Tree((), ())])
+    logits = rng.standard_normal((len(draft.scored), 40)).astype(np.float32)
+    logits[2, 4] = np.nan
+    noise = Noise(view.seeds)
+    there, here = (
+        Laws(Scores(values), draft, view) for values in (OnDevice(logits.copy()), logits.astype(np.float64))
+    )
+    nodes = [node for node in draft.scored.tolist() if node != 1]
+    assert [there.draw(node, noise) for node in nodes] == [here.draw(node, noise) for node in nodes]
+    assert there.sound == here.sound
