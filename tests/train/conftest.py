@@ -16,7 +16,13 @@ from paceline.train import answers as data
 from paceline.train.dataset import Manifest
 
 if find_spec("torch") is None or find_spec("safetensors") is None:
-    collect_ignore = ["test_eagle3.py", "test_loop.py", "test_medusa.py", "test_run_command.py"]
+    collect_ignore = [
+        "test_eagle3.py",
+        "test_fast_paths.py",
+        "test_loop.py",
+        "test_medusa.py",
+        "test_run_command.py",
+    ]
 else:
     import torch
 

@@ -99,7 +99,7 @@ def test_training_unrolls_what_drafting_does(run: Run, tmp_path: Path) -> None:
     )
     batch = collate(run.corpus, [0, 1, 2], torch.device("cpu"))
     with torch.no_grad():
-        trained = [logits.numpy() for logits in drafter(batch)]
+        trained = [logits.numpy() for logits in drafter.logits(batch)]
     reference = Reference(tmp_path / "out", run.teacher.embedding.float().numpy())
     for depth in range(DEPTHS):
         bases = torch.nonzero(batch.bases(depth)).tolist()

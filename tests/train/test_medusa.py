@@ -34,7 +34,7 @@ def test_the_folder_gives_the_logits_of_training(make: Make, tmp_path: Path, sha
     run.drafter.load_state_dict(weights)
     batch = collate(run.corpus, [0], torch.device("cpu"))
     with torch.no_grad():
-        trained = [logits.numpy() for logits in run.drafter(batch)]
+        trained = [logits.numpy() for logits in run.drafter.logits(batch)]
     states = to_float32(run.corpus.states([0])[0][:, -1])
     normed = states / np.sqrt((states * states).mean(-1, keepdims=True) + 1e-5)
     first = int(run.corpus.prompts[0]) - 1

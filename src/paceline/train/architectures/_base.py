@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn import functional
 
 from paceline.train.batches import Batch
 
@@ -21,13 +22,22 @@ class Architecture(nn.Module):
     vocabulary: Tensor
     depths: int
 
+    @property
+    @abstractmethod
+    def head(self) -> Tensor:
+        """The rows [D, H] that turn what `forward` gives into logits."""
+
     @abstractmethod
     def forward(self, batch: Batch) -> Iterator[Tensor]:
-        """For each depth logits [n, D] behind the bases `batch.bases(depth)`, in their order.
+        """For each depth what the head reads, [n, H], behind the bases `batch.bases(depth)`, in their order.
 
         A base is a position t whose hidden states are known and whose next token is, too; the logits of depth
         j are for token t + 2 + j, with the tokens before it known.
         """
+
+    def logits(self, batch: Batch) -> Iterator[Tensor]:
+        """Logits [n, D] for each depth."""
+        return (functional.linear(read, self.head) for read in self(batch))
 
     @abstractmethod
     def folder(self, weights: Mapping[str, Tensor], model: str) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -24,9 +24,8 @@ from paceline.errors import ConfigError
 from paceline.models.config import ModelConfig
 from paceline.train.architectures._base import Architecture
 from paceline.train.batches import Batch
+from paceline.train.draft_attention import Pair, draft_attention
 from paceline.train.teacher import Teacher
-
-Pair = tuple[Tensor, Tensor]
 
 SPREAD = 0.02
 """Standard deviation of fresh weights."""
@@ -71,6 +70,11 @@ class Eagle3(Architecture):
             # With the target's rows as they are, logits of features that mean nothing yet would be far apart.
             self.norm.weight.fill_(rows.square().sum(-1).mean() ** -0.5)
 
+    @property
+    def head(self) -> Tensor:
+        """See `Architecture.head`."""
+        return self.lm_head.weight
+
     def forward(self, batch: Batch) -> Iterator[Tensor]:
         """See `Architecture.forward`."""
         # The residual stream stays in float32 where products are made in bfloat16.
@@ -79,7 +83,7 @@ class Eagle3(Architecture):
         for depth in range(self.depths):
             tokens = functional.embedding(batch.shifted(depth + 1), self.embedding)
             features = self.layers[0](tokens.float(), features, seen)
-            yield self.lm_head(self.norm(features[batch.bases(depth)]))
+            yield self.norm(features[batch.bases(depth)])
 
     def folder(self, weights: Mapping[str, Tensor], model: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """A folder of the speculators form."""
@@ -180,20 +184,12 @@ class Attention(nn.Module):
 
     def forward(self, read: Tensor, seen: list[Pair]) -> Tensor:
         """What the slots of one depth attend to: [B, L, H]. read: [B, L, 2 H]."""
-        depth, length = len(seen), read.shape[1]
+        depth = len(seen)
         q = self._rotated(self._heads(self.q_proj(read)), depth)
         k = self._rotated(self._heads(self.k_proj(read)), depth).repeat_interleave(self._groups, 1)
         v = self._heads(self.v_proj(read)).repeat_interleave(self._groups, 1)
         seen.append((k, v))
-        keys, values = seen[0]
-        q = q * self._dim**-0.5
-        causal = torch.ones(length, length, dtype=torch.bool, device=read.device).tril()
-        before = (q @ keys.mT).float().masked_fill(~causal, -torch.inf)
-        own = [(q * key).sum(-1, keepdim=True).float() for key, _ in seen[1:]]
-        shares = torch.cat((before, *own), -1).softmax(-1).to(v.dtype)
-        attended = shares[..., :length] @ values
-        for number, (_, value) in enumerate(seen[1:]):
-            attended = attended + shares[..., length + number, None] * value
+        attended = draft_attention(q, seen)
         out: Tensor = self.o_proj(attended.transpose(1, 2).flatten(2))
         return out
 

@@ -48,10 +48,15 @@ class Medusa(Architecture):
         with torch.no_grad():
             self.lm_heads[0].weight.copy_(teacher.head.cpu()[vocabulary])
 
+    @property
+    def head(self) -> Tensor:
+        """See `Architecture.head`."""
+        return self.lm_heads[0].weight
+
     def forward(self, batch: Batch) -> Iterator[Tensor]:
         """See `Architecture.forward`."""
         for depth, block in enumerate(self.blocks):
-            yield self.lm_heads[0](block(self._teacher.last(batch.states[:, :, -1][batch.bases(depth)])))
+            yield block(self._teacher.last(batch.states[:, :, -1][batch.bases(depth)]))
 
     def folder(self, weights: Mapping[str, Tensor], model: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """A folder of Medusa heads as vLLM has it."""
