@@ -53,7 +53,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in line.items() if key != "seconds"} for line in found]
 
 
-@pytest.mark.parametrize("arch", ["eagle3", "medusa"])
+@pytest.mark.parametrize("arch", ["dflash", "eagle3", "medusa"])
 def test_a_drafter_overfits_a_tiny_target(make: Make, tmp_path: Path, sharp: Path, arch: str) -> None:
     make(tmp_path / "data", file=sharp, tokens=150, max_tokens=16)
     fresh = Run(tmp_path / "data", tmp_path / "fresh", Settings(**SMALL), threads=1)
@@ -197,7 +197,7 @@ def test_a_data_set_of_another_target_is_refused(
         ({"dtype": "float16"}, "allowed: bfloat16, float32"),
         ({"loss": "l2"}, "allowed: kl, jsd, tv"),
         ({"ema": 1.0}, "ema is 1.0"),
-        ({"arch": "eagle4"}, "there is no architecture 'eagle4'; there are eagle3, medusa"),
+        ({"arch": "eagle4"}, "there is no architecture 'eagle4'; there are dflash, eagle3, medusa"),
         ({"arch": "eagle3:depth=2"}, "eagle3 has no option 'depth'; it has depths, draft_vocab"),
         ({"arch": "eagle3:depths=0"}, "depths is 0, allowed: 1 to 16"),
         ({"arch": "medusa:layers=17"}, "layers is 17, allowed: 1 to 16"),
