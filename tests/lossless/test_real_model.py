@@ -15,6 +15,7 @@ from paceline.engine import Engine
 from paceline.pretrained import offers
 from paceline.results import Completion
 from paceline.sampling import SamplingParams
+from tests import dflash
 from tests.discovery import RUN_MODELS, Record, drafter
 from tests.eagle3 import SMOLLM2, folder_of, random_drafter
 from tests.real_model import MODEL, prompts, target, tokenizer
@@ -63,6 +64,11 @@ def make(name: str, answers: dict[int, Sequence[int]]) -> Drafter:
     if name == "eagle3":
         with TemporaryDirectory() as folder:
             spec = f"eagle3:model={folder_of(random_drafter(SMOLLM2), Path(folder))},min_probability=0"
+            return load(spec, target().info, **offers(target(), tokenizer()))
+    if name == "dflash":
+        with TemporaryDirectory() as folder:
+            made = dflash.folder_of(dflash.random_drafter(dflash.SMOLLM2), Path(folder))
+            spec = f"dflash:model={made},min_probability=0"
             return load(spec, target().info, **offers(target(), tokenizer()))
     spec = f"{name}:model={MODEL}" if "model" in options(name) else EAGER.get(name, name)
     return load(spec, target().info, **offers(target(), tokenizer()))

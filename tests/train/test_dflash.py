@@ -81,8 +81,11 @@ def test_the_folder_has_all_that_engines_ask_for(run: Run, tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("arch", "message"),
-    [("dflash:layers=0", "layers is 0, allowed: 1 to 8"), ("dflash:depths=17", "depths is 17, allowed: 1 to 16")],
-)  # fmt: skip
+    [
+        ("dflash:layers=0", "layers is 0, allowed: 1 to 8"),
+        ("dflash:depths=17", "depths is 17, allowed: 1 to 16"),
+    ],
+)
 def test_bad_options_are_refused(make: Make, tmp_path: Path, arch: str, message: str) -> None:
     make(tmp_path / "data", tokens=60)
     with pytest.raises(ConfigError, match=message):

@@ -1,8 +1,8 @@
 """Folders of DFlash drafters: config.json and model.safetensors, in the two forms that other engines read.
 
-The form of the speculators library, which vLLM loads, and the native one of the authors, which SGLang and vLLM
-load. The native one has neither embeddings nor a head: both are the target's. In the other one a drafter of
-a reduced vocabulary brings its head, and says with d2t which tokens the head's rows are.
+The form of the speculators library, which vLLM loads, and the native one of the authors, which SGLang and
+vLLM load. The native one has neither embeddings nor a head: both are the target's. In the other one a drafter
+of a reduced vocabulary brings its head, and says with d2t which tokens the head's rows are.
 
 Layer ids are the trap: `aux_hidden_state_layer_ids` counts as transformers' `hidden_states` do, where 0 are
 the embeddings; in the native form's `target_layer_ids`, i is what layer i yields, which is one more there.
@@ -174,6 +174,66 @@ def read_dflash(folder: Path) -> DFlashWeights:
     if unknown := found.keys() - _UNUSED:
         raise ModelFileError(f"{path}: a DFlash drafter has no tensor {min(unknown)}")
     return DFlashWeights(config, tensors, token_ids)
+
+
+def speculators_form(config: DFlashConfig, target: str) -> dict[str, Any]:
+    """config.json of the speculators form. target: the model it is for."""
+    return {
+        "architectures": ["DFlashDraftModel"],
+        "speculators_model_type": "dflash",
+        "draft_vocab_size": config.draft_vocab_size,
+        "target_hidden_size": config.hidden,
+        "aux_hidden_state_layer_ids": list(config.layer_ids),
+        "block_size": config.block,
+        "mask_token_id": config.mask_token,
+        "sample_from_anchor": False,
+        "sliding_window_non_causal": False,
+        "transformer_layer_config": _layers(config),
+        "speculators_config": {
+            "algorithm": "dflash",
+            "default_proposal_method": "greedy",
+            "proposal_methods": [{"proposal_type": "greedy", "speculative_tokens": config.depths}],
+            "verifier": {"name_or_path": target, "architectures": []},
+        },
+    }
+
+
+def native_form(config: DFlashConfig) -> dict[str, Any]:
+    """config.json of the native form, which counts the layers whose output is read."""
+    return {
+        "architectures": [NATIVE_ARCHITECTURE],
+        **_layers(config),
+        "block_size": config.block,
+        "dflash_config": {
+            "mask_token_id": config.mask_token,
+            "target_layer_ids": [id - 1 for id in config.layer_ids],
+        },
+    }
+
+
+def _layers(config: DFlashConfig) -> dict[str, Any]:
+    """The decoder layers, with the rotary settings as transformers before and after version 5 looks for
+    them."""
+    scaling = dict(config.rope_scaling)
+    return {
+        "model_type": "qwen3",
+        "hidden_size": config.hidden,
+        "intermediate_size": config.ffn,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "rms_norm_eps": config.norm_eps,
+        "max_position_embeddings": config.context,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": scaling or None,
+        "rope_parameters": {"rope_theta": config.rope_theta, **(scaling or {"rope_type": "default"})},
+        "attention_bias": False,
+        "use_sliding_window": False,
+        "tie_word_embeddings": False,
+        "vocab_size": config.vocab_size,
+    }
 
 
 def _speculators(held: Settings) -> DFlashConfig:

@@ -1,8 +1,8 @@
 """DFlash: a block of mask tokens behind a known token, all of whose places are predicted in one pass.
 
-The anchor t + 1 is a token whose own hidden states are not known yet. Its block is its embedding and, for each
-drafted token, that of a mask token. Every layer attends in both directions inside the block, and to keys and
-values made of the target's hidden states up to t. Mask j predicts token t + 1 + j.
+The anchor t + 1 is a token whose own hidden states are not known yet. Its block is its embedding and, for
+each drafted token, that of a mask token. Every layer attends in both directions inside the block, and to keys
+and values made of the target's hidden states up to t. Mask j predicts token t + 1 + j.
 
 Every token of an answer that a draft may begin behind is an anchor; the paper draws some of them, for its
 blocks are longer and its layers more. What a mask predicts is learnt from the target's law, and not from one
@@ -24,6 +24,7 @@ from torch.nn import functional
 
 from paceline.errors import ConfigError
 from paceline.models.config import ModelConfig
+from paceline.models.dflash_folder import DFlashConfig, speculators_form
 from paceline.train.architectures._base import Architecture
 from paceline.train.architectures.eagle3 import SPREAD, Mlp
 from paceline.train.batches import Batch
@@ -98,43 +99,24 @@ class DFlash(Architecture):
         known[ids] = True
         tensors = {name: tensor.to(torch.bfloat16) for name, tensor in weights.items()}
         tensors |= {"d2t": ids - torch.arange(len(ids)), "t2d": known}
-        c = self._config
-        config = {
-            "architectures": ["DFlashDraftModel"],
-            "speculators_model_type": "dflash",
-            "draft_vocab_size": len(ids),
-            "target_hidden_size": c.hidden,
-            "aux_hidden_state_layer_ids": self._layer_ids,
-            "block_size": self.depths + 1,
-            "mask_token_id": self._mask,
-            "sample_from_anchor": False,
-            "sliding_window_non_causal": False,
-            "transformer_layer_config": {
-                "model_type": "qwen3",
-                "hidden_size": c.hidden,
-                "intermediate_size": c.ffn,
-                "num_hidden_layers": len(self.layers),
-                "num_attention_heads": c.heads,
-                "num_key_value_heads": c.kv_heads,
-                "head_dim": c.head_dim,
-                "hidden_act": "silu",
-                "rms_norm_eps": c.norm_eps,
-                "max_position_embeddings": c.context,
-                "rope_theta": c.rope_theta,
-                "rope_parameters": {"rope_type": "default", "rope_theta": c.rope_theta},
-                "attention_bias": False,
-                "use_sliding_window": False,
-                "tie_word_embeddings": False,
-                "vocab_size": c.vocab_size,
-            },
-            "speculators_config": {
-                "algorithm": "dflash",
-                "default_proposal_method": "greedy",
-                "proposal_methods": [{"proposal_type": "greedy", "speculative_tokens": self.depths}],
-                "verifier": {"name_or_path": model, "architectures": []},
-            },
-        }
-        return config, tensors
+        target = self._config
+        config = DFlashConfig(
+            hidden=target.hidden,
+            layers=len(self.layers),
+            ffn=target.ffn,
+            heads=target.heads,
+            kv_heads=target.kv_heads,
+            head_dim=target.head_dim,
+            norm_eps=target.norm_eps,
+            vocab_size=target.vocab_size,
+            draft_vocab_size=len(ids),
+            context=target.context,
+            layer_ids=tuple(self._layer_ids),
+            block=self.depths + 1,
+            mask_token=self._mask,
+            rope_theta=target.rope_theta,
+        )
+        return speculators_form(config, model), tensors
 
 
 class Layer(nn.Module):
