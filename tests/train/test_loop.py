@@ -19,6 +19,7 @@ from paceline.train.loop import Run
 from paceline.train.losses import compared, divergence
 from paceline.train.settings import Settings
 from tests.train.conftest import Make
+from tests.train.in_engine import acceptance_rate
 
 SMALL: dict[str, Any] = {
     "arch": "eagle3:depths=2,draft_vocab=200",
@@ -30,6 +31,9 @@ SMALL: dict[str, Any] = {
     "measure_every": 3,
     "checkpoint_every": 2,
 }
+
+CHAINS = {"dflash": "candidates=1,min_probability=0", "eagle3": "widths=1x1x1,min_probability=0"}
+"""Options with which the drafter of an architecture drafts a chain, however unlikely."""
 
 
 @pytest.fixture
@@ -75,6 +79,9 @@ def test_a_drafter_overfits_a_tiny_target(make: Make, tmp_path: Path, sharp: Pat
     assert estimate["tau_sampled"] > 3.4, "of 4 at most"
     assert min(estimate["agreement"]) > 0.95
     assert card["curve"][-1]["tau_greedy"] == estimate["tau_greedy"]
+    if arch in CHAINS:
+        spec = f"{arch}:model={tmp_path / 'out'},{CHAINS[arch]}"
+        assert acceptance_rate(spec, sharp, tmp_path / "data", 13) > 0.95
 
 
 @pytest.mark.parametrize("loss", ["jsd", "tv"])
