@@ -123,7 +123,7 @@ def test_training_goes_on_from_a_drafter(data: Path, tmp_path: Path) -> None:
     card = train(data, other, start_from=str(first), arch="eagle3:depths=3,draft_vocab=200")
     assert card["settings"]["start_from"] == str(first)
     assert torch.equal(load_file(other / "model.safetensors")["d2t"], held["d2t"])
-    with pytest.raises(TrainingError, match="fc.weight is missing|token_map"):
+    with pytest.raises(TrainingError, match="token_map"):
         train(data, tmp_path / "a", start_from=str(first), arch="medusa:draft_vocab=200")
     with pytest.raises(TrainingError, match=r"lm_head.weight is \[200, \d+\], expected \[100"):
         train(data, tmp_path / "b", start_from=str(first), arch="eagle3:draft_vocab=100")
