@@ -1,5 +1,5 @@
-"""What pays without being chosen, in one tree: the drafters that need no training and hardly any time, and the
-trained one that comes with the package, if the target is its.
+"""What pays without being chosen, in one tree: the drafters that need no training and hardly any time, and
+the trained one that comes with the package, if the target is its.
 
 See docs/drafters/auto.md. How much of their proposals is scored, down to none, is the policy's business;
 `throughput`, the default, works it out.

@@ -1,4 +1,4 @@
-"""Trained drafters that come with the package, one folder each: config.json, model.safetensors, and a card."""
+"""Trained drafters that come with the package, a folder each: config.json, model.safetensors, and a card."""
 
 from __future__ import annotations
 
