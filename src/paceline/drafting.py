@@ -173,10 +173,8 @@ class _Growing:
     def draw(self, node: int, law: Array, width: int) -> range:
         """Draw children of a node from a law: their nodes."""
         subset, first = self._subset, len(self._tokens)
-        origin = Origin(
-            Drawn.COUPLED if self._coupled else self._drawn,
-            law if subset is None else subset.spread(law, 0.0),
-        )
+        whole = law if subset is None or self._coupled else subset.spread(law, 0.0)
+        origin = Origin(Drawn.COUPLED if self._coupled else self._drawn, whole)
         for place in self._places(law, width, len(self._paths[node])):
             token, confidence = place if subset is None else int(subset.ids[place]), float(law[place])
             self._origins[len(self._tokens)] = origin

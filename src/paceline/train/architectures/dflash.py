@@ -27,7 +27,7 @@ from paceline.models.config import ModelConfig
 from paceline.models.dflash_folder import DFlashConfig, speculators_form
 from paceline.train.architectures._base import Architecture
 from paceline.train.architectures.eagle3 import SPREAD, Mlp
-from paceline.train.batches import Batch
+from paceline.train.batches import Batch, rounded
 from paceline.train.draft_attention import draft_attention
 from paceline.train.teacher import Teacher
 
@@ -84,13 +84,19 @@ class DFlash(Architecture):
         # The residual stream stays in float32 where products are made in bfloat16.
         context = self.hidden_norm(self.fc(batch.states[:, :, :-1].flatten(2).float()).float())
         bases = batch.bases(0)
-        anchors = batch.shifted(1)[bases][:, None]
-        masks = anchors.new_full((len(anchors), self.depths), self._mask)
-        blocks = functional.embedding(torch.cat((anchors, masks), 1), self.embedding).float()
+        anchors = batch.shifted(1)[bases]
+        count = len(anchors)
+        slots = anchors.new_full((rounded(count), self.depths + 1), self._mask)  # the last may be no base's
+        slots[:count, 0] = anchors
+        blocks = functional.embedding(slots, self.embedding).float()
         for layer in self.layers:
             blocks = layer(context, blocks, bases)
         for depth in range(self.depths):
-            yield self.norm(blocks[batch.bases(depth)[bases], depth + 1])
+            yield self.norm(blocks[:count, depth + 1][batch.bases(depth)[bases]])
+
+    def known_tokens(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """See `Architecture.known_tokens`."""
+        return tensors["d2t"] + torch.arange(len(tensors["d2t"]))
 
     def folder(self, weights: Mapping[str, Tensor], model: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """A folder of the speculators form."""
@@ -131,7 +137,8 @@ class Layer(nn.Module):
         self.mlp = Mlp(hidden, config.ffn)
 
     def forward(self, context: Tensor, blocks: Tensor, bases: Tensor) -> Tensor:
-        """What the layer makes of blocks [n, S, H] behind the bases, bool [B, L], of a context [B, L, H]."""
+        """What the layer makes of blocks [n, S, H] of a context [B, L, H]: the first of them stand behind the
+        bases, bool [B, L]."""
         blocks = blocks + self.self_attn(context, self.input_layernorm(blocks), bases)
         out: Tensor = blocks + self.mlp(self.post_attention_layernorm(blocks))
         return out
@@ -157,14 +164,17 @@ class Attention(nn.Module):
         """[n, S, H]; read: [n, S, H]."""
         places = torch.arange(bases.shape[1], device=bases.device)
         keys, values = self._keys(context, places.expand(bases.shape)), self._values(context)
-        own = places.expand(bases.shape)[bases][:, None] + 1 + torch.arange(read.shape[1], device=read.device)
+        known = places.expand(bases.shape)[bases]
+        count, padding = len(known), len(read) - len(known)
+        own = functional.pad(known, (0, padding))[:, None] + 1 + places[: read.shape[1]]
         q = self._rotated(self.q_norm(self._heads(self.q_proj(read)).float()), own).to(keys.dtype)
         parts = (q, self._keys(read, own), self._values(read))
         # The slots of the blocks, each beside its base: [B, heads, L, dim].
-        slots = [[self._beside(bases, part[:, slot]) for part in parts] for slot in range(read.shape[1])]
+        slots = [[self._beside(bases, part[:count, slot]) for part in parts] for slot in range(read.shape[1])]
         seen = [(keys.transpose(1, 2), values.transpose(1, 2)), *((k, v) for _, k, v in slots)]
         attended = [draft_attention(query, seen).transpose(1, 2)[bases] for query, _, _ in slots]
-        out: Tensor = self.o_proj(torch.stack(attended, 1).flatten(2))
+        whole = functional.pad(torch.stack(attended, 1).flatten(2), (0, 0, 0, 0, 0, padding))
+        out: Tensor = self.o_proj(whole)
         return out
 
     def _heads(self, x: Tensor) -> Tensor:
