@@ -35,7 +35,7 @@ class SketchingTable(TableTarget):
 
     def forward(self, draft: Draft, taps: frozenset[str]) -> Scores:
         scores = super().forward(draft, frozenset())
-        states = {tap: self._states[draft.tokens] for tap in taps}
+        states = dict.fromkeys(taps, self._states[draft.tokens])
         return replace(scores, features=states)
 
     def sketch(self, draft: Draft, shortcut: Shortcut) -> np.ndarray:

@@ -87,12 +87,12 @@ def offers(target: Target, tokenizer: Any) -> dict[str, Any]:
             max_positions=info.max_positions,
         )
 
-    def load_heads(folder: str) -> NativeHeads:
+    def load_heads(kind: str, folder: str) -> NativeHeads:
         from paceline.models.heads_folder import read_heads
         from paceline.trained.heads import NativeHeads
 
         assert embedding is not None, "they are not offered then"
-        return NativeHeads(read_heads(Path(folder)), embedding())
+        return NativeHeads(read_heads(Path(folder), kind), embedding())
 
     return {
         "sketch": getattr(target, "sketch", None),

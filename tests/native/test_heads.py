@@ -9,14 +9,18 @@ import pytest
 
 from paceline import kernels
 from paceline.errors import IncompatibleDrafter
+from paceline.kernels.packing import dequantise
 from paceline.models.heads_folder import HeadsConfig
+from paceline.targets.native import NativeTarget
 from paceline.trained.heads import NativeHeads
 from paceline.trained.heads_reference import forward
 from tests.eagle3 import embedding_of
-from tests.heads import CONFIG, random_heads, run
+from tests.heads import CONFIG, embeddings, random_heads, run
+from tests.native.models import random_weights
 
 KINDS = {
     "shared": CONFIG,
+    "hydra": replace(CONFIG, kind="hydra"),
     "plain": replace(CONFIG, bias=False, layers=1),
     "own heads": replace(CONFIG, shared=False),
     "all tokens": replace(CONFIG, draft_vocab_size=CONFIG.vocab_size),
@@ -31,7 +35,8 @@ def states(count: int, seed: int = 0) -> np.ndarray:
 @pytest.mark.parametrize("config", KINDS.values(), ids=list(KINDS))
 def test_logits_equal_the_slow_references(config: HeadsConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     weights, given = random_heads(config), states(len(PATHS))
-    wanted = np.stack([forward(weights, x, len(path) - 1) for x, path in zip(given, PATHS, strict=True)])
+    table = embeddings(config)
+    wanted = np.stack([forward(weights, x, table[[*path]]) for x, path in zip(given, PATHS, strict=True)])
     for isa in kernels.available():
         monkeypatch.setenv(kernels.ISA_VARIABLE, isa)
         found = run(weights).forward(given, PATHS)
@@ -47,7 +52,27 @@ def test_another_head_says_something_else() -> None:
     first, second = (run(weights).forward(x, [(1,) * (depth + 1)])[0] for depth in range(2))
     assert np.abs(first - second).max() > 0.5 * first.std()
     shallow = replace(weights, config=replace(CONFIG, layers=1))
-    assert np.abs(forward(shallow, x[0], 0) - first).max() > 0.5 * first.std()
+    assert np.abs(forward(shallow, x[0], embeddings(CONFIG)[[1]]) - first).max() > 0.5 * first.std()
+
+
+@pytest.mark.parametrize("kind", ["hydra", "medusa"])
+def test_hydras_heads_read_each_token_of_a_path_and_medusas_none(kind: str) -> None:
+    heads, path = run(random_heads(replace(CONFIG, kind=kind))), (7, 120, 9)
+    logits = heads.forward(states(1), [path])
+    for place in range(3):
+        other = heads.forward(states(1), [[*path[:place], 30, *path[place + 1 :]]])
+        assert (np.abs(other - logits).max() > 0.1 * logits.std()) == (kind == "hydra")
+
+
+def test_embeddings_are_the_targets_packed_rows() -> None:
+    target = NativeTarget(random_weights(), threads=1)
+    kind, packed, *shape = target.embedding()
+    table = dequantise(kind, shape[0], shape[1], packed)
+    weights = random_heads(replace(CONFIG, kind="hydra"))
+    found = NativeHeads(weights, target.embedding()).forward(states(2), [(5, 201), (16, 15)])
+    for x, path, logits in zip(states(2), [(5, 201), (16, 15)], found, strict=True):
+        wanted = forward(weights, x, table[[*path]])
+        assert np.abs(logits - wanted).max() < 0.15 * wanted.std()
 
 
 @pytest.mark.parametrize("isa", kernels.available())

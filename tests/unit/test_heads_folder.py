@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from paceline.errors import ModelFileError
+from paceline.errors import ConfigError, ModelFileError
 from paceline.models.drafter_folder import read_drafter
 from paceline.models.heads_folder import read_heads
 from paceline.models.safetensors_file import write_safetensors
-from tests.heads import CONFIG, config_of, folder_of, random_heads
+from paceline.trained.heads_export import compare, export_heads
+from tests.heads import CONFIG, folder_of, random_heads
 
 SMALL = replace(CONFIG, hidden=8, depths=2, layers=1, vocab_size=20, draft_vocab_size=6)
 WEIGHTS = random_heads(replace(SMALL, hidden=32))
@@ -52,9 +53,9 @@ def test_whole_heads_and_old_names_are_read_too(tmp_path: Path) -> None:
     whole = np.random.default_rng(1).standard_normal((20, 8)).astype(np.float32)
     old = {f"medusa_heads.{name}": tensor for name, tensor in held.items()}
     old["medusa_heads.lm_heads.0.weight"] = whole
-    found = read_heads(write(tmp_path / "a", config_of(SMALL), old))
+    found = read_heads(write(tmp_path / "a", SMALL.described, old))
     np.testing.assert_array_equal(found.tensors["lm_heads.0.weight"], whole[held["token_map"]])
-    plain = {**config_of(SMALL), "truncated_vocab_size": None}
+    plain = {**SMALL.described, "truncated_vocab_size": None}
     found = read_heads(write(tmp_path / "b", plain, {**held, "lm_heads.0.weight": whole}))
     assert found.token_ids.tolist() == list(range(20))
 
@@ -62,8 +63,8 @@ def test_whole_heads_and_old_names_are_read_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "eagle"}, r'config.json: model_type is "eagle", expected "medusa"'),
-        ({"model_type": None}, r'model_type is null, expected "medusa"'),
+        ({"model_type": "eagle"}, r'config.json: model_type is "eagle", expected "medusa" or "hydra"'),
+        ({"model_type": None}, r'model_type is null, expected "medusa" or "hydra"'),
         ({"hidden_size": None}, "hidden_size is null, expected a whole number above 0"),
         ({"num_heads": 0}, "num_heads is 0, expected a whole number above 0"),
         ({"num_heads": 17}, "num_heads is 17, expected at most 16"),
@@ -83,7 +84,7 @@ def test_settings_that_do_not_fit_are_refused_by_name(
     changes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ModelFileError, match=message):
-        read_heads(write(tmp_path / "a", {**config_of(SMALL), **changes}, small()))
+        read_heads(write(tmp_path / "a", {**SMALL.described, **changes}, small()))
 
 
 def put(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
@@ -108,7 +109,7 @@ def test_tensors_that_do_not_fit_are_refused_by_name(
     held = small()
     change(held)
     with pytest.raises(ModelFileError, match=message):
-        read_heads(write(tmp_path / "a", config_of(SMALL), held))
+        read_heads(write(tmp_path / "a", SMALL.described, held))
 
 
 def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
@@ -117,13 +118,64 @@ def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ModelFileError, match=r"config.json is damaged"):
         read_heads(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps(config_of(SMALL)))
+    (tmp_path / "config.json").write_text(json.dumps(SMALL.described))
     with pytest.raises(ModelFileError, match=r"there is no model.safetensors"):
         read_heads(tmp_path)
-    path = write(tmp_path, config_of(SMALL), small()) / "model.safetensors"
+    path = write(tmp_path, SMALL.described, small()) / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(ModelFileError, match=r"is damaged: .*the file is cut off"):
         read_heads(tmp_path)
+
+
+def test_hydras_first_layers_are_wider(tmp_path: Path) -> None:
+    wide = random_heads(replace(SMALL, kind="hydra", hidden=32, layers=2))
+    found = read_heads(folder_of(wide, tmp_path / "heads"), "hydra")
+    assert found.config == wide.config
+    shapes = {
+        name: found.tensors[f"blocks.{name}.weight"].shape
+        for name in ("0.layers.0", "1.layers.0", "1.layers.1")
+    }
+    assert shapes == {"0.layers.0": (32, 64), "1.layers.0": (32, 96), "1.layers.1": (32, 32)}
+    with pytest.raises(ModelFileError, match=r'model_type is "hydra", expected "medusa"'):
+        read_heads(tmp_path / "heads", "medusa")
+    with pytest.raises(ModelFileError, match=r"float32 \[8, 8\], expected floats \[8, 16\]"):
+        read_heads(write(tmp_path / "a", replace(SMALL, kind="hydra").described, small()))
+
+
+def test_an_export_reads_back_as_the_same_heads(tmp_path: Path) -> None:
+    written = export_heads(WEIGHTS, "vllm", tmp_path / "out", "org/model")
+    assert written.difference == 0
+    assert written.config == WEIGHTS.config.described
+    assert '"method": "medusa"' in written.command
+    assert '"num_speculative_tokens": 2' in written.command
+    again = read_heads(written.folder)
+    assert again.token_ids.tolist() == WEIGHTS.token_ids.tolist()
+
+
+def test_other_heads_would_be_noticed() -> None:
+    """The twin: what compares exports sees one weight in each tensor."""
+    for kind in ("hydra", "medusa"):
+        weights = random_heads(replace(SMALL, kind=kind, hidden=32, shared=False))
+        for name in weights.tensors:
+            other = {key: np.array(tensor) for key, tensor in weights.tensors.items()}
+            other[name].flat[5] += 0.02
+            assert compare(weights, replace(weights, tensors=other)) > 1e-5, name
+
+
+@pytest.mark.parametrize(
+    ("kind", "to", "target", "message"),
+    [
+        ("medusa", "vllm", "", "name it with --target"),
+        ("medusa", "sglang", "t", "sglang does not load medusa heads"),
+        ("hydra", "vllm", "t", "vllm does not load hydra heads"),
+    ],
+)
+def test_what_an_engine_does_not_load_is_not_written(
+    kind: str, to: str, target: str, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        export_heads(random_heads(replace(SMALL, kind=kind, hidden=32)), to, tmp_path / "out", target)
+    assert not (tmp_path / "out").exists()
 
 
 def test_heads_are_no_eagle3_drafter_and_say_so(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from paceline.core import LAST, Budget, Draft, Scores, Tree, View
+from paceline.core import LAST, Budget, Draft, Drafter, Scores, Tree, View
 from paceline.drafters import load
 from paceline.drafters.medusa import Medusa
 from paceline.engine import Engine
@@ -38,14 +38,16 @@ def chain(sharpness: float, seed: int = 0) -> tuple[SketchingTable, HeadsWeights
 
 
 def drafter(weights: HeadsWeights, options: str = CHAIN) -> Medusa:
-    made = load(f"medusa:model=here,{options}", SketchingTable().info, load_heads=lambda _: run(weights))
+    made = load(
+        f"medusa:model=here,{options}", SketchingTable().info, load_heads=lambda kind, _: run(weights)
+    )
     assert isinstance(made, Medusa)
     return made
 
 
 def answers(
     target: SketchingTable,
-    medusa: Medusa | None,
+    medusa: Drafter | None,
     temperature: float,
     prompts: int = 12,
     params: dict[str, object] | None = None,
@@ -75,8 +77,8 @@ def same(left: Sequence[Completion], right: Sequence[Completion]) -> bool:
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("batch", [1, 7])
 def test_heads_that_know_the_law_are_nearly_always_right(temperature: float, batch: int) -> None:
-    """Their states come from the right positions, through chunks of prompt, drafts accepted in part, and several
-    requests at once."""
+    """Their states come from the right positions, through chunks of prompt, drafts accepted in part, and
+    several requests at once."""
     target, weights = chain(8)
     done = answers(target, drafter(weights), temperature, max_batch=batch, chunk_tokens=16, nodes=4 * batch)
     assert same(done, answers(target, None, temperature))
@@ -206,7 +208,9 @@ def test_ended_and_cancelled_requests_leave_nothing_behind() -> None:
     assert medusa._levels._states
     for request in requests:
         engine.cancel(request)
-    assert not (medusa._levels._states or medusa._levels._levels or medusa._proposed)
+    assert not medusa._levels._states
+    assert not medusa._levels._levels
+    assert not medusa._proposed
 
 
 def test_they_are_read_from_their_folder(tmp_path: Path) -> None:
@@ -215,7 +219,7 @@ def test_they_are_read_from_their_folder(tmp_path: Path) -> None:
     medusa = load(
         f"medusa:model={folder},min_probability=0",
         target.info,
-        load_heads=lambda path: run(read_heads(Path(path))),
+        load_heads=lambda kind, path: run(read_heads(Path(path), kind)),
     )
     assert medusa.needs == {LAST}
     assert isinstance(medusa, Medusa)
@@ -232,8 +236,8 @@ def test_bad_options_are_refused() -> None:
         ("medusa:model=x,frontier=2", "medusa has no option 'frontier'"),
     ):
         with pytest.raises(ConfigError, match=message):
-            load(spec, info, load_heads=lambda path: run(read_heads(Path(path))))
+            load(spec, info, load_heads=lambda kind, path: run(read_heads(Path(path), kind)))
     with pytest.raises(ModelFileError, match=r"config\.json cannot be read"):
-        load("medusa:model=nowhere", info, load_heads=lambda path: run(read_heads(Path(path))))
+        load("medusa:model=nowhere", info, load_heads=lambda kind, path: run(read_heads(Path(path), kind)))
     with pytest.raises(IncompatibleDrafter, match="medusa needs a load_heads, and table offers none"):
         load("medusa:model=x", info)

@@ -1,7 +1,7 @@
 """Drafting with heads behind the target's last hidden state.
 
-The state behind which the target drew the last token is all that they know of the text: there is no cache, and a
-sequence that was not followed can be drafted for again after any step.
+The state behind which the target drew the last token is all that they know of the text: there is no cache,
+and a sequence that was not followed can be drafted for again after any step.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ class Heads(Protocol):
     token_ids: NDArray[np.int64]
 
     def forward(self, states: Floats, paths: Sequence[Sequence[int]]) -> Floats:
-        """Logits float32 [N, D] of what follows each of N paths, behind the target's last hidden states, float32
-        [N, H]. A path begins with the token that the target drew from its state."""
+        """Logits float32 [N, D] of what follows each of N paths, behind the target's last hidden states,
+        float32 [N, H]. A path begins with the token that the target drew from its state."""
         ...
 
 
-LoadHeads = Callable[[str], Heads]
-"""From the folder of heads to heads that are ready to run for the target. Raises ModelFileError and
-IncompatibleDrafter."""
+LoadHeads = Callable[[str, str], Heads]
+"""From a kind of heads, "medusa" or "hydra", and the folder of some to heads that are ready to run for the
+target. Raises ModelFileError and IncompatibleDrafter."""
 
 
 class HeadScorer:

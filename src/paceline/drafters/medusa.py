@@ -1,12 +1,12 @@
 """Heads that were trained for the target: each guesses one further token from the target's last hidden state.
 
-No head knows what the others guess, so one pass gives all levels of a tree, and any of a level's tokens may follow
-any of the level above. Under a rule that compares tokens the tree holds those paths that are likeliest to be
-accepted: the product of what was learned of each level, by a token's rank and its probability. What a head says is
-warped by the request's own controls and, at a temperature, ranked with the target's own noise.
+No head knows what the others guess, so one pass gives all levels of a tree, and any of a level's tokens may
+follow any of the level above. Under a rule that compares tokens the tree holds those paths that are likeliest
+to be accepted: the product of what was learned of each level, by a token's rank and its probability. What a
+head says is warped by the request's own controls and, at a temperature, ranked with the target's own noise.
 
-Source: Cai et al., "Medusa", 2024 (arXiv 2401.10774); there the tree has one shape, chosen beforehand by measured
-accuracies. Accuracies learned while drafting and the coupling by noise of positions are our own.
+Source: Cai et al., "Medusa", 2024 (arXiv 2401.10774); there the tree has one shape, chosen beforehand by
+measured accuracies. Accuracies learned while drafting and the coupling by noise of positions are our own.
 """
 
 from __future__ import annotations
@@ -80,9 +80,7 @@ class Medusa(ModelDrafter):
         super().__init__(self._levels, widths, drawn, min_probability, subset=self._tokens)
         self.needs = frozenset({LAST})
         # What is likely of a draw is learned apart from what is likely where nothing is drawn.
-        self._acceptance = {
-            greedy: [Acceptance(width) for width in widths] for greedy in (False, True)
-        }
+        self._acceptance = {greedy: [Acceptance(width) for width in widths] for greedy in (False, True)}
         self._proposed: dict[int, dict[Path, Successors]] = {}
         """{slot: {drafted path: what may follow it}}, see `_place`."""
 
@@ -140,7 +138,8 @@ class Medusa(ModelDrafter):
 
     @staticmethod
     def _place(view: View, row: int, path: Path) -> Path:
-        """What candidates below a path depend on: controls may look at its tokens, heads look at its length."""
+        """What candidates below a path depend on: controls may look at its tokens, heads look at its
+        length."""
         return path if view.controls[row].adjusts else (0,) * len(path)
 
     def observe(self, step: Step) -> None:
@@ -189,4 +188,4 @@ def build(
     check_probability("medusa", "min_probability", min_probability)
     if not model:
         raise ConfigError("medusa:model must name the folder of trained heads, as in medusa:model=FOLDER")
-    return Medusa(load_heads(model), info.vocab_size, levels, how, min_probability)
+    return Medusa(load_heads("medusa", model), info.vocab_size, levels, how, min_probability)

@@ -1,9 +1,13 @@
-"""Folders of Medusa heads, in the form that vLLM loads: config.json and model.safetensors.
+"""Folders of heads: config.json and model.safetensors. Of Medusa in the form that vLLM loads.
 
-`blocks.{head}.layers.{layer}.weight` are the blocks behind the target's last hidden state, `lm_heads.{head}.weight`
-turns what block `head` yields into logits; with `original_lm_head` the first serves all. `token_map` holds the
-target's ids of the `truncated_vocab_size` tokens that are proposed; the rows of a head are those tokens', or all
-the target's.
+`blocks.{head}.layers.{layer}.weight` are the blocks behind the target's last hidden state,
+`lm_heads.{head}.weight` turns what block `head` yields into logits; with `original_lm_head` the first serves
+all. `token_map` holds the target's ids of the `truncated_vocab_size` tokens that are proposed; the rows of a
+head are those tokens', or all the target's.
+
+Hydra has no form that engines share. Here it is Medusa's with another `model_type`, "hydra", and wider first
+layers: that of block k reads the state and, behind it, the target's embeddings of k + 1 tokens, from the one
+that the target drew from the state to the last drafted one, each divided by its root mean square.
 
 Source: vllm/model_executor/models/medusa.py and vllm/transformers_utils/configs/medusa.py.
 """
@@ -23,6 +27,9 @@ from paceline.errors import ModelFileError
 from paceline.models.drafter_folder import CONFIG, TENSORS, Floats, Settings, checked_tensor, read_json
 from paceline.models.safetensors_file import read_safetensors
 
+KINDS = {"medusa": "MedusaModel", "hydra": "HydraModel"}
+"""What folders call the kinds of heads: {`model_type`: the name in `architectures`}."""
+
 MOST = 16
 """Heads, and layers of a block, at most."""
 
@@ -34,6 +41,7 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {"logit_scale": (1, 1.0), "quantizatio
 class HeadsConfig:
     """What the forward pass of such heads must know beside their weights.
 
+    kind              one of KINDS
     hidden            width of the target's hidden states
     depths            blocks: drafted tokens along one path
     layers            of each block
@@ -43,6 +51,7 @@ class HeadsConfig:
     shared            one head for all blocks
     """
 
+    kind: str
     hidden: int
     depths: int
     layers: int
@@ -51,18 +60,38 @@ class HeadsConfig:
     bias: bool
     shared: bool
 
+    def reads(self, block: int, layer: int) -> int:
+        """How many numbers a layer reads."""
+        embeddings = block + 1 if self.kind == "hydra" and layer == 0 else 0
+        return (1 + embeddings) * self.hidden
+
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The tensors, and their shapes."""
         shapes: dict[str, tuple[int, ...]] = {}
         for block in range(self.depths):
             for layer in range(self.layers):
-                shapes[f"blocks.{block}.layers.{layer}.weight"] = (self.hidden, self.hidden)
+                shapes[f"blocks.{block}.layers.{layer}.weight"] = (self.hidden, self.reads(block, layer))
                 if self.bias:
                     shapes[f"blocks.{block}.layers.{layer}.bias"] = (self.hidden,)
         for head in range(1 if self.shared else self.depths):
             shapes[f"lm_heads.{head}.weight"] = (self.draft_vocab_size, self.hidden)
         return shapes
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """The config.json that says all this."""
+        return {
+            "architectures": [KINDS[self.kind]],
+            "model_type": self.kind,
+            "hidden_size": self.hidden,
+            "num_heads": self.depths,
+            "num_hidden_layers": self.layers,
+            "vocab_size": self.vocab_size,
+            "truncated_vocab_size": self.draft_vocab_size,
+            "medusa_fc_bias": self.bias,
+            "original_lm_head": self.shared,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +107,18 @@ class HeadsWeights:
     token_ids: NDArray[np.int64]
 
 
-def read_heads(folder: Path) -> HeadsWeights:
-    """The heads in a folder. Raises ModelFileError naming what is wrong with it."""
-    config = _config(Settings(folder / CONFIG, read_json(folder / CONFIG)))
+def holds_heads(folder: Path) -> bool:
+    """Whether a folder says that it holds heads. Raises ModelFileError if it says nothing."""
+    return read_json(folder / CONFIG).get("model_type") in KINDS
+
+
+def read_heads(folder: Path, kind: str | None = None) -> HeadsWeights:
+    """The heads in a folder; kind: which they must be. Raises ModelFileError naming what is wrong with it."""
+    held = Settings(folder / CONFIG, read_json(folder / CONFIG))
+    kinds = KINDS if kind is None else {kind: KINDS[kind]}
+    if held.get("model_type") not in kinds:
+        raise held.wrong("model_type", " or ".join(f'"{kind}"' for kind in kinds))
+    config = _config(held)
     path = folder / TENSORS
     if not path.is_file():
         raise ModelFileError(f"{folder}: there is no {TENSORS}")
@@ -95,13 +133,11 @@ def read_heads(folder: Path) -> HeadsWeights:
             tensor = tensor[token_ids]
         tensors[name] = checked_tensor(path, name, tensor, shape)
     if found:
-        raise ModelFileError(f"{path}: Medusa heads as {CONFIG} describes them have no tensor {min(found)}")
+        raise ModelFileError(f"{path}: heads as {CONFIG} describes them have no tensor {min(found)}")
     return HeadsWeights(config, tensors, token_ids)
 
 
 def _config(held: Settings) -> HeadsConfig:
-    if held.get("model_type") != "medusa":
-        raise held.wrong("model_type", '"medusa"')
     for key, neutral in _NEUTRAL.items():
         if key in held and held.get(key) not in neutral:
             raise held.wrong(key, json.dumps(neutral[0]))
@@ -114,6 +150,7 @@ def _config(held: Settings) -> HeadsConfig:
     if draft_vocab_size > vocab_size:
         raise held.wrong("truncated_vocab_size", f"at most the target's {vocab_size} tokens")
     return HeadsConfig(
+        kind=held.get("model_type"),
         hidden=held.integer("hidden_size"),
         depths=counts["num_heads"],
         layers=counts["num_hidden_layers"],
