@@ -19,9 +19,8 @@ from paceline.drafters._best_first import best_first
 from paceline.drafters._heads import Floats, Heads, HeadScorer, LoadHeads
 from paceline.drafters._model import ModelDrafter, Path
 from paceline.drafters._options import check_probability, parse_drawn, parse_widths
-from paceline.drafting import Paths, Subset, warped
+from paceline.drafting import Paths, Subset, foremost, warped
 from paceline.errors import ConfigError
-from paceline.noise import Noise, largest
 
 Reached = tuple[Path, float]
 """A drafted path, and the estimated probability that all of it is accepted."""
@@ -122,16 +121,12 @@ class Medusa(ModelDrafter):
         """The tokens that may follow a path, the likeliest first."""
         (logits,) = self._levels.score(view.slots, view.histories, [(row, path)])
         weights = warped(view, row, path, logits, self._tokens)
-        total, width, ids = float(weights.sum()), self._widths[len(path)], self._tokens.ids
+        total, width = float(weights.sum()), self._widths[len(path)]
         if not total:
             return ()
-        if view.controls[row].params.temperature == 0:
-            places = largest(weights, width)
-        else:
-            position = len(view.histories[row]) + len(path)
-            places = Noise(view.seeds).like_target(row, position, weights, width, ids)
+        places = foremost(view, row, len(path), weights, width, self._tokens)
         return tuple(
-            (int(ids[place]), min(int(SHARES * float(weights[place]) / total), SHARES - 1))
+            (int(self._tokens.ids[place]), min(int(SHARES * float(weights[place]) / total), SHARES - 1))
             for place in places
             if weights[place]
         )
