@@ -114,8 +114,8 @@ def _ours(options: argparse.Namespace, prompts: list[list[int]]) -> list[float]:
 def _gaps(
     file: Path, context: int, prompts: list[list[int]], answers: dict[str, list[list[int]]]
 ) -> list[float | None]:
-    """How far two tokens' logits are apart in exact arithmetic where answers first differ; None where they are
-    the same."""
+    """How far two tokens' logits are apart in exact arithmetic where answers first differ; None where they
+    are the same."""
     exact = float32_target(load_weights(file), context)
     gaps: list[float | None] = []
     for prompt, plain, drafted in zip(prompts, answers["plain"], answers["drafter"], strict=True):

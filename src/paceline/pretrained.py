@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from paceline.targets.native import NativeTarget
     from paceline.targets.torch import TorchTarget
     from paceline.trained.eagle3 import NativeEagle3
+    from paceline.trained.heads import NativeHeads
 
 
 def load_model(
@@ -87,10 +88,18 @@ def offers(target: Target, tokenizer: Any) -> dict[str, Any]:
             max_positions=info.max_positions,
         )
 
+    def load_heads(kind: str, folder: str) -> NativeHeads:
+        from paceline.models.heads_folder import read_heads
+        from paceline.trained.heads import NativeHeads
+
+        assert embedding is not None, "they are not offered then"
+        return NativeHeads(read_heads(Path(folder), kind), embedding())
+
     return {
         "sketch": getattr(target, "sketch", None),
         "tokenizer": tokenizer,
         "load_model": load,
         "load_drafter": None if embedding is None else load_drafter,
+        "load_heads": None if embedding is None else load_heads,
         "shipped": shipped.find(target.info),
     }

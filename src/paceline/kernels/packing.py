@@ -34,6 +34,13 @@ class Embedding(NamedTuple):
     hidden: int
     scale: float = 1.0
 
+    def row(self, token: int) -> Floats:
+        """The embedding of one token as it is read, float32 [hidden]."""
+        blocks = self.packed.reshape(-(-self.vocab_size // LANES), -1)
+        values = dequantise(self.type, LANES, self.hidden, blocks[token // LANES])
+        row: Floats = values[token % LANES] * np.float32(self.scale)
+        return row
+
 
 class Format(NamedTuple):
     """A weight type. A weight is scale * (number - offset) + minimum, where scales and minima are float16,

@@ -153,7 +153,7 @@ class Eagle3Weights:
 
 def read_drafter(folder: Path) -> Eagle3Weights:
     """The drafter in a folder. Raises ModelFileError naming what is wrong with it."""
-    held = _Settings(folder / CONFIG, _read_json(folder / CONFIG))
+    held = Settings(folder / CONFIG, read_json(folder / CONFIG))
     config = _speculators(held) if "speculators_model_type" in held else _native(held)
     path = folder / TENSORS
     if not path.is_file():
@@ -169,14 +169,15 @@ def read_drafter(folder: Path) -> Eagle3Weights:
     for name, shape in shapes.items():
         if name not in found:
             raise ModelFileError(f"{path}: tensor {name} is missing")
-        tensors[name] = _checked(path, name, found.pop(name), shape)
+        tensors[name] = checked_tensor(path, name, found.pop(name), shape)
     token_ids = _token_ids(path, config, found.pop("d2t", None), found.pop("t2d", None))
     if unknown := found.keys() - _UNUSED:
         raise ModelFileError(f"{path}: an EAGLE-3 drafter has no tensor {min(unknown)}")
     return Eagle3Weights(config, tensors, token_ids)
 
 
-def _checked(path: Path, name: str, tensor: NDArray[Any], shape: tuple[int, ...]) -> Floats:
+def checked_tensor(path: Path, name: str, tensor: NDArray[Any], shape: tuple[int, ...]) -> Floats:
+    """A tensor of that shape with finite numbers. Raises ModelFileError naming file and tensor."""
     if tensor.shape != shape or tensor.dtype != np.float32:
         raise ModelFileError(
             f"{path}: tensor {name} is {tensor.dtype} {list(tensor.shape)}, expected floats {list(shape)}"
@@ -211,7 +212,7 @@ def _token_ids(
     return ids
 
 
-class _Settings:
+class Settings:
     """An object of config.json whose values are asked for by name and range."""
 
     def __init__(self, path: Path, held: Mapping[str, Any], at: str = "") -> None:
@@ -220,11 +221,11 @@ class _Settings:
     def __contains__(self, key: str) -> bool:
         return key in self._held
 
-    def inside(self, key: str) -> _Settings:
+    def inside(self, key: str) -> Settings:
         found = self._held.get(key)
         if not isinstance(found, dict):
             raise self.wrong(key, "an object")
-        return _Settings(self.path, found, f"{self._at}{key}.")
+        return Settings(self.path, found, f"{self._at}{key}.")
 
     def integer(self, key: str, default: int | None = None) -> int:
         found = self._or(key, default)
@@ -262,7 +263,7 @@ class _Settings:
         return default if found is None else found
 
 
-def _speculators(held: _Settings) -> Eagle3Config:
+def _speculators(held: Settings) -> Eagle3Config:
     if held.get("speculators_model_type") != "eagle3":
         raise held.wrong("speculators_model_type", '"eagle3"')
     verifier = draft_tokens = None
@@ -272,7 +273,7 @@ def _speculators(held: _Settings) -> Eagle3Config:
             verifier = described.inside("verifier").get("name_or_path")
         methods = described.get("proposal_methods")
         if isinstance(methods, list) and methods and isinstance(methods[0], dict):
-            draft_tokens = _Settings(held.path, methods[0]).integer("speculative_tokens", 3)
+            draft_tokens = Settings(held.path, methods[0]).integer("speculative_tokens", 3)
     return _config(
         held,
         held.inside("transformer_layer_config"),
@@ -283,7 +284,7 @@ def _speculators(held: _Settings) -> Eagle3Config:
     )
 
 
-def _native(held: _Settings) -> Eagle3Config:
+def _native(held: Settings) -> Eagle3Config:
     named = held.get("architectures")
     if not isinstance(named, list) or not any(one in NATIVE_ARCHITECTURES for one in named):
         raise held.wrong(
@@ -297,12 +298,12 @@ def _native(held: _Settings) -> Eagle3Config:
     )
 
 
-def _ids(held: _Settings, keys: tuple[tuple[str, int], ...]) -> tuple[int, ...] | None:
+def _ids(held: Settings, keys: tuple[tuple[str, int], ...]) -> tuple[int, ...] | None:
     """The ids under the first key that is there, with what must be added to them."""
     return next((held.ids(key, added) for key, added in keys if held.get(key) is not None), None)
 
 
-def _config(held: _Settings, layer: _Settings, **known: Any) -> Eagle3Config:
+def _config(held: Settings, layer: Settings, **known: Any) -> Eagle3Config:
     """held: where the drafter's own settings are; layer: where those of its decoder layer are."""
     for key, neutral in _NEUTRAL.items():
         if key in layer and layer.get(key) not in neutral:
@@ -337,7 +338,7 @@ def _config(held: _Settings, layer: _Settings, **known: Any) -> Eagle3Config:
     )
 
 
-def _rope(layer: _Settings) -> tuple[float, dict[str, Any]]:
+def _rope(layer: Settings) -> tuple[float, dict[str, Any]]:
     """The base, and how frequencies are scaled; transformers 5 has both in `rope_parameters`."""
     within = layer.inside("rope_parameters") if layer.get("rope_parameters") else layer
     theta = within.number("rope_theta", 10000.0)
@@ -357,7 +358,8 @@ def _rope(layer: _Settings) -> tuple[float, dict[str, Any]]:
     raise within.wrong(key, '"default", "linear" or "llama3"')
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file. Raises ModelFileError."""
     try:
         held = json.loads(path.read_bytes())
     except OSError as error:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from paceline.errors import ConfigError, ModelFileError
 from paceline.models.bfloat16 import narrowed
@@ -69,12 +71,7 @@ def export(weights: Eagle3Weights, to: str, folder: Path, target: str, layers: i
     known = np.zeros(config.vocab_size, np.bool_)
     known[weights.token_ids] = True
     offsets = weights.token_ids - np.arange(config.draft_vocab_size)
-    try:
-        write_safetensors(folder / TENSORS, {**named, "d2t": offsets, "t2d": known})
-        with write_atomically(folder / CONFIG) as file:
-            file.write(json.dumps(written, indent=2).encode() + b"\n")
-    except OSError as error:
-        raise ModelFileError(f"{folder} cannot be written: {error.strerror}") from None
+    write_folder(folder, written, {**named, "d2t": offsets, "t2d": known})
     again = read_drafter(folder)
     difference = compare(weights, again)
     same = again.config.layers_of(layers or max(ids)) == ids and np.array_equal(
@@ -82,7 +79,18 @@ def export(weights: Eagle3Weights, to: str, folder: Path, target: str, layers: i
     )
     if not same or not difference <= TOLERANCE:
         raise ModelFileError(f"{folder} reads back as another drafter: logits differ by {difference:.2g}")
-    return Exported(folder, written, _command(to, target, folder, config.draft_tokens), difference)
+    command = command_for(to, "eagle3", target, folder, config.draft_tokens)
+    return Exported(folder, written, command, difference)
+
+
+def write_folder(folder: Path, config: dict[str, Any], tensors: Mapping[str, NDArray[Any]]) -> None:
+    """Write a drafter's folder, config.json last. Raises ModelFileError."""
+    try:
+        write_safetensors(folder / TENSORS, tensors)
+        with write_atomically(folder / CONFIG) as file:
+            file.write(json.dumps(config, indent=2).encode() + b"\n")
+    except OSError as error:
+        raise ModelFileError(f"{folder} cannot be written: {error.strerror}") from None
 
 
 def compare(one: Eagle3Weights, other: Eagle3Weights) -> float:
@@ -169,13 +177,15 @@ def _native(config: Eagle3Config, ids: tuple[int, ...]) -> dict[str, Any]:
     }
 
 
-def _command(to: str, target: str, folder: Path, draft_tokens: int) -> str:
+def command_for(to: str, method: str, target: str, folder: Path, draft_tokens: int) -> str:
+    """What serves the target with the drafter in a folder. method: as vLLM calls it."""
     if to == "vllm":
-        settings = {"method": "eagle3", "model": str(folder), "num_speculative_tokens": draft_tokens}
+        settings = {"method": method, "model": str(folder), "num_speculative_tokens": draft_tokens}
         words = ["vllm", "serve", target, "--speculative-config", json.dumps(settings)]
     else:
         words = ["python", "-m", "sglang.launch_server", "--model-path", target]
-        words += ["--speculative-algorithm", "EAGLE3", "--speculative-draft-model-path", str(folder)]
-        words += ["--speculative-num-steps", str(draft_tokens), "--speculative-eagle-topk", "1"]
+        words += ["--speculative-algorithm", method.upper(), "--speculative-draft-model-path", str(folder)]
+        if method == "eagle3":  # a block is drafted in one step
+            words += ["--speculative-num-steps", str(draft_tokens), "--speculative-eagle-topk", "1"]
         words += ["--speculative-num-draft-tokens", str(draft_tokens + 1)]
     return shlex.join(words)
