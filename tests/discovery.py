@@ -22,11 +22,15 @@ from paceline.targets.native import NativeTarget
 from paceline.targets.weights import PackedWeights, aligned
 from paceline.trained.dflash import NativeDFlash
 from paceline.trained.eagle3 import NativeEagle3
+from paceline.trained.heads import NativeHeads
 from tests.dflash import CONFIG as DFLASH
 from tests.dflash import random_drafter as random_dflash
 from tests.dflash import random_for
 from tests.dflash import run as run_dflash
 from tests.eagle3 import CONFIG, additive_drafter, embedding_of, random_drafter, run, state_width
+from tests.heads import CONFIG as HEADS
+from tests.heads import chain_heads, random_heads, reading_heads
+from tests.heads import run as run_heads
 from tests.native.models import random_weights
 from tests.toys import Signs, SketchingTable
 
@@ -42,6 +46,8 @@ EAGER = {
     "draft": "draft:model=near,min_probability=0",
     "eagle3": "eagle3:model=near,min_probability=0",
     "exit": "exit:min_probability=0",
+    "hydra": "hydra:model=near,min_probability=0",
+    "medusa": "medusa:model=near,widths=3x2x1,min_probability=0",
     "ngram": "ngram:shortest=1",
     "prediction": "prediction:min_probability=1e-6",
     "recycling": "recycling:min_probability=1e-6",
@@ -53,7 +59,7 @@ EAGER = {
 """Options with which a drafter drafts much even in a large batch of short texts, and those it cannot do
 without: "near" is a model like the target."""
 
-RUN_MODELS = {"dflash", "draft", "eagle3", "exit", "skip", "slem", "sparse"}
+RUN_MODELS = {"dflash", "draft", "eagle3", "exit", "hydra", "medusa", "skip", "slem", "sparse"}
 """Drafters whose drafts take time: the long suites leave most of their work to `make prove`."""
 
 
@@ -93,6 +99,7 @@ def offered(target: Target) -> dict[str, Any]:
         "load_model": lambda name: (near(target), signs),
         "load_drafter": lambda folder: trained(target),
         "load_dflash": lambda folder: blocks(target),
+        "load_heads": lambda kind, folder: trained_heads(kind, target),
     }
 
 
@@ -129,6 +136,17 @@ def blocks(target: Target) -> NativeDFlash:
         mask_token=0,
     )
     return run_dflash(random_dflash(config), target.embedding(), target.head(), layers)
+
+
+def trained_heads(kind: str, target: Target) -> NativeHeads:
+    """Heads for this target: of a table they know how a token bends the laws behind it; of another target
+    nothing."""
+    if isinstance(target, NativeTarget):
+        config = replace(HEADS, kind=kind, vocab_size=target.info.vocab_size, hidden=target.config.hidden)
+        return run_heads(random_heads(config))
+    weights = np.exp(target.table.mean(0))  # type: ignore[attr-defined]
+    law = weights / weights.sum(1, keepdims=True)
+    return run_heads(chain_heads(law) if kind == "medusa" else reading_heads(law))
 
 
 def near(target: Target) -> Target:

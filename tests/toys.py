@@ -23,8 +23,8 @@ VOCABULARY = 12
 
 class SketchingTable(TableTarget):
     """A table that also makes sketches: each layer that is left out blurs the logits, and so does a part of
-    the cache that is not seen. It has hidden states too, all alike: 1 in the place of the token, 0
-    elsewhere."""
+    the cache that is not seen. Its hidden states, the last as well, are all alike: 1 in the place of the
+    token, 0 elsewhere."""
 
     def __init__(self, vocab_size: int = VOCABULARY, **options: Any) -> None:
         super().__init__(vocab_size, **options)
@@ -34,9 +34,9 @@ class SketchingTable(TableTarget):
         self._blurs = np.random.default_rng(3).normal(0, 0.5, (5, *self.table.shape))
 
     def forward(self, draft: Draft, taps: frozenset[str]) -> Scores:
-        scores = super().forward(draft, taps)
-        states = {tap: self._states[draft.tokens] for tap in taps if tap.startswith("hidden.")}
-        return replace(scores, features={**scores.features, **states})
+        scores = super().forward(draft, frozenset())
+        states = dict.fromkeys(taps, self._states[draft.tokens])
+        return replace(scores, features=states)
 
     def sketch(self, draft: Draft, shortcut: Shortcut) -> np.ndarray:
         """See `paceline.core.Sketch`."""

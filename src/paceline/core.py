@@ -131,6 +131,9 @@ class Tree(NamedTuple):
         )
 
 
+LAST = "last"
+"""The tap of what a target's head turns into logits, behind its last norm."""
+
 UNSURE = 0.5
 """The confidence in a token where a drafter gives none."""
 
@@ -377,7 +380,8 @@ class TargetInfo:
     max_positions  tokens one sequence may hold, prompt and answer together
     cache_tokens   tokens that all sequences together may hold
     page_tokens    the cache is handed out in pages of this many tokens
-    taps           names of the features it can return, such as "hidden.18"
+    taps           names of the features it can return: "hidden.18" is what 18 layers made of the embeddings,
+                   for `LAST` see there
     vocabulary     fingerprint of the tokenizer: where it is the same, token ids mean the same; empty if
                    there is no tokenizer
     layers         layers that a `Sketch` may leave out; 0: it has none

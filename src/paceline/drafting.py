@@ -100,7 +100,7 @@ def grow(
         found = laws([(row, trees[row].path(node)) for row, node in level])
         below = []
         for (row, node), weights in zip(level, found, strict=True):
-            law = _law(weights)
+            law = _law(weights, view.coupled)
             tree = trees[row]
             if law is not None and go_on(Prospect(row, tree.path(node), tree.reached(node), law)):
                 below += [(row, child) for child in tree.draw(node, law, plans[row][depth])]
@@ -141,7 +141,7 @@ def grow_likeliest(
         levels = [[] for _ in budgets]
         found = laws([(row, trees[row].path(node)) for row, node in wanted])
         for (row, node), weights in zip(wanted, found, strict=True):
-            law, tree = _law(weights), trees[row]
+            law, tree = _law(weights, True), trees[row]
             if law is not None and go_on(Prospect(row, tree.path(node), tree.reached(node), law)):
                 levels[row] += tree.draw(node, law, width)
     return [tree.tree(budget.nodes) for tree, budget in zip(trees, budgets, strict=True)]
@@ -151,9 +151,8 @@ class _Growing:
     """One row's tree while it grows. Node -1 is the root."""
 
     def __init__(self, view: View, row: int, drawn: Drawn, subset: Subset | None) -> None:
-        self._noise, self._row = Noise(view.seeds), row
+        self._view, self._noise, self._row = view, Noise(view.seeds), row
         self._coupled, self._drawn, self._subset = view.coupled, drawn, subset
-        self._greedy = view.coupled and view.controls[row].params.temperature == 0
         self._first = len(view.histories[row])  # position of the first token this step may emit
         self._tokens: list[int] = []
         self._parents: list[int] = []
@@ -188,11 +187,9 @@ class _Growing:
     def _places(self, law: Array, width: int, depth: int) -> list[int]:
         """The places in the law of the tokens that are drawn."""
         noise, row, index = self._noise, self._row, len(self._tokens)
-        ids = None if self._subset is None else self._subset.ids
-        if self._greedy:
-            return largest(law, width)
         if self._coupled:
-            return noise.like_target(row, self._first + depth, law, width, ids)
+            return foremost(self._view, row, depth, law, width, self._subset)
+        ids = None if self._subset is None else self._subset.ids
         if self._drawn is Drawn.IID:
             return [noise.draft(row, self._first, index + i, law, 1, ids)[0] for i in range(width)]
         return noise.draft(row, self._first, index, law, width, ids)
@@ -204,6 +201,21 @@ class _Growing:
             return tree
         likeliest = sorted(range(len(self._tokens)), key=self._reached.__getitem__, reverse=True)
         return tree.some(sorted(likeliest[:nodes]))
+
+
+def foremost(
+    view: View, row: int, depth: int, weights: Array, count: int, subset: Subset | None = None
+) -> list[int]:
+    """The children of a node under a coupled rule: the tokens that the target's own noise ranks first, at
+    temperature 0 the likeliest, at most `count`.
+
+    depth: drafted tokens on the path down to the node; weights: over all tokens or a subset, in which the
+    places of the children are returned.
+    """
+    if view.controls[row].params.temperature == 0:
+        return largest(weights, count)
+    ids = None if subset is None else subset.ids
+    return Noise(view.seeds).like_target(row, len(view.histories[row]) + depth, weights, count, ids)
 
 
 def warped(view: View, row: int, path: Sequence[int], logits: Array, subset: Subset | None = None) -> Array:
@@ -230,10 +242,11 @@ def warped(view: View, row: int, path: Sequence[int], logits: Array, subset: Sub
     return xp.exp(log_law(logits, controls.params))
 
 
-def _law(weights: Array) -> Array | None:
-    """Probabilities float64 [V]; None if all weights are zero."""
+def _law(weights: Array, coupled: bool) -> Array | None:
+    """Probabilities [V], in double precision where a rule computes with them; None if all weights are 0."""
     xp = array_namespace(weights)
-    weights = xp.astype(weights, xp.float64)
+    if not coupled:
+        weights = xp.astype(weights, xp.float64)
     total = xp.sum(weights)
     return weights / total if total > 0 else None
 

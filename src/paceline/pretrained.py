@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from paceline.targets.torch import TorchTarget
     from paceline.trained.dflash import NativeDFlash
     from paceline.trained.eagle3 import NativeEagle3
+    from paceline.trained.heads import NativeHeads
 
 
 def load_model(
@@ -98,11 +99,19 @@ def offers(target: Target, tokenizer: Any) -> dict[str, Any]:
         cache_tokens = target.info.cache_tokens
         return NativeDFlash(read_dflash(Path(folder)), embedding(), head(), layers, cache_tokens=cache_tokens)
 
+    def load_heads(kind: str, folder: str) -> NativeHeads:
+        from paceline.models.heads_folder import read_heads
+        from paceline.trained.heads import NativeHeads
+
+        assert embedding is not None, "they are not offered then"
+        return NativeHeads(read_heads(Path(folder), kind), embedding())
+
     return {
         "sketch": getattr(target, "sketch", None),
         "tokenizer": tokenizer,
         "load_model": load,
         "load_drafter": None if embedding is None else load_drafter,
         "load_dflash": None if embedding is None or head is None else load_dflash,
+        "load_heads": None if embedding is None else load_heads,
         "shipped": shipped.find(target.info),
     }

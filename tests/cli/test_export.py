@@ -9,7 +9,8 @@ from typing import Any
 
 from paceline.models.dflash_folder import read_dflash
 from paceline.models.drafter_folder import read_drafter
-from tests import dflash
+from paceline.models.heads_folder import read_heads
+from tests import dflash, heads
 from tests.cli.test_generate import one_line_error
 from tests.eagle3 import folder_of, random_drafter
 
@@ -44,6 +45,19 @@ def test_a_dflash_drafter_is_written_in_its_own_form(paceline: Paceline, tmp_pat
     assert "has a head of its own" in message
     message = one_line_error(paceline("export", str(folder), "--to", "vllm", "--layers", "3"))
     assert "says which hidden states it reads" in message
+
+
+def test_heads_are_written_for_vllm_alone(paceline: Paceline, tmp_path: Path) -> None:
+    folder = heads.folder_of(heads.random_heads(), tmp_path / "heads")
+    outcome = paceline("export", str(folder), "--to", "vllm", "--target", "org/model")
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.startswith("vllm serve org/model --speculative-config ")
+    assert "logits differ by 0\n" in outcome.err
+    assert read_heads(tmp_path / "heads-vllm", "medusa").config == heads.CONFIG
+    refused = paceline("export", str(folder), "--to", "sglang", "--target", "org/model")
+    assert "sglang does not load medusa heads" in one_line_error(refused)
+    refused = paceline("export", str(folder), "--to", "vllm", "--layers", "3")
+    assert "--layers 3: heads read no hidden state but the last" in one_line_error(refused)
 
 
 def test_bad_input_is_one_line(paceline: Paceline, tmp_path: Path) -> None:

@@ -93,6 +93,11 @@ def test_a_hundred_thousand_answers_follow_the_targets_law(
         ("recursive", "dflash:model=near,widths=2x2,drawn=without_replacement,min_probability=0"),
         ("rejection", "eagle3:model=near,widths=1x1"),
         ("recursive", "eagle3:model=near,widths=2x2,drawn=without_replacement"),
+        ("block", "hydra:model=near,widths=1x1,min_probability=0"),
+        ("recursive", "hydra:model=near,widths=2x2,min_probability=0,drawn=without_replacement"),
+        *itertools.product(["rejection", "block"], ["medusa:model=near,widths=1x1,min_probability=0"]),
+        ("traversal", "medusa:model=near,widths=2x2,min_probability=0"),
+        ("recursive", "medusa:model=near,widths=2x2,min_probability=0,drawn=without_replacement"),
     ],
 )
 def test_the_drafters_that_come_along_keep_the_law(name: str, spec: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,9 +16,8 @@ from paceline.engine import Engine
 from paceline.pretrained import offers
 from paceline.results import Completion
 from paceline.sampling import SamplingParams
-from tests import dflash
+from tests import dflash, eagle3, heads
 from tests.discovery import RUN_MODELS, Record, drafter
-from tests.eagle3 import SMOLLM2, folder_of, random_drafter
 from tests.real_model import MODEL, prompts, target, tokenizer
 from tests.toys import ADVERSARIES, trusting
 
@@ -52,6 +52,9 @@ HELPFUL = {
 }
 
 
+TRAINED = {"dflash", "eagle3", "hydra", "medusa"}
+"""Drafters that need a folder."""
+
 SAME = {"draft", "sparse"}
 """These say what the target says: a draft model that is the target, a cache whose every token is seen."""
 
@@ -61,17 +64,21 @@ def make(name: str, answers: dict[int, Sequence[int]]) -> Drafter:
         return BY_NAME[name](answers)
     if name == "datastore":
         return drafter(EAGER[name], target(), text())
-    if name == "eagle3":
+    if name in TRAINED:
         with TemporaryDirectory() as folder:
-            spec = f"eagle3:model={folder_of(random_drafter(SMOLLM2), Path(folder))},min_probability=0"
-            return load(spec, target().info, **offers(target(), tokenizer()))
-    if name == "dflash":
-        with TemporaryDirectory() as folder:
-            made = dflash.folder_of(dflash.random_drafter(dflash.SMOLLM2), Path(folder))
-            spec = f"dflash:model={made},min_probability=0"
+            spec = f"{name}:model={untrained(name, Path(folder))},min_probability=0"
             return load(spec, target().info, **offers(target(), tokenizer()))
     spec = f"{name}:model={MODEL}" if "model" in options(name) else EAGER.get(name, name)
     return load(spec, target().info, **offers(target(), tokenizer()))
+
+
+def untrained(name: str, folder: Path) -> Path:
+    """A folder with a random drafter of this target's size."""
+    if name == "eagle3":
+        return eagle3.folder_of(eagle3.random_drafter(eagle3.SMOLLM2), folder)
+    if name == "dflash":
+        return dflash.folder_of(dflash.random_drafter(dflash.SMOLLM2), folder)
+    return heads.folder_of(heads.random_heads(replace(heads.SMOLLM2, kind=name)), folder)
 
 
 @cache

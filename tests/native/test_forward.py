@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from paceline import kernels
-from paceline.core import NOTHING, Tree
+from paceline.core import LAST, NOTHING, Tree
 from paceline.errors import CapacityError, ConfigError
-from paceline.kernels.packing import FORMATS, TYPES
+from paceline.kernels.packing import FORMATS, TYPES, dequantise
 from paceline.targets.native import NativeTarget
 from tests.native.models import CONFIG, WIDE, Row, draft_of, path_to, random_tree, random_weights, read, step
 
@@ -49,7 +49,7 @@ def test_logits_and_taps_equal_the_references(kind: str, monkeypatch: pytest.Mon
         target = make(monkeypatch, isa, weights=weights)
         read(target, 4, a[:39])
         read(target, 7, b[:12])
-        scores = target.forward(draft_of(rows), frozenset({"hidden.0", "hidden.2", "hidden.3"}))
+        scores = target.forward(draft_of(rows), frozenset({"hidden.0", "hidden.2", "hidden.3", LAST}))
         found[isa] = {"logits": scores.logits.copy(), **scores.features}
     wanted = found.pop("reference")
     assert wanted["logits"].shape == (10 + 6, V)
@@ -61,6 +61,18 @@ def test_logits_and_taps_equal_the_references(kind: str, monkeypatch: pytest.Mon
             error = np.abs(part - wanted[name]) / wanted[name].std()
             assert error.max() < largest, (isa, name, error.max())
             assert error.mean() < mean, (isa, name, error.mean())
+
+
+@pytest.mark.parametrize("isa", kernels.available())
+def test_the_last_state_is_what_the_head_turns_into_logits(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the last layer's own state beside it, which is not."""
+    target = make(monkeypatch, isa, weights=random_weights(["F16"]))
+    kind, packed, *shape = target.embedding()  # which is the head, too
+    head = dequantise(kind, shape[0], shape[1], packed)
+    scores = target.forward(draft_of([(0, tokens(1, 9), 0, 9, NOTHING)]), frozenset({LAST, "hidden.3"}))
+    last, logits = (scores.features[tap][-1] @ head.T for tap in (LAST, "hidden.3"))
+    np.testing.assert_allclose(last, scores.logits[-1], rtol=1e-3, atol=1e-4)
+    assert np.abs(logits - scores.logits[-1]).max() > 0.1
 
 
 @pytest.mark.parametrize("isa", COMPILED)

@@ -14,7 +14,7 @@ import torch
 from numpy.testing import assert_array_equal
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSpeechSeq2Seq
 
-from paceline.core import NOTHING, Draft, Tree, Verdict, View
+from paceline.core import LAST, NOTHING, Draft, Tree, Verdict, View
 from paceline.drafters import load
 from paceline.engine import Engine
 from paceline.errors import ConfigError
@@ -24,6 +24,7 @@ from paceline.sampling import SamplingParams
 from paceline.targets.torch import TorchTarget
 from paceline.targets.torch_cache import Pool
 from paceline.targets.torch_models import longest
+from tests import heads
 from tests.eagle3 import CONFIG, folder_of, random_drafter
 from tests.torch.families import FAMILIES, VOCABULARY, model, small
 
@@ -295,6 +296,31 @@ def test_a_trained_drafter_reads_the_models_hidden_states_and_embeddings(tmp_pat
     kind, packed, *shape = target.embedding()
     np.testing.assert_allclose(dequantise(kind, *shape[:2], packed), exact, rtol=0.01)
     spec = f"eagle3:model={folder},min_probability=0"
+    drafters = {spec: load(spec, target.info, **offers(target, None)), "none": load("none", target.info)}
+    engine = Engine(target, drafters, drafter=spec)
+    prompts = [words(length, length) for length in (3, 30)]
+    drafted, plain = (engine.generate(prompts, SAMPLED, name) for name in (spec, "none"))
+    assert engine.load.draft_failures == {}
+    assert sum(one.stats.drafted for one in drafted) > 20
+    assert [one.token_ids for one in drafted] == [one.token_ids for one in plain]
+
+
+@pytest.mark.parametrize("family", EVERYWHERE)
+def test_the_last_state_is_what_the_models_head_reads(family: str) -> None:
+    of = model(family)
+    head = of.get_output_embeddings().weight.detach().numpy()
+    scores = TorchTarget(of).forward(draft(words(9), 0), frozenset({LAST}))
+    logits = scores.features[LAST][-1] @ head.T
+    if cap := getattr(of.config, "final_logit_softcapping", None):
+        logits = cap * np.tanh(logits / cap)
+    np.testing.assert_allclose(logits, scores.logits[-1], rtol=1e-4, atol=1e-5)
+
+
+def test_trained_heads_read_the_models_last_state(tmp_path: Path) -> None:
+    config = replace(heads.CONFIG, hidden=32, vocab_size=VOCABULARY, draft_vocab_size=40)
+    folder = heads.folder_of(heads.random_heads(config), tmp_path / "heads")
+    target = TorchTarget(model("llama"), rows=ROWS)
+    spec = f"medusa:model={folder},widths=3x2x1,min_probability=0"
     drafters = {spec: load(spec, target.info, **offers(target, None)), "none": load("none", target.info)}
     engine = Engine(target, drafters, drafter=spec)
     prompts = [words(length, length) for length in (3, 30)]

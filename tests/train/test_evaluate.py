@@ -12,23 +12,32 @@ import pytest
 from paceline.cli.main import run
 from paceline.models.cache import sha256_of
 from paceline.train import card
+from tests import heads
 from tests.eagle3 import CONFIG, folder_of, random_drafter
 
 
-@pytest.fixture
-def drafter(tmp_path: Path, model: Path) -> Path:
-    """An untrained drafter for the tiny target, with a card."""
+def untrained(architecture: str, folder: Path) -> Path:
+    """A drafter for the tiny target."""
+    if architecture != "eagle3":
+        sizes = replace(heads.CONFIG, kind=architecture, hidden=64, vocab_size=265)
+        return heads.folder_of(heads.random_heads(sizes), folder)
     config = replace(
         CONFIG, hidden=64, ffn=96, heads=2, kv_heads=1, vocab_size=265, target_hidden=64, layer_ids=(0, 1)
     )
-    folder = folder_of(random_drafter(config), tmp_path / "drafter")
+    return folder_of(random_drafter(config), folder)
+
+
+@pytest.fixture(params=["eagle3"])
+def drafter(tmp_path: Path, model: Path, request: pytest.FixtureRequest) -> Path:
+    """An untrained drafter with a card."""
+    folder = untrained(request.param, tmp_path / "drafter")
     line = {
         "step": 1, "tau_greedy": 1.0, "tau_sampled": 1.0, "agreement": [0.0], "overlap": [0.1],
         "calibration_error": 0.5,
     }  # fmt: skip
     record = {
         "license": "", "target": str(model), "target_sha256": sha256_of(model),
-        "settings": {"arch": "eagle3:depths=3"},
+        "settings": {"arch": f"{request.param}:depths=3"},
         "data": {"answers": 1, "tokens": 9, "answer_tokens": 5, "temperatures": [0.0], "prompts_sha256": "0"},
         "steps": 1, "trained_tokens": 9, "seconds": 1.0, "device": "cpu", "parameters": 1, "bytes": 1,
         "estimate": line, "curve": [line],
@@ -46,6 +55,7 @@ def asked(tmp_path: Path) -> str:
     return str(path)
 
 
+@pytest.mark.parametrize("drafter", ["eagle3", "hydra", "medusa"], indirect=True)
 def test_what_is_measured_stands_in_the_card(
     drafter: Path, asked: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -60,7 +70,7 @@ def test_what_is_measured_stands_in_the_card(
             (found,) = report["drafters"].values()
             assert one["tau"] == found["tau"] == pytest.approx(1 + sum(one["accepted_at_least"]), abs=0.1)
             assert set(one["by_category"]) == {"cat", "dog"}
-            assert one["drafter"] == "eagle3:widths=1x1,min_probability=0"
+            assert one["drafter"].endswith(":widths=1x1,min_probability=0")
     page = (drafter / "card.md").read_text()
     assert page.count("## Measured at temperature") == 2
     assert f"| all | {measured[0]['tau']:.2f} |" in page
@@ -81,8 +91,8 @@ def test_misuse_is_one_line(
     assert "trained for another file than" in refused(str(drafter), "--model", str(other))
     assert "eagle3 has no option 'width'" in refused(str(drafter), "--options", "width=1")
     assert (drafter / "card.json").read_text() == before
-    (drafter / "card.json").write_text(before.replace("eagle3:depths=3", "medusa"))
-    assert "there is no drafter 'medusa'" in refused(str(drafter))
+    (drafter / "card.json").write_text(before.replace("eagle3:depths=3", "eagle4"))
+    assert "there is no drafter 'eagle4'" in refused(str(drafter))
     (drafter / "card.json").write_text("{}")
     assert "card.json: is damaged" in refused(str(drafter))
     (drafter / "card.json").unlink()

@@ -1,46 +1,57 @@
-"""Medusa's folder says what was trained."""
+"""Medusa's and Hydra's folders say what was trained."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
-from safetensors.torch import load_file
 
+from paceline.errors import ConfigError
 from paceline.models.bfloat16 import to_float32
+from paceline.models.heads_folder import read_heads
 from paceline.train.batches import collate
 from paceline.train.loop import Run
 from paceline.train.settings import Settings
+from paceline.trained.heads_reference import forward
 from tests.train.conftest import Make
 
 
-def test_the_folder_gives_the_logits_of_training(make: Make, tmp_path: Path, sharp: Path) -> None:
+@pytest.mark.parametrize("kind", ["hydra", "medusa"])
+def test_the_folder_gives_the_logits_of_training(kind: str, make: Make, tmp_path: Path, sharp: Path) -> None:
     make(tmp_path / "data", file=sharp, tokens=200)
-    settings = Settings(arch="medusa:depths=2,draft_vocab=100,layers=2", dtype="float32", held_out=0.0)
+    settings = Settings(arch=f"{kind}:depths=2,draft_vocab=100,layers=2", dtype="float32", held_out=0.0)
     run = Run(tmp_path / "data", tmp_path / "out", settings, threads=1)
     run.train(lambda step, log: None)
-    config = json.loads((tmp_path / "out" / "config.json").read_text())
-    tensors = load_file(tmp_path / "out" / "model.safetensors")
-    shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
-    blocks = {f"blocks.{head}.layers.{layer}.weight": [64, 64] for head in range(2) for layer in range(2)}
-    assert shapes == {**blocks, "lm_heads.0.weight": [100, 64], "token_map": [100]}
-    assert (config["num_heads"], config["num_hidden_layers"]) == (2, 2)
-    assert (config["truncated_vocab_size"], config["vocab_size"]) == (100, 265)
-    assert torch.equal(tensors["token_map"], run.drafter.vocabulary)
+    weights = read_heads(tmp_path / "out", kind)
+    config = weights.config
+    assert (config.depths, config.layers, config.shared, config.bias) == (2, 2, True, False)
+    assert (config.hidden, config.draft_vocab_size, config.vocab_size) == (64, 100, 265)
+    assert weights.token_ids.tolist() == run.drafter.vocabulary.tolist()
+    assert all(np.abs(tensor).max() > 0 for tensor in weights.tensors.values()), "all was trained"
 
-    weights = {name: tensor.float() for name, tensor in tensors.items() if name != "token_map"}
-    run.drafter.load_state_dict(weights)
+    run.drafter.load_state_dict({name: torch.from_numpy(t) for name, t in weights.tensors.items()})
     batch = collate(run.corpus, [0], torch.device("cpu"))
     with torch.no_grad():
         trained = [logits.numpy() for logits in run.drafter.logits(batch)]
     states = to_float32(run.corpus.states([0])[0][:, -1])
     normed = states / np.sqrt((states * states).mean(-1, keepdims=True) + 1e-5)
+    embedded = run.teacher.embedding.float().numpy()[run.corpus.tokens(0)]
     first = int(run.corpus.prompts[0]) - 1
-    for head, logits in enumerate(trained):
-        x = normed[first : first + len(logits)]
-        for layer in range(2):
-            gate = x @ weights[f"blocks.{head}.layers.{layer}.weight"].numpy().T
-            x = x + gate / (1 + np.exp(-gate))
-        np.testing.assert_allclose(logits, x @ weights["lm_heads.0.weight"].numpy().T, rtol=1e-3, atol=1e-4)
+    for depth, logits in enumerate(trained):
+        assert len(logits) > 5
+        for base, found in enumerate(logits, first):
+            wanted = forward(weights, normed[base], embedded[base + 1 : base + 2 + depth])
+            np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("kind", ["hydra", "medusa"])
+@pytest.mark.parametrize("option", ["depths=17", "layers=0", "draft_vocab=0"])
+def test_values_out_of_range_are_refused(
+    kind: str, option: str, make: Make, tmp_path: Path, sharp: Path
+) -> None:
+    make(tmp_path / "data", file=sharp, tokens=200)
+    name, _, value = option.partition("=")
+    with pytest.raises(ConfigError, match=f"{name} is {value}, allowed: 1 to"):
+        Run(tmp_path / "data", tmp_path / "out", Settings(arch=f"{kind}:{option}"), threads=1)

@@ -11,10 +11,11 @@ import pytest
 
 from paceline.core import Budget, Drafter, Tree, View
 from paceline.drafters import load
+from paceline.drafters._acceptance import Acceptance
 from paceline.drafters._best_first import Calibration, best_first
 from paceline.drafters.lookahead import Lookahead, Pool
 from paceline.drafters.prediction import Follower
-from paceline.drafters.recycling import Acceptance, Recycling, likeliest
+from paceline.drafters.recycling import Recycling, likeliest
 from paceline.engine import Engine
 from paceline.errors import ConfigError
 from paceline.results import Completion

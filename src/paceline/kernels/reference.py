@@ -27,6 +27,13 @@ def quantise(x: Floats) -> Floats:
     return rounded.reshape(x.shape)
 
 
+def rms_norm(x: Floats, weight: Floats, eps: float | np.floating) -> Floats:
+    """Root mean square norm (Zhang & Sennrich, 2019) of the last axis, row by row."""
+    mean = (x * x).mean(-1, keepdims=True, dtype=np.float32)
+    normed: Floats = x / np.sqrt(mean + np.float32(eps)) * weight
+    return normed
+
+
 class Matrix(NamedTuple):
     """values: float32 [rows, columns]; integers: whether the file holds integers with scales, which meet
     activations in 8 bits, or floats, which meet activations as they are."""
@@ -108,9 +115,7 @@ class Model:
         """RMS norm of the last axis, where the model has one of this name."""
         if name not in self._weights:
             return x
-        mean = (x * x).mean(-1, keepdims=True, dtype=np.float32)
-        normed: Floats = x / np.sqrt(mean + self._eps) * self._weights[name]
-        return normed
+        return rms_norm(x, self._weights[name], self._eps)
 
     def _heads_of(self, x: Floats, at: str, count: int) -> Floats:
         """A projection of x [N, hidden], with its bias and its norm, as [N, count, dim]."""

@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paceline import kernels
-from paceline.core import Draft, Scores, Shortcut, TargetInfo, Verdict
+from paceline.core import LAST, Draft, Scores, Shortcut, TargetInfo, Verdict
 from paceline.kernels.packing import LANES, Embedding
+from paceline.kernels.reference import rms_norm
 from paceline.models.vocabulary import fingerprint
 from paceline.targets._options import within
 from paceline.targets.weights import PackedWeights, load_weights
@@ -61,7 +62,7 @@ class NativeTarget:
             max_positions=context,
             cache_tokens=pages * LANES,
             page_tokens=LANES,
-            taps=frozenset(f"hidden.{layer}" for layer in range(config.layers + 1)),
+            taps=frozenset({LAST, *(f"hidden.{layer}" for layer in range(config.layers + 1))}),
             vocabulary=fingerprint(weights.tokenizer_json),
             layers=config.layers,
             shares_pages=True,
@@ -87,6 +88,7 @@ class NativeTarget:
                 ("output.weight" if "output.weight" in weights.tensors else "token_embd.weight", 1.0),
             )
         )
+        self._last_norm = weights.tensors["output_norm.weight"].view(np.float32)
         self._logits = self._logits_room(1)
 
     @staticmethod
@@ -114,9 +116,13 @@ class NativeTarget:
         features: list[NDArray[np.float32]] = [
             np.empty((len(draft.tokens), self.config.hidden), np.float32) for _ in names
         ]
-        layers = [int(name.removeprefix("hidden.")) for name in names]
+        deepest = f"hidden.{self.config.layers}"
+        layers = [int((deepest if name == LAST else name).removeprefix("hidden.")) for name in names]
         logits = self._pass(self.model.forward, draft, layers, features)
-        return Scores(logits, dict(zip(names, features, strict=True)))
+        found = dict(zip(names, features, strict=True))
+        if LAST in found:
+            found[LAST] = rms_norm(found[LAST], self._last_norm, self.config.norm_eps)
+        return Scores(logits, found)
 
     def sketch(self, draft: Draft, shortcut: Shortcut) -> NDArray[np.float32]:
         """A cheaper pass to draft with, see `paceline.core.Sketch`: logits float32 [S, V].

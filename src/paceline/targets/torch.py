@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from paceline.core import NOTHING, Draft, Scores, TargetInfo, Tree, Verdict, View
+from paceline.core import LAST, NOTHING, Draft, Scores, TargetInfo, Tree, Verdict, View
 from paceline.device import OnDevice
 from paceline.errors import ConfigError
 from paceline.kernels.packing import Embedding, pack
@@ -85,7 +85,7 @@ class TorchTarget:
             max_positions=context,
             cache_tokens=pages * PAGE_TOKENS,
             page_tokens=PAGE_TOKENS,
-            taps=frozenset(f"hidden.{layer}" for layer in range(self._calls.layers + 1)),
+            taps=frozenset({LAST, *(f"hidden.{layer}" for layer in range(self._calls.layers + 1))}),
             vocabulary=vocabulary,
             row_invariant=rows is not None,
             inputs=self._calls.inputs,
@@ -168,7 +168,11 @@ class TorchTarget:
                 **({"logits_to_keep": wanted} if self._keeps_some else {}),
             )
         logits = out.logits[0] if self._keeps_some else out.logits[0, wanted]
-        layers = {tap: out[self._calls.hidden][int(tap.removeprefix("hidden."))] for tap in taps}
+        # What transformers has last is behind the last norm.
+        layers = {
+            tap: out[self._calls.hidden][-1 if tap == LAST else int(tap.removeprefix("hidden."))]
+            for tap in taps
+        }
         features = {tap: _on_host(layer[0, : last - first]) for tap, layer in layers.items()}
         return Scores(_in_full(logits), features)
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from paceline.errors import ConfigError
+from paceline.models.heads_folder import MOST, HeadsConfig
 from paceline.train.architectures._base import Architecture
 from paceline.train.batches import Batch
 from paceline.train.teacher import Teacher
@@ -29,22 +30,36 @@ def build(teacher: Teacher, *, depths: int = 4, draft_vocab: int = 8192, layers:
     depths: heads, which is drafted tokens along one path. draft_vocab: tokens that they can propose, the most
     frequent ones. layers: of each block. Raises ConfigError.
     """
+    return Medusa(config_of("medusa", teacher, depths, draft_vocab, layers), teacher)
+
+
+def config_of(kind: str, teacher: Teacher, depths: int, draft_vocab: int, layers: int) -> HeadsConfig:
+    """The shape of fresh heads for a target. Raises ConfigError for a value out of range."""
     for name, value in (("depths", depths), ("layers", layers)):
-        if not 1 <= value <= 16:
-            raise ConfigError(f"{name} is {value}, allowed: 1 to 16")
-    return Medusa(teacher, depths, layers, teacher.likeliest(min(draft_vocab, len(teacher.counts))))
+        if not 1 <= value <= MOST:
+            raise ConfigError(f"{name} is {value}, allowed: 1 to {MOST}")
+    return HeadsConfig(
+        kind=kind,
+        hidden=teacher.config.hidden,
+        depths=depths,
+        layers=layers,
+        vocab_size=teacher.config.vocab_size,
+        draft_vocab_size=min(draft_vocab, len(teacher.counts)),
+        bias=False,
+        shared=True,
+    )
 
 
 class Medusa(Architecture):
     """The heads."""
 
-    def __init__(self, teacher: Teacher, depths: int, layers: int, vocabulary: Tensor) -> None:
+    def __init__(self, config: HeadsConfig, teacher: Teacher) -> None:
         super().__init__()
-        self._teacher, self.depths = teacher, depths
-        hidden = teacher.config.hidden
+        self._config, self._teacher, self.depths = config, teacher, config.depths
+        vocabulary = teacher.likeliest(config.draft_vocab_size)
         self.register_buffer("vocabulary", vocabulary, persistent=False)
-        self.blocks = nn.ModuleList([Block(hidden, layers) for _ in range(depths)])
-        self.lm_heads = nn.ModuleList([nn.Linear(hidden, len(vocabulary), bias=False)])
+        self.blocks = nn.ModuleList([Block(config, depth) for depth in range(config.depths)])
+        self.lm_heads = nn.ModuleList([nn.Linear(config.hidden, len(vocabulary), bias=False)])
         with torch.no_grad():
             self.lm_heads[0].weight.copy_(teacher.head.cpu()[vocabulary])
 
@@ -63,33 +78,28 @@ class Medusa(Architecture):
         return tensors["token_map"]
 
     def folder(self, weights: Mapping[str, Tensor], model: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """A folder of Medusa heads as vLLM has it."""
+        """A folder of heads, see `paceline.models.heads_folder`."""
         tensors = {name: tensor.to(torch.bfloat16) for name, tensor in weights.items()}
-        config = {
-            "architectures": ["MedusaModel"],
-            "model_type": "medusa",
-            "hidden_size": self._teacher.config.hidden,
-            "num_heads": self.depths,
-            "num_hidden_layers": len(self.blocks[0].layers),
-            "vocab_size": self._teacher.config.vocab_size,
-            "truncated_vocab_size": len(self.vocabulary),
-            "medusa_fc_bias": False,
-            "original_lm_head": True,
-        }
-        return config, {**tensors, "token_map": self.vocabulary.cpu()}
+        return self._config.described, {**tensors, "token_map": self.vocabulary.cpu()}
 
 
 class Block(nn.Module):
     """Linear layers with SiLU, each added to what it reads; it changes nothing at first."""
 
-    def __init__(self, hidden: int, layers: int) -> None:
+    def __init__(self, config: HeadsConfig, depth: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList([nn.Linear(hidden, hidden, bias=False) for _ in range(layers)])
+        self.layers = nn.ModuleList(
+            [
+                nn.Linear(config.reads(depth, layer), config.hidden, bias=False)
+                for layer in range(config.layers)
+            ]
+        )
         for layer in self.layers:
             nn.init.zeros_(layer.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[n, H] to [n, H]."""
+    def forward(self, x: Tensor, *beside: Tensor) -> Tensor:
+        """[n, H] to [n, H]; the first layer also reads what stands beside, [n, H] each."""
         for layer in self.layers:
-            x = x + functional.silu(layer(x))
+            x = x + functional.silu(layer(torch.cat((x, *beside), -1)))
+            beside = ()
         return x

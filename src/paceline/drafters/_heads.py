@@ -1,0 +1,72 @@
+"""Drafting with heads behind the target's last hidden state.
+
+The state behind which the target drew the last token is all that they know of the text: there is no cache,
+and a sequence that was not followed can be drafted for again after any step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paceline.core import LAST, Array, Step
+from paceline.drafting import Paths
+
+Floats = NDArray[np.float32]
+
+
+class Heads(Protocol):
+    """One head for each further token.
+
+    depths     how many there are
+    token_ids  int64 [D]: the target's id of each token that they can propose
+    """
+
+    depths: int
+    token_ids: NDArray[np.int64]
+
+    def forward(self, states: Floats, paths: Sequence[Sequence[int]]) -> Floats:
+        """Logits float32 [N, D] of what follows each of N paths, behind the target's last hidden states,
+        float32 [N, H]. A path begins with the token that the target drew from its state."""
+        ...
+
+
+LoadHeads = Callable[[str, str], Heads]
+"""From a kind of heads, "medusa" or "hydra", and the folder of some to heads that are ready to run for the
+target. Raises ModelFileError and IncompatibleDrafter."""
+
+
+class HeadScorer:
+    """A `Scorer` for heads."""
+
+    def __init__(self, heads: Heads) -> None:
+        self._heads = heads
+        self._states: dict[int, tuple[int, Floats]] = {}
+        """{slot: (tokens of the history that this state is behind the last but one of, the state [H])}"""
+
+    def observe(self, step: Step) -> None:
+        """Take in the last states of the rows that drew a token."""
+        for row, root in enumerate(step.draft.roots):
+            if root >= 0:
+                path = step.verdict.paths[row]
+                state = step.scores.features[LAST][path[-1] if path else root]
+                length = step.view.ends[row] + len(path) + 1
+                self._states[step.view.slots[row]] = length, np.array(state, np.float32)
+
+    def room(self, slot: int, history: Sequence[int], nodes: int) -> int:
+        """As deep as there are heads; 0 where the last step was missed."""
+        length, _ = self._states.get(slot, (0, None))
+        return self._heads.depths if length == len(history) else 0
+
+    def score(self, slots: Sequence[int], histories: Sequence[Sequence[int]], paths: Paths) -> list[Array]:
+        """Logits [D] after each path, over the heads' `token_ids`."""
+        states = np.stack([self._states[slots[row]][1] for row, _ in paths])
+        return list(self._heads.forward(states, [(histories[row][-1], *path) for row, path in paths]))
+
+    def release(self, slots: Sequence[int]) -> None:
+        """Forget these sequences."""
+        for slot in slots:
+            self._states.pop(slot, None)
