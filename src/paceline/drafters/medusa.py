@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from paceline.core import LAST, Array, Budget, Drawn, Step, TargetInfo, Tree, View
 from paceline.drafters._acceptance import SHARES, Acceptance, Successors
 from paceline.drafters._best_first import best_first
-from paceline.drafters._heads import Floats, Heads, HeadScorer, LoadHeads
+from paceline.drafters._heads import Heads, HeadScorer, LoadHeads
 from paceline.drafters._model import ModelDrafter, Path
 from paceline.drafters._options import check_probability, parse_drawn, parse_widths
 from paceline.drafting import Paths, Subset, foremost, warped
@@ -33,7 +33,7 @@ class LevelScorer(HeadScorer):
         """most: heads that are run at most."""
         super().__init__(heads)
         self._depths = min(heads.depths, most)
-        self._levels: dict[int, Floats] = {}
+        self._levels: dict[int, Sequence[Array]] = {}
 
     def observe(self, step: Step) -> None:
         """See `HeadScorer.observe`."""
