@@ -73,7 +73,7 @@ class Origin(NamedTuple):
 
     law: probabilities [V] that sum to 1: the very law it was drawn from, after all cuts (for a token drawn
     without replacement, before its earlier siblings were taken out). Siblings drawn from one law share
-    one array.
+    one array. For a coupled token, which no rule asks for its law, it may be over some of the tokens alone.
     """
 
     drawn: Drawn

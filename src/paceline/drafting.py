@@ -100,7 +100,7 @@ def grow(
         found = laws([(row, trees[row].path(node)) for row, node in level])
         below = []
         for (row, node), weights in zip(level, found, strict=True):
-            law = _law(weights)
+            law = _law(weights, view.coupled)
             tree = trees[row]
             if law is not None and go_on(Prospect(row, tree.path(node), tree.reached(node), law)):
                 below += [(row, child) for child in tree.draw(node, law, plans[row][depth])]
@@ -141,7 +141,7 @@ def grow_likeliest(
         levels = [[] for _ in budgets]
         found = laws([(row, trees[row].path(node)) for row, node in wanted])
         for (row, node), weights in zip(wanted, found, strict=True):
-            law, tree = _law(weights), trees[row]
+            law, tree = _law(weights, True), trees[row]
             if law is not None and go_on(Prospect(row, tree.path(node), tree.reached(node), law)):
                 levels[row] += tree.draw(node, law, width)
     return [tree.tree(budget.nodes) for tree, budget in zip(trees, budgets, strict=True)]
@@ -172,10 +172,8 @@ class _Growing:
     def draw(self, node: int, law: Array, width: int) -> range:
         """Draw children of a node from a law: their nodes."""
         subset, first = self._subset, len(self._tokens)
-        origin = Origin(
-            Drawn.COUPLED if self._coupled else self._drawn,
-            law if subset is None else subset.spread(law, 0.0),
-        )
+        whole = law if subset is None or self._coupled else subset.spread(law, 0.0)
+        origin = Origin(Drawn.COUPLED if self._coupled else self._drawn, whole)
         for place in self._places(law, width, len(self._paths[node])):
             token, confidence = place if subset is None else int(subset.ids[place]), float(law[place])
             self._origins[len(self._tokens)] = origin
@@ -244,10 +242,11 @@ def warped(view: View, row: int, path: Sequence[int], logits: Array, subset: Sub
     return xp.exp(log_law(logits, controls.params))
 
 
-def _law(weights: Array) -> Array | None:
-    """Probabilities float64 [V]; None if all weights are zero."""
+def _law(weights: Array, coupled: bool) -> Array | None:
+    """Probabilities [V], in double precision where a rule computes with them; None if all weights are 0."""
     xp = array_namespace(weights)
-    weights = xp.astype(weights, xp.float64)
+    if not coupled:
+        weights = xp.astype(weights, xp.float64)
     total = xp.sum(weights)
     return weights / total if total > 0 else None
 

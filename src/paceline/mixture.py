@@ -22,20 +22,25 @@ from paceline.noise import stream_seed
 from paceline.rest import Rest
 
 MAX_PARTS = 8
+CLASSES = 4
+"""Of steps, by how sure the parts before are of what comes next: a part may be worth its time only where they
+know nothing."""
 
 
 class Part:
-    """A drafter in a mixture, whether it is worth its time, and what it proposed in this step.
+    """A drafter in a mixture, whether it is worth its time, and what it did in this step.
 
-    whole: whether the time of the step counts: not where the part had nothing to do for any row.
+    rests    one for each class of steps; rest: that of this step
+    worked   whether it was asked; seconds: that it took
     """
 
-    __slots__ = ("drafter", "name", "rest", "seconds", "worked")
+    __slots__ = ("drafter", "name", "rest", "rests", "seconds", "worked")
 
     def __init__(self, name: str, drafter: Drafter) -> None:
         self.name = name
         self.drafter = drafter
-        self.rest = Rest()
+        self.rests = [Rest() for _ in range(CLASSES)]
+        self.rest = self.rests[0]
         self.seconds = 0.0
         self.worked = False
 
@@ -66,6 +71,8 @@ class Mixture:
             parts = len(self._parts)
             shares = [Budget(budget.nodes // parts, budget.depth) for budget in budgets]
         for place, part in enumerate(self._parts):
+            sure = _certainty(proposed, budgets) if view.coupled else 0.0
+            part.rest = part.rests[min(CLASSES - 1, int(CLASSES * sure))]
             part.worked = wanted and part.rest.begin()
             if wanted and not part.worked:
                 proposed.append([NOTHING] * len(budgets))
@@ -108,6 +115,21 @@ class Mixture:
         """These sequences ended, for every part."""
         for part in self._parts:
             part.drafter.release(slots)
+
+
+def _certainty(proposed: Sequence[Sequence[Tree]], budgets: Sequence[Budget]) -> float:
+    """The confidence of the likeliest next token that is proposed already, its mean over rows that draft."""
+    drafting = [row for row, budget in enumerate(budgets) if budget.nodes]
+    if not proposed or not drafting:
+        return 0.0
+    likeliest = (max([_surest(trees[row]) for trees in proposed]) for row in drafting)
+    return sum(likeliest) / len(drafting)
+
+
+def _surest(tree: Tree) -> float:
+    """The largest confidence of a first token; 0 if there is none that says one."""
+    firsts = (own for parent, own in zip(tree.parents, tree.confidences, strict=False) if parent < 0)
+    return max(firsts, default=0.0)
 
 
 def _sources(tree: Tree, path: Sequence[int]) -> list[int]:

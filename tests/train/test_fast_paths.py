@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from paceline.train.batches import STEP
 from paceline.train.draft_attention import draft_attention, reference
-from paceline.train.head_loss import ROWS, head_divergence
+from paceline.train.head_loss import head_divergence
 from paceline.train.losses import divergence
 from paceline.train.settings import LOSSES
 
@@ -22,7 +23,7 @@ def near(found: Tensor, expected: Tensor, bits: int) -> None:
 @pytest.mark.parametrize("mixed", [False, True])
 def test_the_head_and_its_loss_are_those_of_the_whole_matrix_of_logits(kind: str, mixed: bool) -> None:
     torch.manual_seed(1)
-    count, width, size = 2 * ROWS + 5, 16, 50
+    count, width, size = 2 * STEP + 5, 16, 50
     read = torch.randn(count, width).requires_grad_()
     head = torch.randn(size, width).requires_grad_()
     laws = torch.randn(30, size).mul(3).softmax(-1)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from paceline.drafters import load as load_drafter
 from paceline.engine import Engine
@@ -131,6 +131,36 @@ def test_a_killed_run_goes_on_bit_by_bit(data: Path, tmp_path: Path, accumulate:
     other = tmp_path / "other"
     train(data, other, epochs=2, accumulate=accumulate, seed=1)
     assert (other / "model.safetensors").read_bytes() != (whole / "model.safetensors").read_bytes()
+
+
+def test_training_goes_on_from_a_drafter(data: Path, tmp_path: Path) -> None:
+    """With its weights and its tokens, also where other data would choose others."""
+    first, other = tmp_path / "first", tmp_path / "other"
+    train(data, first, epochs=3)
+    ids = torch.arange(30, 230)
+    held = load_file(first / "model.safetensors")
+    held["d2t"] = ids - torch.arange(200)
+    save_file(held, first / "model.safetensors")
+    begun = Run(data, tmp_path / "begun", Settings(**(SMALL | {"start_from": str(first)})), threads=1)
+    assert begun.drafter.vocabulary.tolist() == ids.tolist()
+    for name, weight in begun.drafter.named_parameters():
+        assert torch.equal(weight.detach().bfloat16(), held[name])
+    card = train(data, other, start_from=str(first), arch="eagle3:depths=3,draft_vocab=200")
+    assert card["settings"]["start_from"] == str(first)
+    assert torch.equal(load_file(other / "model.safetensors")["d2t"], held["d2t"])
+    with pytest.raises(TrainingError, match="token_map"):
+        train(data, tmp_path / "a", start_from=str(first), arch="medusa:draft_vocab=200")
+    with pytest.raises(TrainingError, match=r"lm_head.weight is \[200, \d+\], expected \[100"):
+        train(data, tmp_path / "b", start_from=str(first), arch="eagle3:draft_vocab=100")
+    with pytest.raises(TrainingError, match="nowhere"):
+        train(data, tmp_path / "c", start_from=str(tmp_path / "nowhere"))
+    held["norm.weight"] += 1
+    save_file(held, first / "model.safetensors")
+    with pytest.raises(TrainingError, match="has changed since"):
+        train(data, other, start_from=str(first), arch="eagle3:depths=3,draft_vocab=200")
+    (first / "model.safetensors").write_bytes((first / "model.safetensors").read_bytes()[:999])
+    with pytest.raises(TrainingError, match="damaged"):
+        train(data, tmp_path / "d", start_from=str(first))
 
 
 def test_states_that_were_not_kept_are_computed_anew(make: Make, data: Path, tmp_path: Path) -> None:

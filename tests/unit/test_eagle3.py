@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from paceline.core import Budget, Tree, View
+from paceline.core import Budget, Origin, Tree, View
 from paceline.drafters import load
 from paceline.drafters.eagle3 import Eagle3
 from paceline.engine import Engine
@@ -125,6 +125,7 @@ def test_only_tokens_of_the_reduced_vocabulary_are_proposed() -> None:
     config = replace(weights.config, draft_vocab_size=5)
     reduced = Eagle3Weights(config, {**weights.tensors, "lm_head.weight": head}, np.array(known))
     seen: set[int] = set()
+    compared: list[Origin] = []
 
     class Seen(Eagle3):
         def propose(self, view: View, budgets: Sequence[Budget]) -> Sequence[Tree]:
@@ -132,9 +133,13 @@ def test_only_tokens_of_the_reduced_vocabulary_are_proposed() -> None:
             for tree in trees:
                 seen.update(tree.tokens)
                 for origin in tree.origins.values():
-                    assert origin.law.shape == (VOCABULARY,)
-                    assert set(np.flatnonzero(origin.law)) <= set(known)
                     assert origin.law.sum() == pytest.approx(1)
+                    if view.coupled:
+                        assert origin.law.shape == (len(known),)
+                    else:
+                        assert origin.law.shape == (VOCABULARY,)
+                        assert set(np.flatnonzero(origin.law)) <= set(known)
+                        compared.append(origin)
             return trees
 
     eagle3 = Seen(on_kernels(reduced), VOCABULARY, [1, 1, 1], next(iter(drafter(weights).drawn)), 0.0)
@@ -142,6 +147,8 @@ def test_only_tokens_of_the_reduced_vocabulary_are_proposed() -> None:
     assert [one.token_ids for one in done] == [one.token_ids for one in answers(target, None, 1.0, prompts=6)]
     assert seen == set(known)
     assert tokens_per_pass(done) > 1.5
+    answers(target, eagle3, 1.0, prompts=2, rule=load_rule("rejection"))
+    assert compared
 
 
 class Watched(Eagle3):

@@ -103,6 +103,37 @@ def test_a_part_that_brings_nothing_of_its_own_rests_and_one_that_does_goes_on()
         assert idle.shown < 300
 
 
+class Sometimes(Says):
+    """Sure of the truth in every other step, and silent in between."""
+
+    def propose(self, view: View, budgets: Sequence[Budget]) -> list[Tree]:
+        self.asked += budgets
+        if len(self.asked) % 2:
+            return [NOTHING for _ in budgets]
+        return [Tree.chain(self.tokens)._replace(confidences=[0.95] * len(self.tokens))]
+
+
+class Counting(Says):
+    """Notes whether it was asked where the other was silent."""
+
+    def __init__(self, other: Says, *tokens: int) -> None:
+        super().__init__(*tokens)
+        self.other, self.where = other, [0, 0]
+
+    def propose(self, view: View, budgets: Sequence[Budget]) -> list[Tree]:
+        self.where[len(self.other.asked) % 2] += 1
+        return super().propose(view, budgets)
+
+
+def test_a_part_rests_where_those_before_it_are_sure_and_works_where_they_know_nothing() -> None:
+    first = Sometimes(1, 2, 3)
+    second = Counting(first, 1, 2)
+    steps(Mixture({"first": first, "second": second}), 600, [1, 2, 3])
+    sure, silent = second.where
+    assert silent == 300
+    assert 30 < sure < 120
+
+
 def test_a_part_that_needs_features_sees_every_step() -> None:
     head = Says(5, needs=frozenset({"last"}))
     steps(Mixture({"good": Says(1, 2, 3), "head": head}), 200, [1, 2, 3])

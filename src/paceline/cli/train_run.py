@@ -20,6 +20,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _SETTINGS = (
     ("arch", "NAME[:OPT=VAL,...]", f"Architecture: {', '.join(names())}."),
+    ("start_from", "FOLDER", "Go on from this drafter's weights, with its tokens. [default: fresh ones]"),
     ("epochs", "N", "Times that each answer is seen."),
     ("batch_tokens", "N", "Tokens of one pass; fewer take less memory."),
     ("accumulate", "N", "Passes whose gradients make one step."),
@@ -51,7 +52,7 @@ def _settings_options(function: F) -> F:
             type=type(defaults[name]),
             default=defaults[name],
             metavar=metavar,
-            show_default=True,
+            show_default=defaults[name] != "",
             help=text,
         )(function)
     return function
@@ -61,6 +62,7 @@ def _settings_options(function: F) -> F:
     epilog=examples(
         "paceline train run answers/ --out drafter/",
         "paceline train run answers/ --out drafter/ --arch eagle3:depths=7 --epochs 10 --device cuda",
+        "paceline train run mine/ --out tuned/ --start-from drafter/ --learning-rate 3e-4",
     )
 )
 @click.argument("data", type=click.Path(path_type=Path))

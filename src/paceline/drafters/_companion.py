@@ -64,7 +64,8 @@ class Companion:
     ) -> dict[int, Array]:
         """{place: logits} of the paths at these places. What the rows had not read is then in the cache,
         except for their last token."""
-        draft, places = hang(slots, histories, starts, [paths[place] for place in mine], known)
+        fresh = {row: (start, histories[row][start:]) for row, start in starts.items()}
+        draft, places = hang(slots, fresh, [paths[place] for place in mine], known)
         logits = self._model.forward(draft, frozenset()).logits
         if not known:
             self._model.commit(draft, _nothing(len(starts)))
@@ -75,7 +76,7 @@ class Companion:
         """Read all but the last tokens, at most `CHUNK` and at least two; tokens that are read now."""
         while len(history) - start > CHUNK:
             end = min(start + CHUNK, len(history) - 2)
-            draft, _ = hang([slot], [history[: end + 1]], {0: start}, [(0, ())], known=0)
+            draft, _ = hang([slot], {0: (start, history[start : end + 1])}, [(0, ())], known=0)
             self._model.forward(draft, frozenset())
             self._model.commit(draft, _nothing(1))
             self._read[slot] = start = end

@@ -83,9 +83,9 @@ class _Reading:
         """The position whose feature comes next."""
         return self.base + self.read + len(self.features)
 
-    def text(self, history: Sequence[int]) -> Sequence[int]:
-        """The tokens of the slots."""
-        return history[self.base + 1 :]
+    def behind(self, history: Sequence[int]) -> Sequence[int]:
+        """The tokens of the slots from `read` on."""
+        return history[self.base + 1 + self.read :]
 
 
 class FeatureScorer:
@@ -117,17 +117,17 @@ class FeatureScorer:
             else:
                 reading.features = np.concatenate([reading.features, own])
             if len(reading.features) > CHUNK:
-                self._read_ahead(slot, reading, reading.text(step.view.histories[row]))
+                self._read_ahead(slot, reading, reading.behind(step.view.histories[row]))
 
-    def _read_ahead(self, slot: int, reading: _Reading, text: Sequence[int]) -> None:
+    def _read_ahead(self, slot: int, reading: _Reading, behind: Sequence[int]) -> None:
         """Put into the cache what can be: the last token's slot is read with the draft below it."""
-        end = min(reading.read + len(reading.features), len(text) - 1)
-        if not self._room.hold(slot, end):
+        count = min(len(reading.features), len(behind) - 1)
+        if not self._room.hold(slot, reading.read + count):
             self.release([slot])
-        elif end > reading.read:
-            draft, _ = hang([slot], [text[: end + 1]], {0: reading.read}, [], known=0)
-            self._model.forward(draft, np.ascontiguousarray(reading.features[: end - reading.read]))
-            self._keep(draft, {0: reading}, [end])
+        elif count > 0:
+            draft, _ = hang([slot], {0: (reading.read, behind[: count + 1])}, [], known=0)
+            self._model.forward(draft, np.ascontiguousarray(reading.features[:count]))
+            self._keep(draft, {0: reading}, [reading.read + count])
 
     def room(self, slot: int, history: Sequence[int], nodes: int) -> int:
         """How deep a tree may be: 0 where the features of the text are not known, or the cache is full."""
@@ -139,16 +139,15 @@ class FeatureScorer:
     def score(self, slots: Sequence[int], histories: Sequence[Sequence[int]], paths: Paths) -> list[Array]:
         """Logits [D] after each path, over the model's `token_ids`. The path above was scored before."""
         readings = {row: self._readings[slots[row]] for row in sorted({row for row, _ in paths})}
-        texts = [
-            readings[row].text(history) if row in readings else () for row, history in enumerate(histories)
-        ]
-        behind = {row: one for row, one in readings.items() if one.read + 1 < len(texts[row])}
+        fresh = {row: (one.read, one.behind(histories[row])) for row, one in readings.items()}
+        behind = {row: one for row, one in readings.items() if len(fresh[row][1]) > 1}
         level = {row: one for row, one in readings.items() if row not in behind}
         found: dict[int, Floats] = {}
         for known, rows in enumerate((behind, level)):
             mine = [place for place, (row, _) in enumerate(paths) if row in rows]
             if mine:
-                logits = self._pass(slots, histories, texts, rows, [paths[place] for place in mine], known)
+                own = {row: fresh[row] for row in rows}
+                logits = self._pass(slots, histories, own, rows, [paths[place] for place in mine], known)
                 found.update(zip(mine, logits, strict=True))
         return [found[place] for place in range(len(paths))]
 
@@ -156,14 +155,13 @@ class FeatureScorer:
         self,
         slots: Sequence[int],
         histories: Sequence[Sequence[int]],
-        texts: Sequence[Sequence[int]],
+        fresh: Mapping[int, tuple[int, Sequence[int]]],
         rows: Mapping[int, _Reading],
         paths: Paths,
         known: int,
     ) -> list[Floats]:
-        """Logits [D] after each path, all of them of these rows. known: see `hang`."""
-        starts = {row: reading.read for row, reading in rows.items()}
-        draft, places = hang(slots, texts, starts, paths, known)
+        """Logits [D] after each path, all of them of these rows. fresh, known: see `hang`."""
+        draft, places = hang(slots, fresh, paths, known)
         features, offsets = [], draft.offsets.tolist()
         tokens, parents = draft.tokens.tolist(), draft.parents.tolist()
         for place, (row, reading) in enumerate(rows.items()):
@@ -182,7 +180,7 @@ class FeatureScorer:
         for (row, path), node in zip(paths, nodes, strict=True):
             rows[row].yielded[path] = fed_on[node]
         if not known:
-            self._keep(draft, rows, [len(texts[row]) - 1 for row in rows])
+            self._keep(draft, rows, [start + len(text) - 1 for start, text in fresh.values()])
         return [logits[place] for place in places]
 
     def _keep(self, draft: Draft, rows: Mapping[int, _Reading], ends: Sequence[int]) -> None:

@@ -8,7 +8,6 @@ back, and what was committed stays as it is.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -161,42 +160,49 @@ class Room:
 
 def hang(
     slots: Sequence[int],
-    histories: Sequence[Sequence[int]],
-    starts: Mapping[int, int],
+    fresh: Mapping[int, tuple[int, Sequence[int]]],
     paths: Paths,
     known: int,
 ) -> tuple[Draft, list[int]]:
     """The draft of a pass that scores some paths, and the place of each in its scored nodes.
 
-    starts  {row: tokens in the cache}, of the rows that take part, ascending
+    fresh   {row: (tokens in the cache, the tokens behind those)}, of the rows that take part, ascending
     known   1: each row's last token is its root; 0: it is drafted too, below the one before it, so that
             what is committed of the pass goes up to there
     """
-    rows = {row: place for place, row in enumerate(starts)}
+    rows = {row: place for place, row in enumerate(fresh)}
     trees: list[dict[Path, int]] = [{} for _ in rows]
-    ends = [len(histories[row]) - (not known) for row in rows]
     for row, path in paths:
-        tree, top = trees[rows[row]], () if known else (histories[row][-1],)
+        tree, top = trees[rows[row]], () if known else (fresh[row][1][-1],)
         for length in range(1 - len(top), len(path) + 1):
             tree.setdefault((*top, *path[:length]), len(tree))
-    none = [None] * len(rows)
-    view = View(
-        [slots[row] for row in rows],
-        [histories[row][:end] for row, end in zip(rows, ends, strict=True)],
-        list(starts.values()),
-        ends,
-        none,  # type: ignore[arg-type]
-        [0] * len(rows),
-        ends,
-        [""] * len(rows),
-    )
-    packed = Draft.pack(
-        view,
-        [Tree([path[-1] for path in tree], [tree.get(path[:-1], -1) for path in tree]) for tree in trees],
-    )
+    offsets, tokens, parents, positions, roots = [0], list[int](), list[int](), list[int](), list[int]()
+    for (start, text), tree in zip(fresh.values(), trees, strict=True):
+        count = len(text) - (not known)
+        first, root = len(tokens), len(tokens) + count - 1
+        tokens += text[:count]
+        parents += (-1, *range(first, root))
+        positions += range(start, start + count)
+        for path in tree:
+            above = root + 1 + tree[path[:-1]] if len(path) > 1 else root
+            tokens.append(path[-1])
+            parents.append(above)
+            positions.append(positions[above] + 1)
+        roots.append(root)
+        offsets.append(len(tokens))
     nodes = []
     for row, path in paths:
-        path = path if known else (histories[row][-1], *path)
-        nodes.append(packed.roots[rows[row]] + (trees[rows[row]][path] + 1 if path else 0))
-    wanted, places = np.unique(np.array(nodes, np.int32), return_inverse=True)
-    return replace(packed, scored=wanted), places.tolist()
+        path = path if known else (fresh[row][1][-1], *path)
+        nodes.append(roots[rows[row]] + (trees[rows[row]][path] + 1 if path else 0))
+    scored = {node: place for place, node in enumerate(sorted(set(nodes)))}
+    draft = Draft(
+        np.array([slots[row] for row in rows], np.int32),
+        np.array(offsets, np.int32),
+        np.array([start for start, _ in fresh.values()], np.int32),
+        np.array(tokens, np.int32),
+        np.array(parents, np.int32),
+        np.array(positions, np.int32),
+        roots,
+        np.array(list(scored), np.int32),
+    )
+    return draft, [scored[node] for node in nodes]

@@ -50,7 +50,8 @@ class Sketches:
     def score(self, slots: Sequence[int], histories: Sequence[Sequence[int]], paths: Paths) -> list[Array]:
         """Logits [V] after each path, valid until the next pass of the target."""
         starts = {row: len(histories[row]) - 1 for row in sorted({row for row, _ in paths})}
-        draft, places = hang(slots, histories, starts, paths, known=1)
+        fresh = {row: (start, histories[row][start:]) for row, start in starts.items()}
+        draft, places = hang(slots, fresh, paths, known=1)
         logits = self._sketch(draft, self.shortcut)
         return [logits[place] for place in places]
 

@@ -17,6 +17,11 @@ POOL = 64
 """Answers of like length are taken from among so many batches, so that little is padded."""
 
 
+STEP = 64
+"""Lengths and numbers of rows are made multiples of it: libraries make code for each new shape of a product,
+which takes longer than the product."""
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Some answers with their prompts, padded behind their ends.
@@ -46,7 +51,7 @@ class Batch:
 def collate(corpus: Corpus, places: Sequence[int], device: torch.device) -> Batch:
     """The batch of these answers."""
     lengths = corpus.lengths[places]
-    longest = int(lengths.max())
+    longest = rounded(int(lengths.max()))
     states = corpus.states(places)
     tokens = np.zeros((len(places), longest), np.int64)
     padded = np.zeros((len(places), longest, *states[0].shape[1:]), np.uint16)
@@ -59,6 +64,11 @@ def collate(corpus: Corpus, places: Sequence[int], device: torch.device) -> Batc
         torch.from_numpy(lengths).to(device),
         torch.from_numpy(corpus.prompts[places]).to(device),
     )
+
+
+def rounded(count: int) -> int:
+    """The next multiple of `STEP`."""
+    return -(-count // STEP) * STEP
 
 
 def split(count: int, held_out: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -84,7 +94,7 @@ def epoch(
         some = order[first : first + pool]
         batch: list[int] = []
         for place in some[np.argsort(lengths[some], kind="stable")].tolist():
-            if batch and lengths[place] * (len(batch) + 1) > batch_tokens:
+            if batch and rounded(int(lengths[place])) * (len(batch) + 1) > batch_tokens:
                 batches.append(batch)
                 batch = []
             batch.append(place)

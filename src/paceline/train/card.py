@@ -28,7 +28,9 @@ def record(
         "license": license,
         "target": manifest.target.model,
         "target_sha256": manifest.target.file_sha256,
+        "target_name": manifest.target.shape.name,
         "vocabulary": manifest.target.vocabulary,
+        "layers": manifest.target.shape.layers,
         "settings": dict(settings),
         "data": {
             **manifest.recipe,

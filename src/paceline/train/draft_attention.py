@@ -48,7 +48,7 @@ def reference(q: Tensor, seen: Sequence[Pair]) -> Tensor:
     return attended
 
 
-class _DraftAttention(torch.autograd.Function):
+class _DraftAttention(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def forward(ctx: Any, q: Tensor, *parts: Tensor) -> Tensor:
         before, scores = _kernel(q, parts[0], parts[1], 0.0, True)

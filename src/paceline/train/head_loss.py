@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-ROWS = 64
-"""Of a block: 2 MB of logits for 8,192 tokens."""
+from paceline.train.batches import STEP, rounded
 
 
 def head_divergence(
@@ -33,24 +33,28 @@ def head_divergence(
     return loss, overlap
 
 
-class _HeadDivergence(torch.autograd.Function):
+class _HeadDivergence(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def forward(
         ctx: Any, kind: str, read: Tensor, head: Tensor, laws: Tensor, rows: Tensor
     ) -> tuple[Tensor, Tensor]:
         device = read.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
+        count = len(read)
+        padding = rounded(count) - count
         with torch.autocast(device, enabled=False):
-            x, w = read.to(dtype), head.to(dtype)
+            x, w = functional.pad(read.to(dtype), (0, 0, 0, padding)), head.to(dtype)
+            places = functional.pad(rows, (0, padding))
             slopes = torch.empty(len(x), len(w), dtype=dtype, device=x.device)
             sums = torch.zeros(2, len(x), device=x.device)
-            for first in range(0, len(x), ROWS):
-                block = slice(first, first + ROWS)
-                law = laws[rows[block]]
+            for first in range(0, len(x), STEP):  # 2 MB of logits for 8,192 tokens
+                block = slice(first, first + STEP)
+                law = laws[places[block]]
                 sums[0, block], sums[1, block], slopes[block] = _block(kind, (x[block] @ w.T).float(), law)
+            slopes[count:] = 0
         ctx.save_for_backward(slopes, x, w)
-        ctx.dtypes = read.dtype, head.dtype
-        loss, overlap = sums.sum(-1)
+        ctx.count, ctx.dtypes = count, (read.dtype, head.dtype)
+        loss, overlap = sums[:, :count].sum(-1)
         ctx.mark_non_differentiable(overlap)
         return loss, overlap
 
@@ -59,7 +63,8 @@ class _HeadDivergence(torch.autograd.Function):
         slopes, x, w = ctx.saved_tensors
         of_read, of_head = ctx.dtypes
         grad = grads[0]
-        return None, (slopes @ w).to(of_read) * grad, (slopes.T @ x).to(of_head) * grad, None, None
+        below = (slopes @ w)[: ctx.count].to(of_read) * grad
+        return None, below, (slopes.T @ x).to(of_head) * grad, None, None
 
 
 def _block(kind: str, logits: Tensor, law: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from paceline.errors import ConfigError, TrainingError
 from paceline.models.bfloat16 import to_float32
-from paceline.train import card, checkpoint
+from paceline.train import card, checkpoint, start
 from paceline.train.architectures import load
 from paceline.train.architectures._base import Architecture
 from paceline.train.batches import collate, epoch, split
@@ -30,13 +30,13 @@ from paceline.train.checkpoint import Progress
 from paceline.train.corpus import Corpus
 from paceline.train.head_loss import head_divergence
 from paceline.train.losses import Estimate, Laws, compared
+from paceline.train.optimizer import Optimizer
 from paceline.train.settings import Settings
 from paceline.train.teacher import Teacher
 
 RUN, LOG = "run.json", "log.jsonl"
 _SAMPLE = 16
 """Answers that the size of the taps is measured over."""
-_BETAS = (0.9, 0.95)
 
 
 class Run:
@@ -71,26 +71,19 @@ class Run:
         )
         self.drafter, self._averaged = self._fresh(), self._fresh().requires_grad_(False)
         self._named = dict(self.drafter.named_parameters())
-        matrices = [weight for weight in self._named.values() if weight.ndim > 1]
-        vectors = [weight for weight in self._named.values() if weight.ndim == 1]
-        self._optimizer = torch.optim.AdamW(
-            [
-                {"params": matrices, "weight_decay": settings.weight_decay},
-                {"params": vectors, "weight_decay": 0.0},
-            ],
-            lr=settings.learning_rate,
-            betas=_BETAS,
-        )
+        self._optimizer = Optimizer(self.drafter, settings.weight_decay)
         self._average = dict(self._averaged.named_parameters())
         self._best = {name: weight.detach().clone() for name, weight in self._named.items()}
         self.progress = Progress()
         self._begin(data)
 
     def _fresh(self) -> Architecture:
-        """A drafter that has learnt nothing; always the same."""
+        """The drafter as training begins; always the same."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.settings.seed)
             fresh = load(self.settings.arch, self.teacher)
+        if self.settings.start_from:
+            start.take_over(fresh, Path(self.settings.start_from))
         fresh.to(self.device)
         return fresh
 
@@ -101,6 +94,7 @@ class Run:
             "settings": asdict(self.settings),
             "target": manifest.target.file_sha256,
             "shards": [shard.sha256 for shard in manifest.shards],
+            "start": start.checksum(self.settings.start_from),
         }
         path = self.folder / RUN
         if not path.exists():
@@ -114,6 +108,11 @@ class Run:
                         f"{self.folder}: was begun with {name} {theirs[name]}, not {value}; use that, or "
                         "choose another folder"
                     )
+            if begun["start"] != record["start"]:
+                raise TrainingError(
+                    f"{self.settings.start_from}: has changed since {self.folder} was begun from it; choose "
+                    "another folder"
+                )
             if (begun["target"], begun["shards"]) != (record["target"], record["shards"]):
                 raise TrainingError(
                     f"{self.folder}: was begun with other data than {data}; choose another folder"
@@ -153,8 +152,6 @@ class Run:
     def _step(self, step: int, places: list[list[int]]) -> dict[str, Any]:
         """One step of the optimiser over some batches; what is logged of it."""
         settings, rate = self.settings, self._rate(step)
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
         depths = self.drafter.depths
         totals = [max(1, self.plan.bases(places, depth)) for depth in range(depths)]
         weights = [settings.depth_decay**depth for depth in range(depths)]
@@ -178,8 +175,7 @@ class Run:
             raise TrainingError(
                 f"step {step + 1}: the gradient is no number; lower the learning rate, or use float32"
             )
-        self._optimizer.step()
-        self._optimizer.zero_grad()
+        self._optimizer.step(rate)
         keep = min(settings.ema, (1 + step) / (10 + step))  # few steps make a short average
         with torch.no_grad():
             for name, weight in self._named.items():
@@ -267,15 +263,12 @@ class Run:
         checkpoint.write(self.folder, self.progress, self._state())
 
     def _state(self) -> dict[str, Tensor]:
-        """All tensors that a run consists of; moments are zero before the first step."""
-        state: dict[str, Tensor] = {}
+        """All tensors that a run consists of."""
+        state = self._optimizer.state()
         for name, weight in self._named.items():
-            moments = self._optimizer.state.get(weight, {})
             state[f"weight/{name}"] = weight
             state[f"average/{name}"] = self._average[name]
             state[f"best/{name}"] = self._best[name]
-            for moment in ("exp_avg", "exp_avg_sq"):
-                state[f"{moment}/{name}"] = moments.get(moment, torch.zeros_like(weight))
         return state
 
     def _restore(self, tensors: Mapping[str, Tensor]) -> None:
@@ -284,13 +277,7 @@ class Run:
                 weight.copy_(tensors[f"weight/{name}"])
                 self._average[name].copy_(tensors[f"average/{name}"])
                 self._best[name].copy_(tensors[f"best/{name}"])
-                self._optimizer.state[weight] = {
-                    "step": torch.tensor(float(self.progress.step)),
-                    **{
-                        moment: tensors[f"{moment}/{name}"].to(self.device)
-                        for moment in ("exp_avg", "exp_avg_sq")
-                    },
-                }
+        self._optimizer.restore(tensors, self.progress.step)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.settings.dtype == "float32":

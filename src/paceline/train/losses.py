@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from paceline.train.batches import Batch
+from paceline.train.batches import STEP, Batch, rounded
 from paceline.train.teacher import Teacher
 
 BINS = 10
@@ -59,7 +60,9 @@ class Laws:
                 parts = [_whole(teacher.logits(some, head), vocabulary) for some in states.split(BLOCK)]
                 self.laws, self._likeliest = (torch.cat(part) for part in zip(*parts, strict=True))
             else:
-                self.laws = teacher.logits(states, teacher.head[vocabulary].float()).softmax(-1)
+                head = teacher.head[vocabulary].float()
+                padded = functional.pad(states, (0, 0, 0, rounded(len(states)) - len(states)))
+                self.laws = torch.cat([teacher.logits(some, head).softmax(-1) for some in padded.split(STEP)])
 
     def rows(self, depth: int) -> Tensor:
         """Where in `laws`, float32 [m, D], the law stands for the token that each base's draft has at this
@@ -81,7 +84,7 @@ def _whole(logits: Tensor, vocabulary: Tensor) -> tuple[Tensor, Tensor]:
 
 def behind(bases: Tensor, by: int) -> Tensor:
     """The positions so many places behind these, bool [B, L]."""
-    return torch.nn.functional.pad(bases, (by, 0))[:, : bases.shape[1]]
+    return functional.pad(bases, (by, 0))[:, : bases.shape[1]]
 
 
 @dataclass(slots=True)

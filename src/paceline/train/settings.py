@@ -15,12 +15,14 @@ class Settings:
     """How a drafter is trained.
 
     arch              architecture, with options as in eagle3:depths=5,draft_vocab=8192
+    start_from        folder of a drafter of that architecture whose weights and tokens are the first ones;
+                      empty: fresh ones
     epochs            times that each answer is seen
     batch_tokens      tokens of one pass, padding included
     accumulate        passes whose gradients make one step
     max_length        tokens of an answer with its prompt; longer ones are cut
     learning_rate     at its highest; it rises over the share `warmup` of all steps, then falls as a cosine
-    weight_decay, clip   AdamW's decay of matrices; largest norm of the gradient
+    weight_decay, clip   the optimiser's decay of matrices; largest norm of the gradient
     loss              what is made small: "kl", "jsd" or "tv", see `paceline.train.losses.divergence`
     depth_decay       weight of each depth's loss compared with that of the depth before
     ema               part of the average of all parameters that a step leaves as it is; the average is what
@@ -32,6 +34,7 @@ class Settings:
     """
 
     arch: str = "eagle3"
+    start_from: str = ""
     epochs: int = 1
     batch_tokens: int = 4096
     accumulate: int = 1

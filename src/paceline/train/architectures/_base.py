@@ -40,6 +40,10 @@ class Architecture(nn.Module):
         return (functional.linear(read, self.head) for read in self(batch))
 
     @abstractmethod
+    def known_tokens(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """What `vocabulary` is in a folder with these tensors, int64 [D]. Raises KeyError."""
+
+    @abstractmethod
     def folder(self, weights: Mapping[str, Tensor], model: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """What goes into config.json and model.safetensors of a drafter with these parameters, of a target
         with this name."""

@@ -65,6 +65,8 @@ class Eagle3(Architecture):
             # Taps differ in size by orders of magnitude; the layer should begin with features of size 1.
             scale = torch.tensor([1 / tap for tap in teacher.scales[:-1]]).repeat_interleave(config.hidden)
             self.fc.weight.normal_(std=self.fc.in_features**-0.5).mul_(scale)
+            # What the last tap holds comes through as it is: the target's own way to its next token.
+            self.fc.weight[:, -config.hidden :] += torch.eye(config.hidden) / teacher.scales[-2]
             rows = teacher.head.cpu()[vocabulary].float()
             self.lm_head.weight.copy_(rows)
             # With the target's rows as they are, logits of features that mean nothing yet would be far apart.
@@ -84,6 +86,10 @@ class Eagle3(Architecture):
             tokens = functional.embedding(batch.shifted(depth + 1), self.embedding)
             features = self.layers[0](tokens.float(), features, seen)
             yield self.norm(features[batch.bases(depth)])
+
+    def known_tokens(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """See `Architecture.known_tokens`."""
+        return tensors["d2t"] + torch.arange(len(tensors["d2t"]))
 
     def folder(self, weights: Mapping[str, Tensor], model: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """A folder of the speculators form."""

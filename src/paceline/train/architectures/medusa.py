@@ -73,6 +73,10 @@ class Medusa(Architecture):
         for depth, block in enumerate(self.blocks):
             yield block(self._teacher.last(batch.states[:, :, -1][batch.bases(depth)]))
 
+    def known_tokens(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """See `Architecture.known_tokens`."""
+        return tensors["token_map"]
+
     def folder(self, weights: Mapping[str, Tensor], model: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """A folder of heads, see `paceline.models.heads_folder`."""
         tensors = {name: tensor.to(torch.bfloat16) for name, tensor in weights.items()}

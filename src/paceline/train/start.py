@@ -1,0 +1,59 @@
+"""Training that goes on from a drafter: another data set, more depths, a lower learning rate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from paceline.errors import TrainingError
+from paceline.models.cache import sha256_of
+from paceline.train.architectures._base import Architecture
+
+_FILE = "model.safetensors"
+
+
+def take_over(fresh: Architecture, folder: Path) -> None:
+    """Give a fresh drafter the weights and the tokens of the one in a folder.
+
+    Raises TrainingError if there is none, it is damaged, or of another architecture or size.
+    """
+    path = folder / _FILE
+    try:
+        tensors = load_file(path)
+        tokens = fresh.known_tokens(tensors)
+    except OSError as error:
+        raise TrainingError(
+            f"{path}: {error.strerror or error}; --start-from names a drafter's folder"
+        ) from None
+    except SafetensorError as error:
+        raise TrainingError(f"{path}: is damaged: {error}") from None
+    except KeyError as error:
+        raise TrainingError(f"{path}: holds no {error}: it is of another architecture") from None
+    expected = {**dict(fresh.named_parameters()), "its tokens": fresh.vocabulary}
+    for name, own in expected.items():
+        found = tokens if own is fresh.vocabulary else tensors.get(name)
+        if found is None or found.shape != own.shape:
+            shape = "missing" if found is None else list(found.shape)
+            raise TrainingError(
+                f"{path}: {name} is {shape}, expected {list(own.shape)}: it is of another drafter"
+            )
+    with torch.no_grad():
+        for name, weight in fresh.named_parameters():
+            weight.copy_(tensors[name])
+        fresh.vocabulary.copy_(tokens)
+
+
+def checksum(folder: str) -> str:
+    """SHA-256 of the weights in a drafter's folder; empty for no folder. Raises TrainingError."""
+    if not folder:
+        return ""
+    path = Path(folder) / _FILE
+    try:
+        return sha256_of(path)
+    except OSError as error:
+        raise TrainingError(
+            f"{path}: {error.strerror or error}; --start-from names a drafter's folder"
+        ) from None
