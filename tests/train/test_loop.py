@@ -203,7 +203,7 @@ def test_runs_that_do_not_fit_are_refused_by_name(make: Make, data: Path, tmp_pa
         with pytest.raises(TrainingError, match=message):
             train(data, out, **settings)
 
-    refused("begun with learning_rate 0.001, not 0.01", learning_rate=0.01)
+    refused("begun with learning_rate 0.005, not 0.01", learning_rate=0.01)
     refused("begun with arch eagle3:depths=2,draft_vocab=200, not eagle3", arch="eagle3")
     make(tmp_path / "more", seed=6)
     with pytest.raises(TrainingError, match=r"begun with other data than .*more"):

@@ -45,7 +45,7 @@ class HeadScorer:
     def __init__(self, heads: Heads) -> None:
         self._heads = heads
         self._states: dict[int, tuple[int, Floats]] = {}
-        """{slot: (tokens of the history that this state is behind the last but one of, the state [H])}"""
+        """{slot: (the history's length, the state [H] that its last token was drawn from)}"""
 
     def observe(self, step: Step) -> None:
         """Take in the last states of the rows that drew a token."""

@@ -11,19 +11,29 @@ measured accuracies. Accuracies learned while drafting and the coupling by noise
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 from paceline.core import LAST, Array, Budget, Drawn, Step, TargetInfo, Tree, View
-from paceline.drafters._acceptance import SHARES, Acceptance, Successors
+from paceline.drafters._acceptance import TRUST, Acceptance, Successors
 from paceline.drafters._best_first import best_first
-from paceline.drafters._heads import Floats, Heads, HeadScorer, LoadHeads
+from paceline.drafters._heads import Heads, HeadScorer, LoadHeads
 from paceline.drafters._model import ModelDrafter, Path
 from paceline.drafters._options import check_probability, parse_drawn, parse_widths
 from paceline.drafting import Paths, Subset, foremost, warped
 from paceline.errors import ConfigError
 
+EDGES = (*(2.0**-power for power in range(7, 3, -1)), *(eighth / 8 for eighth in range(1, 8)))
+"""Between the classes of probabilities whose acceptance is learned: narrow where they are small, for of many
+unlikely tokens the less unlikely ones must be told apart."""
+GUESSES = [TRUST * (low + high) / 2 for low, high in pairwise((0.0, *EDGES, 1.0))]
+
 Reached = tuple[Path, float]
 """A drafted path, and the estimated probability that all of it is accepted."""
+Place = Path | int
+"""What the tokens that may follow a path hang on: its length, or all of it where controls look at its
+tokens."""
 
 
 class LevelScorer(HeadScorer):
@@ -33,7 +43,7 @@ class LevelScorer(HeadScorer):
         """most: heads that are run at most."""
         super().__init__(heads)
         self._depths = min(heads.depths, most)
-        self._levels: dict[int, Floats] = {}
+        self._levels: dict[int, Sequence[Array]] = {}
 
     def observe(self, step: Step) -> None:
         """See `HeadScorer.observe`."""
@@ -79,9 +89,11 @@ class Medusa(ModelDrafter):
         super().__init__(self._levels, widths, drawn, min_probability, subset=self._tokens)
         self.needs = frozenset({LAST})
         # What is likely of a draw is learned apart from what is likely where nothing is drawn.
-        self._acceptance = {greedy: [Acceptance(width) for width in widths] for greedy in (False, True)}
-        self._proposed: dict[int, dict[Path, Successors]] = {}
-        """{slot: {drafted path: what may follow it}}, see `_place`."""
+        self._acceptance = {
+            greedy: [Acceptance(width, GUESSES) for width in widths] for greedy in (False, True)
+        }
+        self._proposed: dict[int, dict[Place, Successors]] = {}
+        """{slot: {place: what may follow it}}"""
 
     def propose(self, view: View, budgets: Sequence[Budget]) -> Sequence[Tree]:
         """A tree for each row that decodes and whose last state is known."""
@@ -126,16 +138,14 @@ class Medusa(ModelDrafter):
             return ()
         places = foremost(view, row, len(path), weights, width, self._tokens)
         return tuple(
-            (int(self._tokens.ids[place]), min(int(SHARES * float(weights[place]) / total), SHARES - 1))
+            (int(self._tokens.ids[place]), bisect(EDGES, float(weights[place]) / total))
             for place in places
             if weights[place]
         )
 
     @staticmethod
-    def _place(view: View, row: int, path: Path) -> Path:
-        """What candidates below a path depend on: controls may look at its tokens, heads look at its
-        length."""
-        return path if view.controls[row].adjusts else (0,) * len(path)
+    def _place(view: View, row: int, path: Path) -> Place:
+        return path if view.controls[row].adjusts else len(path)
 
     def observe(self, step: Step) -> None:
         """Take in the last states, and which candidates came true."""

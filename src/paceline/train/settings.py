@@ -39,7 +39,7 @@ class Settings:
     batch_tokens: int = 4096
     accumulate: int = 1
     max_length: int = 1024
-    learning_rate: float = 1e-3
+    learning_rate: float = 5e-3
     warmup: float = 0.05
     weight_decay: float = 0.01
     clip: float = 1.0

@@ -50,7 +50,7 @@ class NativeHeads:
         blocks = {depth: np.flatnonzero(depths == depth) for depth in np.unique(depths).tolist()}
         read = np.empty_like(states)
         for depth, rows in blocks.items():
-            read[rows] = self._block(states[rows], depth, [paths[row] for row in rows])
+            read[rows] = self._block(states[rows], depth, [paths[row] for row in rows.tolist()])
         heads = {0: np.arange(len(paths))} if self._config.shared else blocks
         logits = np.empty((len(paths), len(self.token_ids)), np.float32)
         for head, rows in heads.items():
@@ -96,4 +96,5 @@ def _check(weights: HeadsWeights, embedding: Embedding) -> None:
 
 
 def _product(matrix: Floats) -> Callable[[Floats], Floats]:
-    return kernels.product(TYPE, *matrix.shape, aligned(pack(TYPE, quantise_weights(matrix))))
+    rows, columns = matrix.shape
+    return kernels.product(TYPE, rows, columns, aligned(pack(TYPE, quantise_weights(matrix))))
