@@ -87,22 +87,22 @@ def test_a_drafter_overfits_a_tiny_target(make: Make, tmp_path: Path, sharp: Pat
         tmp_path / "data",
         tmp_path / "out",
         arch=f"{arch}:depths=3,draft_vocab=265",
-        epochs=150,
+        epochs=400,
         batch_tokens=1000,
-        learning_rate=5e-3,
+        learning_rate=2e-2,
         ema=0.9,
         measure_every=1000,
         checkpoint_every=1000,
     )
     estimate = card["estimate"]
     assert before["tau_greedy"] < 1.5
-    assert estimate["tau_greedy"] > 3.8, "of 4 at most"
-    assert estimate["tau_sampled"] > 3.4, "of 4 at most"
-    assert min(estimate["agreement"]) > 0.95
+    assert estimate["tau_greedy"] > 3.6, "of 4 at most"
+    assert estimate["tau_sampled"] > 3.5, "of 4 at most"
+    assert min(estimate["agreement"]) > 0.9
     assert card["curve"][-1]["tau_greedy"] == estimate["tau_greedy"]
     spec = f"{arch}:model={tmp_path / 'out'},{CHAIN.get(arch, 'widths=1x1x1')},min_probability=0"
     share = accepted(sharp, answers_of(tmp_path / "data", manifest), spec)
-    assert share > 0.9
+    assert share > 0.8
 
 
 @pytest.mark.parametrize("loss", ["jsd", "tv"])
