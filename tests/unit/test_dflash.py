@@ -12,7 +12,8 @@ import pytest
 
 from paceline.core import Budget, Tree, View
 from paceline.drafters import load
-from paceline.drafters.dflash import BlockScorer, DFlash
+from paceline.drafters._blocks import BlockScorer
+from paceline.drafters.dflash import DFlash
 from paceline.engine import Engine
 from paceline.errors import ConfigError, IncompatibleDrafter, ModelFileError
 from paceline.laws import Controls

@@ -27,7 +27,7 @@ Product = Callable[[Floats], Floats]
 
 
 class NativeDFlash:
-    """See `paceline.drafters.dflash.BlockModel`. Not for use from two threads at once.
+    """See `paceline.drafters._blocks.BlockModel`. Not for use from two threads at once.
 
     A sequence's positions count from the first whose hidden states were given; only their differences matter.
     """
