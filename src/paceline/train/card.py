@@ -113,8 +113,8 @@ def page(card: Mapping[str, Any]) -> str:
 def _before(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     """The runs that went before."""
     lines = [
-        f"- {run['settings']['arch']}, learning rate {run['settings']['learning_rate']}: {run['steps']} steps "
-        f"over {run['trained_tokens']:,} tokens in {run['seconds']} s"
+        f"- {run['settings']['arch']}, learning rate {run['settings']['learning_rate']}: "
+        f"{run['steps']} steps over {run['trained_tokens']:,} tokens in {run['seconds']} s"
         for run in runs
     ]
     return ["It started from a drafter that was trained before:", "", *lines, ""] if lines else []
