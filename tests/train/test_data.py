@@ -208,24 +208,6 @@ def test_a_model_invents_prompts(model: Path, tmp_path: Path) -> None:
     assert data.invent_prompts(tmp_path, source, 6, 3, lambda: None).read_text() == '{"prompt": "kept"}\n'
 
 
-def test_states_of_shared_pages_are_missed_and_never_made_up(model: Path) -> None:
-    """An engine that finds a prompt's beginning among kept pages does not show its hidden states."""
-    prompt = list(range(5, 45))
-    for shares in (False, True):
-        target, recorder = NativeTarget.load(model, threads=1), Recorder(TAPS)
-        engine = Engine(
-            target, {"record": recorder}, drafter="record", nodes=1, share_prefixes=shares, max_batch=1
-        )
-        for seed in (1, 2):
-            engine.generate([prompt], SamplingParams(max_tokens=4, temperature=0, seed=seed))
-        first = recorder.take(1, 40)
-        if shares:
-            with pytest.raises(TrainingError, match="hidden states of an answer"):
-                recorder.take(2, 40)
-        else:
-            np.testing.assert_array_equal(recorder.take(2, 40), first)
-
-
 def test_an_answer_that_lost_its_place_keeps_its_states(model: Path) -> None:
     target = NativeTarget.load(model, threads=1)
     kept = []
@@ -242,6 +224,19 @@ def test_an_answer_that_lost_its_place_keeps_its_states(model: Path) -> None:
     np.testing.assert_array_equal(*kept)
     with pytest.raises(TrainingError, match="of 1 hidden states of an answer 0 were seen"):
         recorder.take(9, 1)
+
+
+def test_states_that_were_never_seen_are_not_made_up(model: Path) -> None:
+    """Of a prompt whose first pages another request had read."""
+    recorder = Recorder(TAPS)
+    target = NativeTarget.load(model, threads=1)
+    engine = Engine(target, {"record": recorder}, drafter="record", eos_ids=frozenset(), nodes=1)
+    for seed in (1, 2):
+        engine.generate([[*range(5, 45)]], SamplingParams(max_tokens=4, seed=seed))
+    assert engine.load.prefix_hit_tokens >= 32
+    assert len(recorder.take(1, 43)) == 43
+    with pytest.raises(TrainingError, match="of 43 hidden states of an answer 0 were seen"):
+        recorder.take(2, 43)
 
 
 def test_tensors_come_back_as_they_were(tmp_path: Path) -> None:

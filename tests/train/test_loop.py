@@ -149,7 +149,10 @@ def test_training_goes_on_from_a_drafter(data: Path, tmp_path: Path) -> None:
     for name, weight in begun.drafter.named_parameters():
         assert torch.equal(weight.detach().bfloat16(), held[name])
     card = train(data, other, start_from=str(first), arch="eagle3:depths=3,draft_vocab=200")
-    assert card["settings"]["start_from"] == str(first)
+    assert card["settings"]["start_from"] == "first"
+    (before,) = card["before"]
+    assert before["settings"]["epochs"] == 3
+    assert f"{before['steps']} steps over" in (other / "card.md").read_text()
     assert torch.equal(load_file(other / "model.safetensors")["d2t"], held["d2t"])
     with pytest.raises(TrainingError, match="token_map"):
         train(data, tmp_path / "a", start_from=str(first), arch="medusa:draft_vocab=200")

@@ -16,6 +16,7 @@ def record(
     settings: Mapping[str, Any],
     progress: Progress,
     *,
+    before: Sequence[Mapping[str, Any]],
     curve: Sequence[Mapping[str, Any]],
     parameters: int,
     bytes: int,
@@ -23,7 +24,8 @@ def record(
     trained_tokens: int,
     license: str,
 ) -> dict[str, Any]:
-    """The card as JSON. curve: all measurements; the drafter is that of the best."""
+    """The card as JSON. before: the runs that made the drafter which this one started from; curve: all
+    measurements; the drafter is that of the best."""
     return {
         "license": license,
         "target": manifest.target.model,
@@ -32,6 +34,7 @@ def record(
         "vocabulary": manifest.target.vocabulary,
         "layers": manifest.target.shape.layers,
         "settings": dict(settings),
+        "before": [dict(run) for run in before],
         "data": {
             **manifest.recipe,
             "answers": sum(shard.answers for shard in manifest.shards),
@@ -72,6 +75,7 @@ def page(card: Mapping[str, Any]) -> str:
             f"{card['seconds']} s: {card['steps']} steps over {card['trained_tokens']:,} tokens. Licence: "
             f"{card['license'] or 'not said'}.",
             "",
+            *_before(card.get("before", ())),
             "## Estimates",
             "",
             "Over answers that were held out, along their own text; the drafter is the one of step "
@@ -104,6 +108,16 @@ def page(card: Mapping[str, Any]) -> str:
             "",
         ]
     )
+
+
+def _before(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The runs that went before."""
+    lines = [
+        f"- {run['settings']['arch']}, learning rate {run['settings']['learning_rate']}: "
+        f"{run['steps']} steps over {run['trained_tokens']:,} tokens in {run['seconds']} s"
+        for run in runs
+    ]
+    return ["It started from a drafter that was trained before:", "", *lines, ""] if lines else []
 
 
 def _measured(one: Mapping[str, Any]) -> list[str]:

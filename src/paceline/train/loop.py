@@ -233,8 +233,9 @@ class Run:
         data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
         record = card.record(
             self.corpus.manifest,
-            asdict(self.settings),
+            {**asdict(self.settings), "start_from": Path(self.settings.start_from).name},
             self.progress,
+            before=start.history(self.settings.start_from),
             curve=[line for line in self._logged() if line.get("measured")],
             parameters=sum(weight.numel() for weight in self._named.values()),
             bytes=len(data),

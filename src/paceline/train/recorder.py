@@ -40,12 +40,10 @@ class Recorder:
         states = np.stack([to_bfloat16(features[tap].astype(np.float32)) for tap in self._taps], 1)
         offsets = step.draft.offsets.tolist()
         for row, (seed, start) in enumerate(zip(step.view.seeds, step.view.starts, strict=True)):
-            if start > self._lengths.get(seed, 0):
-                raise TrainingError(
-                    f"the hidden states of the first {start} tokens of an answer were not seen"
-                )
             first, last = offsets[row], offsets[row + 1]
             end = start + last - first
+            if start > self._lengths.get(seed, 0):
+                continue  # the states before were never seen; `take` says so
             kept = self._kept.get(seed)
             if kept is None or len(kept) < end:
                 larger = np.empty((max(2 * end, 256), *states.shape[1:]), np.uint16)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -44,6 +46,21 @@ def take_over(fresh: Architecture, folder: Path) -> None:
         for name, weight in fresh.named_parameters():
             weight.copy_(tensors[name])
         fresh.vocabulary.copy_(tokens)
+
+
+def history(folder: str) -> list[dict[str, Any]]:
+    """The runs that made a drafter, the last one last, as its card tells: settings, steps, tokens. Empty for
+    no folder, and for a drafter without a card."""
+    try:
+        card = json.loads((Path(folder) / "card.json").read_bytes()) if folder else {}
+        own = (
+            {name: card[name] for name in ("settings", "steps", "trained_tokens", "seconds")}
+            if card
+            else None
+        )
+        return [*card.get("before", ()), own] if own else []
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
 
 
 def checksum(folder: str) -> str:
