@@ -75,15 +75,16 @@ def accepted(file: Path, answers: list[Answer], drafter: str) -> float:
 
 
 @pytest.mark.parametrize("arch", ["eagle3", "hydra", "medusa"])
-def test_a_drafter_overfits_a_tiny_target(make: Make, tmp_path: Path, sharp: Path, arch: str) -> None:
+def test_a_drafter_overfits_a_tiny_target(make: Make, tmp_path: Path, walking: Path, arch: str) -> None:
     """By its own estimate, and in the engine."""
-    manifest = make(tmp_path / "data", file=sharp, tokens=150, max_tokens=16)
-    fresh = Run(tmp_path / "data", tmp_path / "fresh", Settings(**SMALL), threads=1)
+    manifest = make(tmp_path / "data", file=walking, tokens=150, max_tokens=16)
+    chosen = f"{arch}:depths=3,draft_vocab=265"
+    fresh = Run(tmp_path / "data", tmp_path / "fresh", Settings(**(SMALL | {"arch": chosen})), threads=1)
     before = fresh.measure(fresh.drafter)
     card = train(
         tmp_path / "data",
         tmp_path / "out",
-        arch=f"{arch}:depths=3,draft_vocab=265",
+        arch=chosen,
         epochs=150,
         batch_tokens=1000,
         learning_rate=5e-3,
@@ -98,7 +99,7 @@ def test_a_drafter_overfits_a_tiny_target(make: Make, tmp_path: Path, sharp: Pat
     assert min(estimate["agreement"]) > 0.95
     assert card["curve"][-1]["tau_greedy"] == estimate["tau_greedy"]
     spec = f"{arch}:model={tmp_path / 'out'},widths=1x1x1,min_probability=0"
-    share = accepted(sharp, answers_of(tmp_path / "data", manifest), spec)
+    share = accepted(walking, answers_of(tmp_path / "data", manifest), spec)
     assert share > 0.9
 
 
