@@ -20,8 +20,13 @@ from paceline.stores.datastore import KIND, Datastore
 from paceline.stores.token_file import TokenFile
 from paceline.targets.native import NativeTarget
 from paceline.targets.weights import PackedWeights, aligned
+from paceline.trained.dflash import NativeDFlash
 from paceline.trained.eagle3 import NativeEagle3
 from paceline.trained.heads import NativeHeads
+from tests.dflash import CONFIG as DFLASH
+from tests.dflash import random_drafter as random_dflash
+from tests.dflash import random_for
+from tests.dflash import run as run_dflash
 from tests.eagle3 import CONFIG, additive_drafter, embedding_of, random_drafter, run, state_width
 from tests.heads import CONFIG as HEADS
 from tests.heads import chain_heads, random_heads, reading_heads
@@ -37,6 +42,7 @@ RULES: dict[str, Rule] = {name: load(name, allow_lossy=True) for name in names()
 
 EAGER = {
     "datastore": "datastore:min_probability=1e-6,max_nodes=2",
+    "dflash": "dflash:model=near,min_probability=0",
     "draft": "draft:model=near,min_probability=0",
     "eagle3": "eagle3:model=near,min_probability=0",
     "exit": "exit:min_probability=0",
@@ -53,7 +59,7 @@ EAGER = {
 """Options with which a drafter drafts much even in a large batch of short texts, and those it cannot do
 without: "near" is a model like the target."""
 
-RUN_MODELS = {"draft", "eagle3", "exit", "hydra", "medusa", "skip", "slem", "sparse"}
+RUN_MODELS = {"dflash", "draft", "eagle3", "exit", "hydra", "medusa", "skip", "slem", "sparse"}
 """Drafters whose drafts take time: the long suites leave most of their work to `make prove`."""
 
 
@@ -92,6 +98,7 @@ def offered(target: Target) -> dict[str, Any]:
         "tokenizer": signs,
         "load_model": lambda name: (near(target), signs),
         "load_drafter": lambda folder: trained(target),
+        "load_dflash": lambda folder: blocks(target),
         "load_heads": lambda kind, folder: trained_heads(kind, target),
     }
 
@@ -113,6 +120,22 @@ def trained(target: Target) -> NativeEagle3:
         embedding_of(np.zeros((info.vocab_size, state_width(info.vocab_size)), np.float32)),
         info.layers,
     )
+
+
+def blocks(target: Target) -> NativeDFlash:
+    """A DFlash drafter for this target, which knows nothing of it."""
+    info = target.info
+    if not isinstance(target, NativeTarget):
+        return run_dflash(*random_for(info.vocab_size), layers=info.layers)
+    layers = target.config.layers
+    config = replace(
+        DFLASH,
+        hidden=target.config.hidden,
+        vocab_size=info.vocab_size,
+        layer_ids=(0, layers // 2, layers),
+        mask_token=0,
+    )
+    return run_dflash(random_dflash(config), target.embedding(), target.head(), layers)
 
 
 def trained_heads(kind: str, target: Target) -> NativeHeads:

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from paceline.models.dflash_folder import read_dflash
 from paceline.models.drafter_folder import read_drafter
 from paceline.models.heads_folder import read_heads
-from tests import heads
+from tests import dflash, heads
 from tests.cli.test_generate import one_line_error
 from tests.eagle3 import folder_of, random_drafter
 
@@ -32,6 +33,18 @@ def test_a_drafter_is_written_for_each_engine_with_the_command_that_serves_it(
     message = one_line_error(paceline("export", str(folder), "--to", "sglang", "--out", str(tmp_path / "s")))
     assert "reads the target's embeddings" in message
     assert not (tmp_path / "s").exists()
+
+
+def test_a_dflash_drafter_is_written_in_its_own_form(paceline: Paceline, tmp_path: Path) -> None:
+    folder = dflash.folder_of(dflash.random_drafter(), tmp_path / "drafter")
+    outcome = paceline("export", str(folder), "--to", "vllm", "--target", "org/model")
+    assert outcome.code == 0, outcome.err
+    assert '"method": "dflash"' in outcome.out
+    assert read_dflash(tmp_path / "drafter-vllm").config.layer_ids == (1, 2, 3)
+    message = one_line_error(paceline("export", str(folder), "--to", "sglang"))
+    assert "has a head of its own" in message
+    message = one_line_error(paceline("export", str(folder), "--to", "vllm", "--layers", "3"))
+    assert "says which hidden states it reads" in message
 
 
 def test_heads_are_written_for_vllm_alone(paceline: Paceline, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,8 +25,7 @@ from paceline.sampling import SamplingParams
 from paceline.targets.torch import TorchTarget
 from paceline.targets.torch_cache import Pool
 from paceline.targets.torch_models import longest
-from tests import heads
-from tests.eagle3 import CONFIG, folder_of, random_drafter
+from tests import dflash, eagle3, heads
 from tests.torch.families import FAMILIES, VOCABULARY, model, small
 
 ROWS = 8
@@ -286,16 +286,35 @@ def test_requests_that_begin_alike_share_what_was_read() -> None:
     assert answers[0] == answers[1]
 
 
-def test_a_trained_drafter_reads_the_models_hidden_states_and_embeddings(tmp_path: Path) -> None:
-    config = replace(
-        CONFIG, hidden=32, target_hidden=32, vocab_size=VOCABULARY, draft_vocab_size=40, layer_ids=(0, 1, 2)
-    )
-    folder = folder_of(random_drafter(config), tmp_path / "drafter")
+def trained_eagle3(folder: Path) -> Path:
+    sizes = {"hidden": 32, "target_hidden": 32, "vocab_size": VOCABULARY, "draft_vocab_size": 40}
+    config = replace(eagle3.CONFIG, **sizes, layer_ids=(0, 1, 2))
+    return eagle3.folder_of(eagle3.random_drafter(config), folder)
+
+
+def trained_dflash(folder: Path) -> Path:
+    """One that takes the target's head."""
+    sizes = {"hidden": 32, "vocab_size": VOCABULARY, "draft_vocab_size": VOCABULARY}
+    config = replace(dflash.CONFIG, **sizes, layer_ids=(0, 1, 2), mask_token=0)
+    return dflash.folder_of(dflash.random_drafter(config, head=False), folder)
+
+
+def test_what_trained_drafters_share_is_the_models_own() -> None:
+    target, own = TorchTarget(model("llama"), rows=ROWS), model("llama")
+    for (kind, packed, *shape), part in (
+        (target.embedding(), own.get_input_embeddings()),
+        (target.head(), own.get_output_embeddings()),
+    ):
+        exact = part.weight.detach().numpy()
+        np.testing.assert_allclose(dequantise(kind, *shape[:2], packed), exact, rtol=0.01)
+
+
+@pytest.mark.parametrize(("name", "made"), [("dflash", trained_dflash), ("eagle3", trained_eagle3)])
+def test_a_trained_drafter_reads_the_models_hidden_states(
+    name: str, made: Callable[[Path], Path], tmp_path: Path
+) -> None:
     target = TorchTarget(model("llama"), rows=ROWS)
-    exact = model("llama").get_input_embeddings().weight.detach().numpy()
-    kind, packed, *shape = target.embedding()
-    np.testing.assert_allclose(dequantise(kind, *shape[:2], packed), exact, rtol=0.01)
-    spec = f"eagle3:model={folder},min_probability=0"
+    spec = f"{name}:model={made(tmp_path / 'drafter')},min_probability=0"
     drafters = {spec: load(spec, target.info, **offers(target, None)), "none": load("none", target.info)}
     engine = Engine(target, drafters, drafter=spec)
     prompts = [words(length, length) for length in (3, 30)]

@@ -37,11 +37,13 @@ def command(folder: str, to: str, out: str | None, target: str, layers: int | No
     """Write the trained drafter in FOLDER as another engine loads it, read it back and compare.
 
     For vLLM in the form of the speculators library, or its own of Medusa heads; for SGLang in the native
-    form of EAGLE-3. Prints the command that serves the target with it.
+    form of EAGLE-3 or DFlash. Prints the command that serves the target with it.
     """  # fmt: skip
     from paceline.errors import ConfigError
+    from paceline.models.dflash_folder import is_dflash, read_dflash
     from paceline.models.drafter_folder import read_drafter
     from paceline.models.heads_folder import holds_heads, read_heads
+    from paceline.trained.dflash_export import export_dflash
     from paceline.trained.export import export
     from paceline.trained.heads_export import export_heads
 
@@ -50,6 +52,10 @@ def command(folder: str, to: str, out: str | None, target: str, layers: int | No
         if layers is not None:
             raise ConfigError(f"--layers {layers}: heads read no hidden state but the last")
         written = export_heads(read_heads(found), to, into, target)
+    elif is_dflash(found):
+        if layers is not None:
+            raise ConfigError(f"--layers {layers}: a DFlash drafter says which hidden states it reads")
+        written = export_dflash(read_dflash(found), to, into, target)
     else:
         written = export(read_drafter(found), to, into, target, layers)
     if as_json:

@@ -87,28 +87,12 @@ class Eagle3Config:
 
     def layers_of(self, layers: int) -> tuple[int, ...]:
         """The hidden states that it reads of a target with so many layers. Raises IncompatibleDrafter."""
-        ids = self.layer_ids or (2, layers // 2, layers - 3)
-        if not all(0 <= id <= layers for id in ids) or list(ids) != sorted(set(ids)):
-            raise IncompatibleDrafter(
-                f"the drafter reads the hidden states {', '.join(map(str, ids))}, a target of {layers} "
-                f"layers has 0 to {layers}, each to be read once and in order"
-            )
-        return ids
+        return held_layers(self.layer_ids or (2, layers // 2, layers - 3), layers)
 
     @property
     def frequencies(self) -> NDArray[np.float64]:
         """Rotary frequencies, float64 [head_dim/2]; scaled as Llama 3.1's are, or linearly, if at all."""
-        exponents: NDArray[np.float64] = -np.arange(0, self.head_dim, 2) / self.head_dim
-        frequencies, scaling = self.rope_theta**exponents, self.rope_scaling
-        if not scaling:
-            return frequencies
-        slowed: NDArray[np.float64] = frequencies / scaling["factor"]
-        if scaling["rope_type"] == "linear":
-            return slowed
-        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-        turns = scaling["original_max_position_embeddings"] * frequencies / (2 * pi)
-        share: NDArray[np.float64] = np.clip((turns - low) / (high - low), 0, 1)
-        return share * frequencies + (1 - share) * slowed
+        return rotary_frequencies(self.rope_theta, self.head_dim, self.rope_scaling)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -151,6 +135,31 @@ class Eagle3Weights:
     token_ids: NDArray[np.int64]
 
 
+def held_layers(ids: tuple[int, ...], layers: int) -> tuple[int, ...]:
+    """These ids of hidden states, if a target of so many layers has them. Raises IncompatibleDrafter."""
+    if not all(0 <= id <= layers for id in ids) or list(ids) != sorted(set(ids)):
+        raise IncompatibleDrafter(
+            f"the drafter reads the hidden states {', '.join(map(str, ids))}, a target of {layers} "
+            f"layers has 0 to {layers}, each to be read once and in order"
+        )
+    return ids
+
+
+def rotary_frequencies(theta: float, head_dim: int, scaling: Mapping[str, Any]) -> NDArray[np.float64]:
+    """float64 [head_dim/2]: see `Eagle3Config.frequencies`."""
+    exponents: NDArray[np.float64] = -np.arange(0, head_dim, 2) / head_dim
+    frequencies = theta**exponents
+    if not scaling:
+        return frequencies
+    slowed: NDArray[np.float64] = frequencies / scaling["factor"]
+    if scaling["rope_type"] == "linear":
+        return slowed
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    turns = scaling["original_max_position_embeddings"] * frequencies / (2 * pi)
+    share: NDArray[np.float64] = np.clip((turns - low) / (high - low), 0, 1)
+    return share * frequencies + (1 - share) * slowed
+
+
 def read_drafter(folder: Path) -> Eagle3Weights:
     """The drafter in a folder. Raises ModelFileError naming what is wrong with it."""
     held = Settings(folder / CONFIG, read_json(folder / CONFIG))
@@ -170,7 +179,9 @@ def read_drafter(folder: Path) -> Eagle3Weights:
         if name not in found:
             raise ModelFileError(f"{path}: tensor {name} is missing")
         tensors[name] = checked_tensor(path, name, found.pop(name), shape)
-    token_ids = _token_ids(path, config, found.pop("d2t", None), found.pop("t2d", None))
+    token_ids = token_ids_of(
+        path, config.vocab_size, config.draft_vocab_size, found.pop("d2t", None), found.pop("t2d", None)
+    )
     if unknown := found.keys() - _UNUSED:
         raise ModelFileError(f"{path}: an EAGLE-3 drafter has no tensor {min(unknown)}")
     return Eagle3Weights(config, tensors, token_ids)
@@ -187,13 +198,18 @@ def checked_tensor(path: Path, name: str, tensor: NDArray[Any], shape: tuple[int
     return tensor
 
 
-def _token_ids(
-    path: Path, config: Eagle3Config, d2t: NDArray[Any] | None, t2d: NDArray[Any] | None
+def token_ids_of(
+    path: Path,
+    vocab_size: int,
+    draft_vocab_size: int,
+    d2t: NDArray[Any] | None,
+    t2d: NDArray[Any] | None,
 ) -> NDArray[np.int64]:
-    """The target's ids: d2t is what must be added to the drafter's."""
-    own = np.arange(config.draft_vocab_size)
+    """The target's id of each token that a drafter can propose: d2t is what must be added to the drafter's
+    own. Raises ModelFileError naming the file."""
+    own = np.arange(draft_vocab_size)
     if d2t is None:
-        if config.draft_vocab_size != config.vocab_size:
+        if draft_vocab_size != vocab_size:
             raise ModelFileError(f"{path}: tensor d2t is missing, with which tokens become the target's")
         return own
     if d2t.shape != own.shape or d2t.dtype.kind != "i":
@@ -201,12 +217,10 @@ def _token_ids(
             f"{path}: tensor d2t is {d2t.dtype} {list(d2t.shape)}, expected whole numbers {list(own.shape)}"
         )
     ids = own + d2t.astype(np.int64)
-    if ids.min() < 0 or ids.max() >= config.vocab_size or len(np.unique(ids)) < len(ids):
-        raise ModelFileError(
-            f"{path}: tensor d2t does not lead to different tokens below {config.vocab_size}"
-        )
+    if ids.min() < 0 or ids.max() >= vocab_size or len(np.unique(ids)) < len(ids):
+        raise ModelFileError(f"{path}: tensor d2t does not lead to different tokens below {vocab_size}")
     if t2d is not None and (
-        t2d.shape != (config.vocab_size,) or not np.array_equal(np.flatnonzero(t2d), np.sort(ids))
+        t2d.shape != (vocab_size,) or not np.array_equal(np.flatnonzero(t2d), np.sort(ids))
     ):
         raise ModelFileError(f"{path}: tensors d2t and t2d name different tokens")
     return ids
@@ -233,6 +247,12 @@ class Settings:
             raise self.wrong(key, "a whole number above 0")
         return found
 
+    def token(self, key: str, vocab_size: int) -> int:
+        found = self._held.get(key)
+        if type(found) is not int or not 0 <= found < vocab_size:
+            raise self.wrong(key, f"one of the target's {vocab_size} tokens")
+        return found
+
     def number(self, key: str, default: float | None = None) -> float:
         found = self._or(key, default)
         if type(found) not in (int, float) or not 0 < found < 1e15:
@@ -249,7 +269,7 @@ class Settings:
         return self._held.get(key)
 
     def ids(self, key: str, added: int) -> tuple[int, ...]:
-        found = self._held[key]
+        found = self._held.get(key)
         if not isinstance(found, list) or not found or not all(type(id) is int for id in found):
             raise self.wrong(key, "a list of whole numbers")
         return tuple(id + added for id in found)
@@ -317,7 +337,7 @@ def _config(held: Settings, layer: Settings, **known: Any) -> Eagle3Config:
     draft_vocab_size = held.integer("draft_vocab_size", vocab_size)
     if draft_vocab_size > vocab_size:
         raise held.wrong("draft_vocab_size", f"at most the target's {vocab_size} tokens")
-    theta, scaling = _rope(layer)
+    theta, scaling = rope_of(layer)
     return Eagle3Config(
         hidden=hidden,
         ffn=layer.integer("intermediate_size"),
@@ -338,7 +358,7 @@ def _config(held: Settings, layer: Settings, **known: Any) -> Eagle3Config:
     )
 
 
-def _rope(layer: Settings) -> tuple[float, dict[str, Any]]:
+def rope_of(layer: Settings) -> tuple[float, dict[str, Any]]:
     """The base, and how frequencies are scaled; transformers 5 has both in `rope_parameters`."""
     within = layer.inside("rope_parameters") if layer.get("rope_parameters") else layer
     theta = within.number("rope_theta", 10000.0)

@@ -75,8 +75,19 @@ class NativeTarget:
         }
         self.model = kernels.make_model(weights.shape, weights.tensors, **common, threads=threads)
         self.isa: str = self.model.isa
-        packed, kind = (weights.tensors[f"token_embd.weight{part}"] for part in ("", ".type"))
-        self._embedding = Embedding(kind, packed, config.vocab_size, config.hidden, config.embedding_scale)
+        self._embedding, self._head = (
+            Embedding(
+                weights.tensors[name + ".type"],
+                weights.tensors[name],
+                config.vocab_size,
+                config.hidden,
+                scale,
+            )
+            for name, scale in (
+                ("token_embd.weight", config.embedding_scale),
+                ("output.weight" if "output.weight" in weights.tensors else "token_embd.weight", 1.0),
+            )
+        )
         self._last_norm = weights.tensors["output_norm.weight"].view(np.float32)
         self._logits = self._logits_room(1)
 
@@ -161,6 +172,10 @@ class NativeTarget:
     def embedding(self) -> Embedding:
         """The embeddings of the tokens, for trained drafters that use them too."""
         return self._embedding
+
+    def head(self) -> Embedding:
+        """The head's rows, for trained drafters that use them too."""
+        return self._head
 
     def pages(self, slot: int) -> Sequence[int]:
         """See `paceline.core.PageSharing`."""

@@ -128,9 +128,11 @@ class TorchTarget:
 
     def embedding(self) -> Embedding:
         """The embeddings of the tokens, for trained drafters, which run on the CPU kernels: as bfloat16."""
-        weight = self.model.get_input_embeddings().weight.detach()
-        halves = weight.to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy()
-        return Embedding("BF16", aligned(pack("BF16", halves.view(np.uint8))), *weight.shape)
+        return _packed(self.model.get_input_embeddings())
+
+    def head(self) -> Embedding:
+        """The head's rows, for trained drafters that use them too."""
+        return _packed(self.model.get_output_embeddings())
 
     def _row(self, draft: Draft, row: int) -> _Row:
         """What a row's nodes may see."""
@@ -321,6 +323,13 @@ def _spans(rows: Sequence[_Row], block: Sequence[tuple[int, int, int]]) -> list[
         places, positions = row.places[:end], row.positions[:end]
         spans.append(Span(first - start, last - start, entry, places, positions, seen, row.inputs))
     return spans
+
+
+def _packed(part: Any) -> Embedding:
+    """The matrix of an embedding or a head, as bfloat16."""
+    weight = part.weight.detach()
+    halves = weight.to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy()
+    return Embedding("BF16", aligned(pack("BF16", halves.view(np.uint8))), *weight.shape)
 
 
 def _in_full(values: Tensor) -> Tensor:

@@ -1,0 +1,115 @@
+"""Drafting with a model that drafts a whole block in one pass behind a text whose hidden states it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paceline.core import Array, Step
+from paceline.drafters._model import Room
+from paceline.drafting import Paths
+
+Floats = NDArray[np.float32]
+
+
+class BlockModel(Protocol):
+    """A model that reads the target's hidden states of a text and drafts a block behind it. Of a sequence it
+    keeps what it made of the hidden states, and nothing of a block.
+
+    taps          the target's hidden states that it wants, in this order
+    token_ids     int64 [D]: the target's id of each token that it can propose
+    depths        drafted tokens of a block
+    cache_tokens  positions of all sequences together
+    """
+
+    taps: Sequence[str]
+    token_ids: NDArray[np.int64]
+    depths: int
+    cache_tokens: int
+
+    def length(self, slot: int) -> int:
+        """Positions of a sequence whose hidden states were given."""
+        ...
+
+    def extend(self, slots: Sequence[int], counts: Sequence[int], hidden_states: Sequence[Floats]) -> None:
+        """Take in the hidden states of the next `counts[i]` positions of sequence `slots[i]`, one array
+        [sum of counts, ...] for each tap."""
+        ...
+
+    def forward(self, slots: Sequence[int], tokens: Sequence[int]) -> Floats:
+        """Logits float32 [B, depths, D] of the places behind each sequence's next token."""
+        ...
+
+    def release(self, slots: Sequence[int]) -> None:
+        """Forget these sequences. One that was never seen is no error."""
+        ...
+
+
+LoadDFlash = Callable[[str], BlockModel]
+"""From a drafter's folder to the drafter, ready to run for the target. Raises ModelFileError and
+IncompatibleDrafter."""
+
+
+class BlockScorer:
+    """A `Scorer` for such a model. It must be shown every step of a sequence; where it missed some, the
+    sequence begins anew with the next one."""
+
+    def __init__(self, model: BlockModel) -> None:
+        self._model = model
+        self._begins: dict[int, int] = {}  # by slot: position of the first hidden states that were seen
+        self._drafted: dict[int, tuple[int, Floats]] = {}  # by slot: tokens of the history, logits behind it
+        self._room = Room(model.cache_tokens, 1)
+
+    def observe(self, step: Step) -> None:
+        """Take in the hidden states of what was kept."""
+        draft, offsets = step.draft, step.draft.offsets.tolist()
+        slots, counts, kept = [], [], []
+        for row, (slot, root) in enumerate(zip(step.view.slots, draft.roots, strict=True)):
+            known = range(offsets[row], offsets[row + 1] if root < 0 else root + 1)
+            own = [*known, *step.verdict.paths[row]]
+            if self._end(slot) != draft.starts[row]:
+                self.release([slot])
+                self._begins[slot] = int(draft.starts[row])
+            if not self._room.hold(slot, self._model.length(slot) + len(own)):
+                self.release([slot])
+                continue
+            slots.append(slot)
+            counts.append(len(own))
+            kept += own
+        if kept:
+            self._model.extend(slots, counts, [step.scores.features[tap][kept] for tap in self._model.taps])
+
+    def _end(self, slot: int) -> int:
+        """The position whose hidden states come next; -1 where nothing is known."""
+        return self._begins[slot] + self._model.length(slot) if slot in self._begins else -1
+
+    def room(self, slot: int, history: Sequence[int], nodes: int) -> int:
+        """See `Scorer`."""
+        return self._model.depths if self._end(slot) == len(history) - 1 else 0
+
+    def draft(self, slots: Sequence[int], histories: Sequence[Sequence[int]]) -> None:
+        """Run the model for those of these sequences whose history it has not drafted behind yet."""
+        new = [
+            row
+            for row, (slot, history) in enumerate(zip(slots, histories, strict=True))
+            if self._drafted.get(slot, (0,))[0] != len(history)
+        ]
+        if new:
+            logits = self._model.forward([slots[row] for row in new], [histories[row][-1] for row in new])
+            for row, own in zip(new, logits, strict=True):
+                self._drafted[slots[row]] = len(histories[row]), own
+
+    def score(self, slots: Sequence[int], histories: Sequence[Sequence[int]], paths: Paths) -> list[Array]:
+        """See `Scorer`: behind a path of n tokens the logits [D] of place n."""
+        return [self._drafted[slots[row]][1][len(path)] for row, path in paths]
+
+    def release(self, slots: Sequence[int]) -> None:
+        """Forget these sequences."""
+        self._model.release(slots)
+        self._room.release(slots)
+        for slot in slots:
+            self._begins.pop(slot, None)
+            self._drafted.pop(slot, None)

@@ -1,0 +1,310 @@
+"""Folders of DFlash drafters: config.json and model.safetensors, in the two forms that other engines read.
+
+The form of the speculators library, which vLLM loads, and the native one of the authors, which SGLang and
+vLLM load. The native one has neither embeddings nor a head: both are the target's. In the other one a drafter
+of a reduced vocabulary brings its head, and says with d2t which tokens the head's rows are.
+
+Layer ids are the trap: `aux_hidden_state_layer_ids` counts as transformers' `hidden_states` do, where 0 are
+the embeddings; in the native form's `target_layer_ids`, i is what layer i yields, which is one more there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paceline.errors import ModelFileError
+from paceline.models.drafter_folder import (
+    CONFIG,
+    TENSORS,
+    Floats,
+    Settings,
+    checked_tensor,
+    held_layers,
+    read_json,
+    rope_of,
+    rotary_frequencies,
+    token_ids_of,
+)
+from paceline.models.safetensors_file import read_safetensors
+
+NATIVE_ARCHITECTURE = "DFlashDraftModel"
+HEAD = "lm_head.weight"
+MASK_FILE = "mask_embedding.pt"
+"""Where some folders have an embedding of the mask token, which is not read here."""
+
+_NEUTRAL: dict[str, tuple[object, ...]] = {
+    "model_type": ("qwen3",),
+    "hidden_act": ("silu",),
+    "attention_bias": (False,),
+    "is_causal": (None, False),
+    "use_sliding_window": (False,),
+    "quantization_config": (None,),
+    "logit_scale": (1, 1.0),
+}
+"""Settings that change the arithmetic, with the values that are implemented."""
+
+_UNUSED = {"embed_tokens.weight", "verifier_lm_head.weight", "verifier_norm.weight"}
+"""Tensors of the target that some folders hold, too."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DFlashConfig:
+    """What the forward pass of a DFlash drafter must know beside its weights.
+
+    hidden                width of its layers, of the target's embeddings and of its hidden states
+    layers, ffn, heads, kv_heads, head_dim, norm_eps   of its decoder layers
+    vocab_size            tokens of the target
+    draft_vocab_size      tokens that it can propose
+    context               positions it was trained for
+    layer_ids             the target's hidden states that it reads, counted as transformers does: 0 are the
+                          embeddings, k is what k layers made of them
+    block                 slots of a block: the token that is known, and the drafted ones
+    mask_token            the token whose embedding stands in the place of each drafted one
+    rope_theta, rope_scaling   rotary frequencies, as transformers has them
+    verifier              name of the target it was trained for; empty: not said
+    """
+
+    hidden: int
+    layers: int
+    ffn: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    norm_eps: float
+    vocab_size: int
+    draft_vocab_size: int
+    context: int
+    layer_ids: tuple[int, ...]
+    block: int
+    mask_token: int
+    rope_theta: float
+    rope_scaling: Mapping[str, Any] = field(default_factory=dict)
+    verifier: str = ""
+
+    @property
+    def depths(self) -> int:
+        """Drafted tokens along one path."""
+        return self.block - 1
+
+    def layers_of(self, layers: int) -> tuple[int, ...]:
+        """The hidden states that it reads of a target with so many layers. Raises IncompatibleDrafter."""
+        return held_layers(self.layer_ids, layers)
+
+    @property
+    def frequencies(self) -> NDArray[np.float64]:
+        """Rotary frequencies, float64 [head_dim/2]."""
+        return rotary_frequencies(self.rope_theta, self.head_dim, self.rope_scaling)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The tensors that every such drafter has, and their shapes."""
+        hidden, q, kv = self.hidden, self.heads * self.head_dim, self.kv_heads * self.head_dim
+        layer: dict[str, tuple[int, ...]] = {
+            "input_layernorm": (hidden,),
+            "self_attn.q_proj": (q, hidden),
+            "self_attn.k_proj": (kv, hidden),
+            "self_attn.v_proj": (kv, hidden),
+            "self_attn.o_proj": (hidden, q),
+            "self_attn.q_norm": (self.head_dim,),
+            "self_attn.k_norm": (self.head_dim,),
+            "post_attention_layernorm": (hidden,),
+            "mlp.gate_proj": (self.ffn, hidden),
+            "mlp.up_proj": (self.ffn, hidden),
+            "mlp.down_proj": (hidden, self.ffn),
+        }
+        shapes: dict[str, tuple[int, ...]] = {
+            "fc.weight": (hidden, len(self.layer_ids) * hidden),
+            "hidden_norm.weight": (hidden,),
+            "norm.weight": (hidden,),
+        }
+        for number in range(self.layers):
+            shapes |= {f"layers.{number}.{name}.weight": shape for name, shape in layer.items()}
+        return shapes
+
+
+@dataclass(frozen=True, slots=True)
+class DFlashWeights:
+    """A DFlash drafter as its folder describes it.
+
+    tensors    float32, by the names of `DFlashConfig.shapes`; HEAD [draft_vocab_size, hidden] too where it
+               has a head of its own; otherwise its head are the target's rows of `token_ids`
+    token_ids  int64 [draft_vocab_size]: the target's id of each token it can propose
+    """
+
+    config: DFlashConfig
+    tensors: Mapping[str, Floats]
+    token_ids: NDArray[np.int64]
+
+
+def is_dflash(folder: Path) -> bool:
+    """Whether the folder says that it holds such a drafter. Raises ModelFileError if config.json cannot be
+    read."""
+    held = read_json(folder / CONFIG)
+    kind = held.get("speculators_model_type")
+    return kind == "dflash" or (kind is None and held.get("architectures") == [NATIVE_ARCHITECTURE])
+
+
+def read_dflash(folder: Path) -> DFlashWeights:
+    """The drafter in a folder. Raises ModelFileError naming what is wrong with it."""
+    held = Settings(folder / CONFIG, read_json(folder / CONFIG))
+    config = _speculators(held) if "speculators_model_type" in held else _native(held)
+    path = folder / TENSORS
+    for file, there in ((TENSORS, True), (MASK_FILE, False)):
+        if (folder / file).is_file() is not there:
+            raise ModelFileError(f"{folder}: there is {'no' if there else 'a'} {file}")
+    found = {name.removeprefix("model."): tensor for name, tensor in read_safetensors(path).items()}
+    tensors: dict[str, Floats] = {}
+    shapes = config.shapes
+    if HEAD in found:
+        shapes[HEAD] = (config.draft_vocab_size, config.hidden)
+    for name, shape in shapes.items():
+        if name not in found:
+            raise ModelFileError(f"{path}: tensor {name} is missing")
+        tensors[name] = checked_tensor(path, name, found.pop(name), shape)
+    token_ids = token_ids_of(
+        path, config.vocab_size, config.draft_vocab_size, found.pop("d2t", None), found.pop("t2d", None)
+    )
+    if unknown := found.keys() - _UNUSED:
+        raise ModelFileError(f"{path}: a DFlash drafter has no tensor {min(unknown)}")
+    return DFlashWeights(config, tensors, token_ids)
+
+
+def speculators_form(config: DFlashConfig, target: str) -> dict[str, Any]:
+    """config.json of the speculators form. target: the model it is for."""
+    return {
+        "architectures": ["DFlashDraftModel"],
+        "speculators_model_type": "dflash",
+        "draft_vocab_size": config.draft_vocab_size,
+        "target_hidden_size": config.hidden,
+        "aux_hidden_state_layer_ids": list(config.layer_ids),
+        "block_size": config.block,
+        "mask_token_id": config.mask_token,
+        "sample_from_anchor": False,
+        "sliding_window_non_causal": False,
+        "transformer_layer_config": _layers(config),
+        "speculators_config": {
+            "algorithm": "dflash",
+            "default_proposal_method": "greedy",
+            "proposal_methods": [{"proposal_type": "greedy", "speculative_tokens": config.depths}],
+            "verifier": {"name_or_path": target, "architectures": []},
+        },
+    }
+
+
+def native_form(config: DFlashConfig) -> dict[str, Any]:
+    """config.json of the native form, which counts the layers whose output is read."""
+    return {
+        "architectures": [NATIVE_ARCHITECTURE],
+        **_layers(config),
+        "block_size": config.block,
+        "dflash_config": {
+            "mask_token_id": config.mask_token,
+            "target_layer_ids": [id - 1 for id in config.layer_ids],
+        },
+    }
+
+
+def _layers(config: DFlashConfig) -> dict[str, Any]:
+    """The decoder layers, with the rotary settings as transformers before and after version 5 looks for
+    them."""
+    scaling = dict(config.rope_scaling)
+    return {
+        "model_type": "qwen3",
+        "hidden_size": config.hidden,
+        "intermediate_size": config.ffn,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "rms_norm_eps": config.norm_eps,
+        "max_position_embeddings": config.context,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": scaling or None,
+        "rope_parameters": {"rope_theta": config.rope_theta, **(scaling or {"rope_type": "default"})},
+        "attention_bias": False,
+        "use_sliding_window": False,
+        "tie_word_embeddings": False,
+        "vocab_size": config.vocab_size,
+    }
+
+
+def _speculators(held: Settings) -> DFlashConfig:
+    if held.get("speculators_model_type") != "dflash":
+        raise held.wrong("speculators_model_type", '"dflash"')
+    if held.flag("sample_from_anchor", False):
+        raise held.wrong("sample_from_anchor", "false")
+    verifier = None
+    if "speculators_config" in held and held.inside("speculators_config").get("verifier"):
+        verifier = held.inside("speculators_config").inside("verifier").get("name_or_path")
+    return _config(
+        held,
+        held.inside("transformer_layer_config"),
+        held,
+        layer_ids=held.ids("aux_hidden_state_layer_ids", 0),
+        verifier=str(verifier or ""),
+    )
+
+
+def _native(held: Settings) -> DFlashConfig:
+    if held.get("architectures") != [NATIVE_ARCHITECTURE]:
+        raise held.wrong("architectures", f'["{NATIVE_ARCHITECTURE}"], or speculators_model_type')
+    own = held.inside("dflash_config")
+    for key, neutral in (("causal", (None, False)), ("use_swa", (None, False))):
+        if own.get(key) not in neutral:
+            raise own.wrong(key, "false")
+    # Newer folders have the size of a block inside.
+    block = own if "block_size" in own else held
+    return _config(held, held, own, block, layer_ids=own.ids("target_layer_ids", 1))
+
+
+def _config(
+    held: Settings, layer: Settings, masks: Settings, blocks: Settings | None = None, **known: Any
+) -> DFlashConfig:
+    """held: where the drafter's own settings are; layer: where those of its decoder layers are; masks: where
+    the mask token is; blocks: where the size of a block is, if not in `held`."""
+    for key, neutral in _NEUTRAL.items():
+        if key in layer and layer.get(key) not in neutral:
+            raise layer.wrong(key, json.dumps(neutral[0]))
+    kinds = layer.get("layer_types")
+    if kinds is not None and set(kinds) != {"full_attention"}:
+        raise layer.wrong("layer_types", '"full_attention" for each layer')
+    hidden, heads = layer.integer("hidden_size"), layer.integer("num_attention_heads")
+    if held.integer("target_hidden_size", hidden) != hidden:
+        raise held.wrong("target_hidden_size", f"the drafter's own {hidden}, for embeddings are shared")
+    kv_heads = layer.integer("num_key_value_heads")
+    if heads % kv_heads:
+        raise layer.wrong("num_key_value_heads", f"a divisor of {heads}")
+    vocab_size = layer.integer("vocab_size")
+    draft_vocab_size = held.integer("draft_vocab_size", vocab_size)
+    if draft_vocab_size > vocab_size:
+        raise held.wrong("draft_vocab_size", f"at most the target's {vocab_size} tokens")
+    blocks = blocks or held
+    block = blocks.integer("block_size")
+    if block < 2:
+        raise blocks.wrong("block_size", "at least 2")
+    theta, scaling = rope_of(layer)
+    return DFlashConfig(
+        hidden=hidden,
+        layers=layer.integer("num_hidden_layers"),
+        ffn=layer.integer("intermediate_size"),
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=layer.integer("head_dim", 128),  # Qwen3's, which is not written out
+        norm_eps=layer.number("rms_norm_eps", 1e-6),
+        vocab_size=vocab_size,
+        draft_vocab_size=draft_vocab_size,
+        context=layer.integer("max_position_embeddings", 32768),
+        block=block,
+        mask_token=masks.token("mask_token_id", vocab_size),
+        rope_theta=theta,
+        rope_scaling=scaling,
+        **known,
+    )
