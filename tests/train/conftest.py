@@ -53,6 +53,20 @@ def sharp(write_gguf: Any) -> Path:
 
 
 @pytest.fixture
+def walking(write_gguf: Any) -> Path:
+    """Another, as sharp, that says after each token the next one of its vocabulary: a drafter that says again
+    what the target said is wrong everywhere."""
+    import gguf
+
+    embedding = np.random.default_rng(1).normal(0, 0.4, (265, 64)).astype(np.float32)
+    tensors = {
+        "token_embd.weight": (embedding, gguf.GGMLQuantizationType.Q8_0),
+        "output.weight": (np.roll(embedding, 1, axis=0), gguf.GGMLQuantizationType.Q8_0),
+    }
+    return Path(write_gguf({"llama.context_length": 512}, tensors, name="walking.gguf"))
+
+
+@pytest.fixture
 def prompts(tmp_path: Path) -> Path:
     path = tmp_path / "questions.jsonl"
     path.write_text("".join(json.dumps({"prompt": word}) + "\n" for word in WORDS))
