@@ -7,7 +7,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paceline import shipped
 from paceline.errors import ConfigError
 from paceline.models.cache import cache_dir
 from paceline.models.registry import resolve
@@ -113,5 +112,4 @@ def offers(target: Target, tokenizer: Any) -> dict[str, Any]:
         "load_drafter": None if embedding is None else load_drafter,
         "load_dflash": None if embedding is None or head is None else load_dflash,
         "load_heads": None if embedding is None else load_heads,
-        "shipped": shipped.find(target.info),
     }

@@ -1,8 +1,7 @@
 """Finding drafters: one file each, the file name is the name that users type.
 
 A drafter's file has a function `build(info, ..., *, option=default, ...)`; its keyword-only parameters are
-the drafter's options, its other parameters what it needs beside the target's `info`, or can use where they
-have None for a default: see `load`. Packages
+the drafter's options, its other parameters what it needs beside the target's `info`: see `load`. Packages
 add drafters through the entry point group "paceline.drafters", whose entries name such a function.
 """
 
@@ -42,8 +41,7 @@ def load(spec: str, info: TargetInfo, **offered: Any) -> Drafter:
     name. `paceline.pretrained.offers` makes it: `sketch`, cheaper passes of the target
     (`paceline.core.Sketch`); `tokenizer`, the target's; `load_model`, which gets another model and its
     tokenizer by name; `load_drafter` and `load_dflash`, which get a trained drafter from its folder, and
-    `load_heads`, which gets trained heads; `shipped`, the folder of the drafter that comes with the package
-    for this target. None offers nothing.
+    `load_heads`, which gets trained heads. None offers nothing.
 
     Raises ConfigError for an unknown name or option, or a value of the wrong kind, saying what is legal;
     IncompatibleDrafter for a drafter that needs what is not offered; and what the drafter itself raises for
@@ -56,9 +54,9 @@ def load(spec: str, info: TargetInfo, **offered: Any) -> Drafter:
         return Mixture({part: load(part, info, **offered) for part in parts})
     name, chosen = _DRAFTERS.parse(spec)
     build = _DRAFTERS.find(name)
-    wanted = [p for p in inspect.signature(build).parameters.values() if p.kind is not p.KEYWORD_ONLY][1:]
-    for need in wanted:
-        if offered.get(need.name) is None and need.default is need.empty:
-            raise IncompatibleDrafter(f"drafter {name} needs a {need.name}, and {info.name} offers none")
-    drafter: Drafter = build(info, *(offered.get(need.name) for need in wanted), **chosen)
+    needed = [p.name for p in inspect.signature(build).parameters.values() if p.kind is not p.KEYWORD_ONLY]
+    for need in needed[1:]:
+        if offered.get(need) is None:
+            raise IncompatibleDrafter(f"drafter {name} needs a {need}, and {info.name} offers none")
+    drafter: Drafter = build(info, *(offered[need] for need in needed[1:]), **chosen)
     return drafter

@@ -12,7 +12,6 @@ drafting without cached drafts and the coupling by noise of positions are our ow
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from paceline.core import Drawn, Step, TargetInfo
 from paceline.drafters._features import FeatureModel, FeatureScorer, LoadDrafter
@@ -47,7 +46,6 @@ class Eagle3(ModelDrafter):
 def build(
     info: TargetInfo,
     load_drafter: LoadDrafter,
-    shipped: Path | None = None,
     *,
     model: str = "",
     widths: str = "1x1x1x1",
@@ -57,8 +55,7 @@ def build(
 ) -> Eagle3:
     """A trained EAGLE-3 drafter.
 
-    model            its folder, in the form of the speculators library or the native one; empty: the one that
-                     comes with the package for this target
+    model            its folder, in the form of the speculators library or the native one
     widths           children of a node on each level: 1x1x1 is a chain of three tokens, 2x2x1 a tree
     frontier         under a rule that compares tokens only so many nodes of a level have children, the
                      likeliest, and of all tokens the likeliest are proposed (EAGLE-2); 0: all have
@@ -73,10 +70,6 @@ def build(
     check_probability("eagle3", "min_probability", min_probability)
     if not 0 <= frontier <= MAX_WIDTH:
         raise ConfigError(f"eagle3:frontier must be from 0 to {MAX_WIDTH}, got {frontier}")
-    if not model and shipped is None:
-        raise ConfigError(
-            f"eagle3:model must name a trained drafter's folder, as in eagle3:model=FOLDER: none comes with "
-            f"the package for {info.name}"
-        )
-    found = load_drafter(model or str(shipped))
-    return Eagle3(found, info.vocab_size, levels, how, min_probability, frontier)
+    if not model:
+        raise ConfigError("eagle3:model must name a trained drafter's folder, as in eagle3:model=FOLDER")
+    return Eagle3(load_drafter(model), info.vocab_size, levels, how, min_probability, frontier)
