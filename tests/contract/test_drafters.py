@@ -154,7 +154,7 @@ def test_it_may_miss_steps_and_the_beginnings_of_prompts(name: str) -> None:
     params = [SamplingParams(seed=seed, temperature=0.4, max_tokens=20) for seed in range(60)]
     done = engine.generate(prompts, params, "d", prediction=[repetitive(seed, 40) for seed in range(60)])
     assert engine.load.draft_failures == {}
-    assert engine.load.prefix_hit_tokens > 0
+    assert engine.load.prefix_hit_tokens > 0 or make(name).needs, "who needs features reads whole prompts"
     plain = Engine(target, {"none": drafter_for("none", target)}, drafter="none").generate(prompts, params)
     assert [c.token_ids for c in done] == [c.token_ids for c in plain]
 

@@ -298,8 +298,8 @@ BUGS = (
         (
             Edit(
                 DRAFTING,
-                "law if subset is None else subset.spread",
-                "_law(law**0.5) if subset is None else subset.spread",
+                "law if subset is None or self._coupled else subset.spread",
+                "_law(law**0.5, False) if subset is None else subset.spread",
             ),
         ),
         LAWS,
