@@ -226,19 +226,6 @@ def test_an_answer_that_lost_its_place_keeps_its_states(model: Path) -> None:
         recorder.take(9, 1)
 
 
-def test_states_that_were_never_seen_are_not_made_up(model: Path) -> None:
-    """Of a prompt whose first pages another request had read."""
-    recorder = Recorder(TAPS)
-    target = NativeTarget.load(model, threads=1)
-    engine = Engine(target, {"record": recorder}, drafter="record", eos_ids=frozenset(), nodes=1)
-    for seed in (1, 2):
-        engine.generate([[*range(5, 45)]], SamplingParams(max_tokens=4, seed=seed))
-    assert engine.load.prefix_hit_tokens >= 32
-    assert len(recorder.take(1, 43)) == 43
-    with pytest.raises(TrainingError, match="of 43 hidden states of an answer 0 were seen"):
-        recorder.take(2, 43)
-
-
 def test_tensors_come_back_as_they_were(tmp_path: Path) -> None:
     tensors = {
         "a": np.arange(6, dtype=np.int32).reshape(2, 3),

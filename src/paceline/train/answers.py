@@ -135,7 +135,6 @@ class Source:
             nodes=1,
             chunk_tokens=max(128, 4 * batch),
             max_batch=batch,
-            share_prefixes=False,  # states of what another request read would be missing
         )
         self.record = TargetRecord(model, sha256_of(path), target.info.vocabulary, asdict(config))
 

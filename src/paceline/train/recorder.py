@@ -42,8 +42,6 @@ class Recorder:
         for row, (seed, start) in enumerate(zip(step.view.seeds, step.view.starts, strict=True)):
             first, last = offsets[row], offsets[row + 1]
             end = start + last - first
-            if start > self._lengths.get(seed, 0):
-                continue  # the states before were never seen; `take` says so
             kept = self._kept.get(seed)
             if kept is None or len(kept) < end:
                 larger = np.empty((max(2 * end, 256), *states.shape[1:]), np.uint16)
