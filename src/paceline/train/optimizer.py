@@ -1,6 +1,6 @@
 """The optimiser: Muon for the matrices inside of a drafter, AdamW for its head and its vectors.
 
-On drafters of this size Muon needs about half the tokens of AdamW (docs/log.md).
+On drafters of this size Muon learns more than AdamW from the same tokens (docs/log.md).
 
 Sources: Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024; its steps are made as
 long as AdamW's, so that one learning rate serves both: Liu et al., "Muon is Scalable for LLM Training", 2025
