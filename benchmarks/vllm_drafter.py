@@ -28,7 +28,7 @@ from benchmarks.peers.process import Process
 from paceline import Engine, SamplingParams
 from paceline.bench.prompts import choose
 from paceline.models.cache import write_atomically
-from paceline.models.drafter_folder import read_drafter
+from paceline.models.eagle3_folder import read_eagle3
 from paceline.models.registry import resolve
 from paceline.models.tokenizer import Tokenizer
 from paceline.targets.weights import load_weights
@@ -65,7 +65,7 @@ def main() -> int:
     )
     python = environment_of(plan)
     target = safetensors(plan, "vllm", python)
-    exported = export(read_drafter(options.folder), "vllm", BUILD / "vllm-drafter", str(target)).folder
+    exported = export(read_eagle3(options.folder), "vllm", BUILD / "vllm-drafter", str(target)).folder
     answers: dict[str, list[list[int]]] = {}
     counted: dict[str, Any] = {}
     drafting = {"method": "eagle3", "model": str(exported), "num_speculative_tokens": options.depth}

@@ -18,61 +18,18 @@ from paceline.kernels.packing import Embedding
 from paceline.models.dflash_folder import HEAD, DFlashConfig, DFlashWeights
 from paceline.trained.dflash import NativeDFlash
 from paceline.trained.dflash_export import export_dflash
-from tests.eagle3 import embedding_of, rounded, state_width
+from tests.toys import state_width
+from tests.trained import SMOLLM2, TINY, embedding_of, random_ids, random_tensors
 
-CONFIG = DFlashConfig(
-    hidden=96,
-    layers=2,
-    ffn=160,
-    heads=6,
-    kv_heads=2,
-    head_dim=32,
-    norm_eps=1e-5,
-    vocab_size=203,
-    draft_vocab_size=75,  # not a multiple of 16
-    context=512,
-    layer_ids=(1, 2, 3),
-    block=5,
-    mask_token=202,
-    rope_theta=10000.0,
-    verifier="tiny random",
-)
+CONFIG = DFlashConfig(**TINY, layers=2, layer_ids=(1, 2, 3), block=5, mask_token=202)
 """A drafter for `tests.native.models.CONFIG`."""
-
-SMOLLM2 = replace(
-    CONFIG,
-    hidden=576,
-    layers=1,
-    ffn=1536,
-    heads=9,
-    kv_heads=3,
-    head_dim=64,
-    vocab_size=49152,
-    draft_vocab_size=8192,
-    context=8192,
-    layer_ids=(2, 15, 27),
-    block=6,
-    mask_token=0,
-    rope_theta=100000.0,
-    verifier="HuggingFaceTB/SmolLM2-135M-Instruct",
-)
-"""A drafter for SmolLM2-135M."""
 
 
 def random_drafter(config: DFlashConfig = CONFIG, seed: int = 0, *, head: bool = True) -> DFlashWeights:
-    """Random weights, rounded as the kernels round theirs, so that both run the same numbers."""
-    rng = np.random.default_rng(seed)
-    shapes = config.shapes | ({HEAD: (config.draft_vocab_size, config.hidden)} if head else {})
-    tensors = {
-        name: (
-            rng.uniform(0.5, 2, shape).astype(np.float32)
-            if len(shape) == 1
-            else rounded((rng.standard_normal(shape) / np.sqrt(shape[1])).astype(np.float32))
-        )
-        for name, shape in shapes.items()
-    }
-    ids = np.sort(rng.permutation(config.vocab_size)[: config.draft_vocab_size])
-    return DFlashWeights(config, tensors, ids)
+    """Random weights; head: it has its own."""
+    own = {HEAD: (config.draft_vocab_size, config.hidden)} if head else {}
+    ids = random_ids(config.vocab_size, config.draft_vocab_size, seed)
+    return DFlashWeights(config, random_tensors(config.shapes | own, seed), ids)
 
 
 def folder_of(weights: DFlashWeights, folder: Path, to: str = "vllm") -> Path:
@@ -158,4 +115,5 @@ def following_drafter(successors: NDArray[np.int64]) -> tuple[DFlashWeights, Emb
 
 
 if __name__ == "__main__":
-    print(folder_of(random_drafter(SMOLLM2), Path(sys.argv[1])))
+    config = replace(CONFIG, **SMOLLM2, layers=1, layer_ids=(2, 15, 27), block=6, mask_token=0)
+    print(folder_of(random_drafter(config), Path(sys.argv[1])))

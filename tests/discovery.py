@@ -6,7 +6,7 @@ import atexit
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -27,12 +27,13 @@ from tests.dflash import CONFIG as DFLASH
 from tests.dflash import random_drafter as random_dflash
 from tests.dflash import random_for
 from tests.dflash import run as run_dflash
-from tests.eagle3 import CONFIG, additive_drafter, embedding_of, random_drafter, run, state_width
+from tests.eagle3 import CONFIG, additive_drafter, random_drafter, run
 from tests.heads import CONFIG as HEADS
 from tests.heads import chain_heads, random_heads, reading_heads
 from tests.heads import run as run_heads
 from tests.native.models import random_weights
-from tests.toys import Signs, SketchingTable
+from tests.toys import Signs, SketchingTable, state_width
+from tests.trained import embedding_of
 
 Record = Callable[[str, object], None]
 """pytest's `record_property`: what `make prove` adds up and prints."""
@@ -97,13 +98,16 @@ def offered(target: Target) -> dict[str, Any]:
         "sketch": getattr(target, "sketch", None),
         "tokenizer": signs,
         "load_model": lambda name: (near(target), signs),
-        "load_drafter": lambda folder: trained(target),
-        "load_dflash": lambda folder: blocks(target),
-        "load_heads": lambda kind, folder: trained_heads(kind, target),
+        "load_trained": lambda drafter, folder: trained(drafter, target),
     }
 
 
-def trained(target: Target) -> NativeEagle3:
+def trained(drafter: str, target: Target) -> NativeEagle3 | NativeDFlash | NativeHeads:
+    """A trained drafter for this target."""
+    return {"eagle3": features, "dflash": blocks}.get(drafter, partial(trained_heads, drafter))(target)
+
+
+def features(target: Target) -> NativeEagle3:
     """A drafter for this target: of a table it knows how the last two tokens bend the law, each on its own;
     of another target nothing."""
     info = target.info

@@ -14,88 +14,37 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from paceline.kernels.packing import Embedding, pack, quantise_weights
-from paceline.models.drafter_folder import Eagle3Config, Eagle3Weights
-from paceline.targets.weights import aligned
+from paceline.kernels.packing import Embedding
+from paceline.models.eagle3_folder import Eagle3Config, Eagle3Weights
 from paceline.trained.eagle3 import NativeEagle3
 from paceline.trained.export import export
+from tests.toys import state_width
+from tests.trained import SMOLLM2, TINY, random_ids, random_tensors
 
 CONFIG = Eagle3Config(
-    hidden=96,
-    ffn=160,
-    heads=6,
-    kv_heads=2,
-    head_dim=32,
-    norm_eps=1e-5,
-    vocab_size=203,
-    draft_vocab_size=75,  # not a multiple of 16
-    context=512,
+    **TINY,
     target_hidden=96,
     layer_ids=(0, 2, 3),
-    rope_theta=10000.0,
     norm_before_residual=False,
     norm_before_fc=False,
     fc_norm=False,
     norm_output=False,
-    verifier="tiny random",
 )
 """A drafter for `tests.native.models.CONFIG`."""
-
-
-SMOLLM2 = replace(
-    CONFIG,
-    hidden=576,
-    ffn=1536,
-    heads=9,
-    kv_heads=3,
-    head_dim=64,
-    vocab_size=49152,
-    draft_vocab_size=8192,
-    context=8192,
-    target_hidden=576,
-    layer_ids=(2, 15, 27),
-    rope_theta=100000.0,
-    verifier="HuggingFaceTB/SmolLM2-135M-Instruct",
-)
-"""A drafter for SmolLM2-135M."""
 
 
 def random_drafter(
     config: Eagle3Config = CONFIG, seed: int = 0, *, embeddings: bool = False
 ) -> Eagle3Weights:
-    """Random weights, rounded as the kernels round theirs, so that both run the same numbers."""
-    rng = np.random.default_rng(seed)
-    shapes = config.shapes
-    if embeddings:
-        shapes["embed_tokens.weight"] = (config.vocab_size, config.hidden)
-    tensors = {
-        name: (
-            rng.uniform(0.5, 2, shape).astype(np.float32)
-            if len(shape) == 1
-            else rounded((rng.standard_normal(shape) / np.sqrt(shape[1])).astype(np.float32))
-        )
-        for name, shape in shapes.items()
-    }
-    ids = np.sort(rng.permutation(config.vocab_size)[: config.draft_vocab_size])
-    return Eagle3Weights(config, tensors, ids)
-
-
-def rounded(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The nearest weights that Q8_0 holds."""
-    blocks = quantise_weights(values).reshape(len(values), -1, 34)
-    scales = np.ascontiguousarray(blocks[..., :2]).view(np.float16).astype(np.float32)
-    return (blocks[..., 2:].view(np.int8) * scales).reshape(values.shape)
+    """Random weights; embeddings: it has its own."""
+    own = {"embed_tokens.weight": (config.vocab_size, config.hidden)} if embeddings else {}
+    ids = random_ids(config.vocab_size, config.draft_vocab_size, seed)
+    return Eagle3Weights(config, random_tensors(config.shapes | own, seed), ids)
 
 
 def folder_of(weights: Eagle3Weights, folder: Path, to: str = "vllm") -> Path:
     """The drafter in a folder."""
     return export(weights, to, folder, "target").folder
-
-
-def embedding_of(values: NDArray[np.float32]) -> Embedding:
-    """Packed embeddings of float32 [V, hidden], for a target that has none of its own."""
-    raw = np.ascontiguousarray(values).view(np.uint8).reshape(len(values), -1)
-    return Embedding("F32", aligned(pack("F32", raw)), *values.shape)
 
 
 def run(
@@ -166,10 +115,6 @@ def additive_drafter(before: NDArray[np.float64], last: NDArray[np.float64]) -> 
     return Eagle3Weights(config, {**tensors, "embed_tokens.weight": embeddings}, tokens)
 
 
-def state_width(vocab: int) -> int:
-    """How wide such hidden states are."""
-    return -(-vocab // 32) * 32
-
-
 if __name__ == "__main__":
-    print(folder_of(random_drafter(SMOLLM2), Path(sys.argv[1])))
+    config = replace(CONFIG, **SMOLLM2, target_hidden=576, layer_ids=(2, 15, 27))
+    print(folder_of(random_drafter(config), Path(sys.argv[1])))

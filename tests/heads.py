@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from paceline.models.heads_folder import HeadsConfig, HeadsWeights
 from paceline.models.safetensors_file import write_safetensors
 from paceline.trained.heads import NativeHeads
-from tests.eagle3 import embedding_of, rounded, state_width
+from tests.toys import state_width
+from tests.trained import embedding_of, random_ids, random_tensors
 
 CONFIG = HeadsConfig(
     kind="medusa",
@@ -36,18 +37,9 @@ SMOLLM2 = replace(CONFIG, hidden=576, depths=4, layers=1, vocab_size=49152, draf
 
 
 def random_heads(config: HeadsConfig = CONFIG, seed: int = 0) -> HeadsWeights:
-    """Random weights, rounded as the kernels round theirs, so that both run the same numbers."""
-    rng = np.random.default_rng(seed)
-    tensors = {
-        name: (
-            rng.standard_normal(shape).astype(np.float32)
-            if len(shape) == 1
-            else rounded((rng.standard_normal(shape) / np.sqrt(shape[1])).astype(np.float32))
-        )
-        for name, shape in config.shapes.items()
-    }
-    ids = np.sort(rng.permutation(config.vocab_size)[: config.draft_vocab_size])
-    return HeadsWeights(config, tensors, ids)
+    """Random weights."""
+    ids = random_ids(config.vocab_size, config.draft_vocab_size, seed)
+    return HeadsWeights(config, random_tensors(config.shapes, seed, positive=False), ids)
 
 
 def chain_heads(law: NDArray[np.float64], depths: int = 4) -> HeadsWeights:

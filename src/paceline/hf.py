@@ -30,7 +30,6 @@ from paceline.core import (
     Budget,
     Draft,
     Drafter,
-    Drawn,
     Inputs,
     Promise,
     Scores,
@@ -41,6 +40,7 @@ from paceline.core import (
 from paceline.drafters import PLUS, load, options
 from paceline.drafters._companion import Companion
 from paceline.drafters._model import ModelDrafter
+from paceline.drafters._options import Growth
 from paceline.engine import Engine
 from paceline.errors import ConfigError, IncompatibleDrafter
 from paceline.sampling import MAX_SEED, SamplingParams
@@ -354,7 +354,7 @@ class _Translator(ModelDrafter):
 
     def __init__(self, target: TorchTarget, depth: int, threshold: float) -> None:
         self._model = _WithSources(target)
-        super().__init__(Companion(self._model), [1] * depth, Drawn.IID, threshold)
+        super().__init__(Companion(self._model), Growth([1] * depth, min_probability=threshold))
 
     def read(self, sources: Sequence[Source], ids: Tensor, mask: Tensor | None) -> list[Source]:
         """The target's sources, with the assistant's. ids: the sources' tokens, int64 [B, E]; mask: what of
@@ -387,7 +387,7 @@ def _assistant(assistant: Any, target: TorchTarget, config: Any) -> ModelDrafter
     threshold = 0.4 if threshold is None else threshold
     if reads:
         return _Translator(companion, depth, threshold)
-    return ModelDrafter(Companion(companion), [1] * depth, Drawn.IID, threshold)
+    return ModelDrafter(Companion(companion), Growth([1] * depth, min_probability=threshold))
 
 
 def _sources(target: TorchTarget, model_kwargs: Mapping[str, Any]) -> list[Source]:

@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from paceline.policies import PassCost
     from paceline.targets.native import NativeTarget
     from paceline.targets.torch import TorchTarget
-    from paceline.trained.dflash import NativeDFlash
-    from paceline.trained.eagle3 import NativeEagle3
-    from paceline.trained.heads import NativeHeads
 
 
 def load_model(
@@ -71,45 +68,16 @@ def offers(target: Target, tokenizer: Any) -> dict[str, Any]:
         threads = getattr(target, "threads", None)
         return load_model(model, threads=threads, cache_tokens=target.info.cache_tokens)
 
-    embedding, head = (getattr(target, name, None) for name in ("embedding", "head"))
-    layers = sum(tap.startswith("hidden.") for tap in target.info.taps) - 1  # the first are the embeddings
+    lender: Any = target if hasattr(target, "embedding") else None
 
-    def load_drafter(folder: str) -> NativeEagle3:
-        from paceline.models.drafter_folder import read_drafter
-        from paceline.trained.eagle3 import NativeEagle3
+    def load_from(drafter: str, folder: str) -> Any:
+        from paceline.trained.load import load_trained
 
-        assert embedding is not None, "it is not offered then"
-        info = target.info
-        return NativeEagle3(
-            read_drafter(Path(folder)),
-            embedding(),
-            layers,
-            threads=getattr(target, "threads", 1),
-            cache_tokens=info.cache_tokens,
-            max_positions=info.max_positions,
-        )
-
-    def load_dflash(folder: str) -> NativeDFlash:
-        from paceline.models.dflash_folder import read_dflash
-        from paceline.trained.dflash import NativeDFlash
-
-        assert embedding is not None, "it is not offered then"
-        assert head is not None, "it is not offered then"
-        cache_tokens = target.info.cache_tokens
-        return NativeDFlash(read_dflash(Path(folder)), embedding(), head(), layers, cache_tokens=cache_tokens)
-
-    def load_heads(kind: str, folder: str) -> NativeHeads:
-        from paceline.models.heads_folder import read_heads
-        from paceline.trained.heads import NativeHeads
-
-        assert embedding is not None, "they are not offered then"
-        return NativeHeads(read_heads(Path(folder), kind), embedding())
+        return load_trained(drafter, Path(folder), lender)
 
     return {
         "sketch": getattr(target, "sketch", None),
         "tokenizer": tokenizer,
         "load_model": load,
-        "load_drafter": None if embedding is None else load_drafter,
-        "load_dflash": None if embedding is None or head is None else load_dflash,
-        "load_heads": None if embedding is None else load_heads,
+        "load_trained": load_from if lender else None,
     }

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from paceline.models.dflash_folder import read_dflash
-from paceline.models.drafter_folder import read_drafter
+from paceline.models.eagle3_folder import read_eagle3
 from paceline.models.heads_folder import read_heads
 from tests import dflash, heads
 from tests.cli.test_generate import one_line_error
@@ -25,7 +25,7 @@ def test_a_drafter_is_written_for_each_engine_with_the_command_that_serves_it(
     assert outcome.code == 0, outcome.err
     assert outcome.out.startswith("vllm serve org/model --speculative-config ")
     assert "logits differ by 0\n" in outcome.err
-    assert read_drafter(tmp_path / "drafter-vllm").config.layer_ids == (0, 2, 3)
+    assert read_eagle3(tmp_path / "drafter-vllm").config.layer_ids == (0, 2, 3)
     record = json.loads(paceline("export", str(folder), "--to", "vllm", "--json").out)
     assert record["folder"] == str(tmp_path / "drafter-vllm")
     assert record["difference"] == 0

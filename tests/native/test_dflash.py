@@ -15,8 +15,8 @@ from paceline.targets.weights import aligned
 from paceline.trained.dflash import NativeDFlash
 from paceline.trained.dflash_reference import forward, inject
 from tests.dflash import CONFIG, random_drafter, run
-from tests.eagle3 import embedding_of
 from tests.native.models import random_weights
+from tests.trained import embedding_of
 
 V = CONFIG.vocab_size
 TABLE = np.random.default_rng(9).standard_normal((V, CONFIG.hidden), np.float32)

@@ -12,11 +12,12 @@ from paceline import kernels
 from paceline.core import NOTHING, Draft, Tree
 from paceline.errors import CapacityError, IncompatibleDrafter
 from paceline.kernels.packing import dequantise
-from paceline.models.drafter_folder import Eagle3Config
+from paceline.models.eagle3_folder import Eagle3Config
 from paceline.trained.eagle3 import NativeEagle3
 from paceline.trained.eagle3_reference import forward, fuse
-from tests.eagle3 import CONFIG, embedding_of, random_drafter, run
+from tests.eagle3 import CONFIG, random_drafter, run
 from tests.native.models import Row, draft_of, path_to, random_tree, random_weights
+from tests.trained import embedding_of
 
 V = CONFIG.vocab_size
 TARGET = random_weights()

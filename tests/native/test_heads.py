@@ -14,9 +14,9 @@ from paceline.models.heads_folder import HeadsConfig
 from paceline.targets.native import NativeTarget
 from paceline.trained.heads import NativeHeads
 from paceline.trained.heads_reference import forward
-from tests.eagle3 import embedding_of
 from tests.heads import CONFIG, embeddings, random_heads, run
 from tests.native.models import random_weights
+from tests.trained import embedding_of
 
 KINDS = {
     "shared": CONFIG,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,19 +11,16 @@ import pytest
 
 from paceline.core import Budget, Tree, View
 from paceline.drafters import load
-from paceline.drafters._blocks import BlockScorer
+from paceline.drafters._options import Growth
 from paceline.drafters.dflash import DFlash
-from paceline.engine import Engine
-from paceline.errors import ConfigError, IncompatibleDrafter, ModelFileError
 from paceline.laws import Controls
-from paceline.models.dflash_folder import DFlashWeights, read_dflash
-from paceline.results import Completion
-from paceline.rules import load as load_rule
+from paceline.models.dflash_folder import DFlashWeights
 from paceline.sampling import SamplingParams
 from paceline.trained.dflash import NativeDFlash
 from paceline.trained.dflash_reference import forward, inject
-from tests.dflash import DEPTHS, folder_of, following_drafter, random_for, run
+from tests.dflash import DEPTHS, following_drafter, random_for, run
 from tests.toys import VOCABULARY, SketchingTable
+from tests.trained import answers, same, tokens_per_pass
 
 MASK = VOCABULARY - 1
 SUCCESSORS = np.array([4, 7, 0, 10, 8, 2, 9, 5, 3, 1, 6])
@@ -47,69 +43,10 @@ def on_kernels(**sizes: int) -> NativeDFlash:
 
 def drafter(options: str = "widths=1x1x1x1,min_probability=0", model: NativeDFlash | None = None) -> DFlash:
     made = load(
-        f"dflash:model=here,{options}", SketchingTable().info, load_dflash=lambda _: model or on_kernels()
+        f"dflash:model=here,{options}", SketchingTable().info, load_trained=lambda *_: model or on_kernels()
     )
     assert isinstance(made, DFlash)
     return made
-
-
-def answers(
-    target: SketchingTable, dflash: DFlash | None, temperature: float, prompts: int = 12, **options: Any
-) -> list[Completion]:
-    name = "none" if dflash is None else "dflash"
-    drafters = {name: dflash or load("none", target.info)}
-    engine = Engine(target, drafters, drafter=name, **options)
-    rng = np.random.default_rng(1)
-    texts = [rng.integers(MASK, size=3 + 17 * (i % 3)).tolist() for i in range(prompts)]
-    params = [SamplingParams(seed=seed, temperature=temperature, max_tokens=60) for seed in range(prompts)]
-    done = engine.generate(texts, params)
-    assert engine.load.draft_failures == {}
-    return done
-
-
-def tokens_per_pass(done: Sequence[Completion]) -> float:
-    return sum(len(one.token_ids) for one in done) / sum(one.stats.passes for one in done)
-
-
-@pytest.mark.parametrize(("temperature", "least"), [(0.0, 4.6), (1.0, 3.3)])
-@pytest.mark.parametrize("batch", [1, 7])
-def test_a_drafter_that_knows_where_the_text_goes_is_nearly_always_right(
-    temperature: float, least: float, batch: int
-) -> None:
-    """Its hidden states come from the right positions and its masks stand at the right ones, through chunks
-    of prompt, drafts accepted in part, and several requests at once."""
-    target = following()
-    options = {"max_batch": batch, "chunk_tokens": 16, "nodes": 4 * batch}
-    done = answers(target, drafter(), temperature, **options)
-    plain = answers(target, None, temperature)
-    assert [one.token_ids for one in done] == [one.token_ids for one in plain]
-    assert tokens_per_pass(done) > least, "of 4.62 that are possible"
-
-
-def test_a_drafter_that_sees_the_wrong_positions_is_hardly_ever_right() -> None:
-    """The twin: the same drafter, shown each hidden state one position too late."""
-
-    class Late(SketchingTable):
-        def forward(self, draft, taps):  # type: ignore[no-untyped-def]
-            scores = super().forward(draft, taps)
-            late = {tap: np.roll(states, 1, axis=0) for tap, states in scores.features.items()}
-            return type(scores)(scores.logits, late)
-
-    late = Late()
-    late.table = following().table
-    done = answers(late, drafter(), 0.0, max_batch=1)
-    assert [one.token_ids for one in done] == [one.token_ids for one in answers(following(), None, 0.0)]
-    assert tokens_per_pass(done) < 2
-
-
-@pytest.mark.parametrize("rule", ["rejection", "recursive", "traversal", "block"])
-def test_it_is_accepted_under_rules_that_compare_laws(rule: str) -> None:
-    for drawn in ("iid", "without_replacement"):
-        chosen = load_rule(rule)
-        shape = "widths=2x1x1" if chosen.trees else "widths=1x1x1,candidates=1"
-        dflash = drafter(f"{shape},min_probability=0,drawn={drawn}")
-        if drawn == "iid" or {*dflash.drawn} <= chosen.takes:
-            assert tokens_per_pass(answers(following(), dflash, 1.0, rule=chosen, nodes=32)) > 2.5
 
 
 def view(texts: Sequence[list[int]], **params: Any) -> View:
@@ -176,9 +113,9 @@ def test_one_candidate_makes_a_chain_and_a_likely_end_ends_it() -> None:
 def test_trees_find_more_than_chains() -> None:
     """Where the target is less sure than its drafter, its second choice is often right."""
     target = following(2.0)
-    chain = answers(target, drafter("candidates=1,min_probability=0"), 0.0, nodes=16)
-    tree = answers(target, drafter("candidates=4,min_probability=0"), 0.0, nodes=16)
-    assert [one.token_ids for one in tree] == [one.token_ids for one in chain]
+    chain = answers(target, drafter("candidates=1,min_probability=0"), 0.0, nodes=16, tokens=MASK)
+    tree = answers(target, drafter("candidates=4,min_probability=0"), 0.0, nodes=16, tokens=MASK)
+    assert same(tree, chain)
     assert tokens_per_pass(tree) >= tokens_per_pass(chain)
 
 
@@ -207,7 +144,7 @@ class Watched(DFlash):
     """Compares what it would propose with the slow reference, whenever it is asked."""
 
     def __init__(self, target: SketchingTable) -> None:
-        super().__init__(on_kernels(), VOCABULARY, [1] * DEPTHS, next(iter(drafter().drawn)), 0.0, 2)
+        super().__init__(on_kernels(), Growth([1] * DEPTHS), VOCABULARY, 2)
         self.weights: DFlashWeights = following_drafter(SUCCESSORS)[0]
         self.table = np.array([on_kernels()._embedding.row(token) for token in range(VOCABULARY)])
         self.states, self.compared = target._states, 0
@@ -228,78 +165,15 @@ class Watched(DFlash):
 def test_what_it_says_is_what_the_slow_reference_says_of_the_whole_text() -> None:
     target = following()
     watched = Watched(target)
-    answers(target, watched, 0.7, prompts=3, nodes=18, chunk_tokens=16)
+    answers(target, watched, 0.7, prompts=3, nodes=18, chunk_tokens=16, tokens=MASK)
     assert watched.compared > 10
-
-
-def test_a_request_that_lost_its_place_is_drafted_for_again() -> None:
-    target = following()
-    engine = Engine(target, {"dflash": drafter()}, drafter="dflash")
-    params = SamplingParams(temperature=0, max_tokens=60)
-    request = engine.submit([1, 2, 3], params)
-    finish, steps = None, 0
-    while finish is None:
-        finish = next((event.finish for event in engine.step() if event.finish), None)
-        steps += 1
-        if steps == 5:
-            engine.preempt(request)
-    assert engine.load.preemptions == 1
-    assert steps < 20
-    plain = Engine(target, {"none": load("none", target.info)}, drafter="none").generate([1, 2, 3], params)
-    assert finish.token_ids == plain[0].token_ids
 
 
 def test_a_drafter_without_room_lets_others_go_on() -> None:
     """A cache for the positions of one text: the others are decoded plainly."""
     target = following()
-    done = answers(target, drafter(model=on_kernels(cache_tokens=112)), 0.0, max_batch=7, nodes=28)
-    assert [one.token_ids for one in done] == [one.token_ids for one in answers(target, None, 0.0)]
-    assert 1.1 < tokens_per_pass(done) < 4
-
-
-def test_ended_and_cancelled_requests_leave_nothing_behind() -> None:
-    target, dflash = following(), drafter()
-    engine = Engine(target, {"dflash": dflash}, drafter="dflash")
-    requests = [engine.submit([1, 2, 3, seed], SamplingParams(max_tokens=30)) for seed in range(4)]
-    for _ in range(6):
-        engine.step()
-    blocks: BlockScorer = dflash._blocks
-    assert blocks._begins
-    assert blocks._drafted
-    for request in requests:
-        engine.cancel(request)
-    assert [blocks._begins, blocks._drafted, blocks._room._held] == [{}, {}, {}]
-    assert not blocks._model._texts  # type: ignore[attr-defined]
-
-
-def test_it_is_read_from_its_folder(tmp_path: Path) -> None:
-    target, (weights, embedding) = following(), following_drafter(SUCCESSORS)
-    folder = folder_of(weights, tmp_path / "drafter")
-    dflash = load(
-        f"dflash:model={folder},min_probability=0",
-        target.info,
-        load_dflash=lambda path: run(read_dflash(Path(path)), embedding, layers=4),
+    done = answers(
+        target, drafter(model=on_kernels(cache_tokens=112)), 0.0, max_batch=7, nodes=28, tokens=MASK
     )
-    assert dflash.needs == {"hidden.1", "hidden.2", "hidden.3"}
-    assert isinstance(dflash, DFlash)
-    assert tokens_per_pass(answers(target, dflash, 0.0, prompts=3, max_batch=1)) > 4.5
-
-
-def test_bad_options_are_refused() -> None:
-    info = SketchingTable().info
-
-    def load_dflash(path: str) -> NativeDFlash:
-        return run(read_dflash(Path(path)), following_drafter(SUCCESSORS)[1])
-
-    for spec, message in (
-        ("dflash", "dflash:model must name a trained drafter's folder"),
-        ("dflash:model=x,widths=0", "dflash:widths must be numbers from 1 to 64"),
-        ("dflash:model=x,candidates=0", "dflash:candidates must be from 1 to 64, got 0"),
-        ("dflash:model=x,min_probability=1", "dflash:min_probability must be at least 0, below 1"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            load(spec, info, load_dflash=load_dflash)
-    with pytest.raises(ModelFileError, match=r"config\.json cannot be read"):
-        load("dflash:model=nowhere", info, load_dflash=load_dflash)
-    with pytest.raises(IncompatibleDrafter, match="dflash needs a load_dflash, and table offers none"):
-        load("dflash:model=x", info)
+    assert same(done, answers(target, None, 0.0, tokens=MASK))
+    assert 1.1 < tokens_per_pass(done) < 4

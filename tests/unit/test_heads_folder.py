@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from paceline.errors import ConfigError, ModelFileError
-from paceline.models.drafter_folder import read_drafter
+from paceline.models.eagle3_folder import read_eagle3
 from paceline.models.heads_folder import read_heads
 from paceline.models.safetensors_file import write_safetensors
 from paceline.trained.heads_export import compare, export_heads
@@ -180,4 +180,4 @@ def test_what_an_engine_does_not_load_is_not_written(
 
 def test_heads_are_no_eagle3_drafter_and_say_so(tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match=r'architectures is \["MedusaModel"\], expected one of'):
-        read_drafter(folder_of(WEIGHTS, tmp_path / "heads"))
+        read_eagle3(folder_of(WEIGHTS, tmp_path / "heads"))

@@ -40,8 +40,8 @@ def load(spec: str, info: TargetInfo, **offered: Any) -> Drafter:
     offered: what a drafter may be given beside the target's `info`, where its `build` has a parameter of that
     name. `paceline.pretrained.offers` makes it: `sketch`, cheaper passes of the target
     (`paceline.core.Sketch`); `tokenizer`, the target's; `load_model`, which gets another model and its
-    tokenizer by name; `load_drafter` and `load_dflash`, which get a trained drafter from its folder, and
-    `load_heads`, which gets trained heads. None offers nothing.
+    tokenizer by name; `load_trained`, which gets a drafter that was trained for the target from its folder.
+    None offers nothing.
 
     Raises ConfigError for an unknown name or option, or a value of the wrong kind, saying what is legal;
     IncompatibleDrafter for a drafter that needs what is not offered; and what the drafter itself raises for

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -48,16 +48,12 @@ class BlockModel(Protocol):
         ...
 
 
-LoadDFlash = Callable[[str], BlockModel]
-"""From a drafter's folder to the drafter, ready to run for the target. Raises ModelFileError and
-IncompatibleDrafter."""
-
-
 class BlockScorer:
-    """A `Scorer` for such a model. It must be shown every step of a sequence; where it missed some, the
-    sequence begins anew with the next one."""
+    """A `TrainedScorer` for such a model. Where it missed steps of a sequence, that begins anew with the next
+    one."""
 
     def __init__(self, model: BlockModel) -> None:
+        self.taps, self.token_ids = model.taps, model.token_ids
         self._model = model
         self._begins: dict[int, int] = {}  # by slot: position of the first hidden states that were seen
         self._drafted: dict[int, tuple[int, Floats]] = {}  # by slot: tokens of the history, logits behind it
@@ -80,7 +76,7 @@ class BlockScorer:
             counts.append(len(own))
             kept += own
         if kept:
-            self._model.extend(slots, counts, [step.scores.features[tap][kept] for tap in self._model.taps])
+            self._model.extend(slots, counts, [step.scores.features[tap][kept] for tap in self.taps])
 
     def _end(self, slot: int) -> int:
         """The position whose hidden states come next; -1 where nothing is known."""

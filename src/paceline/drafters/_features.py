@@ -7,7 +7,7 @@ that is committed of a text is read with true features, and a drafted path with 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -56,11 +56,6 @@ class FeatureModel(Protocol):
         ...
 
 
-LoadDrafter = Callable[[str], FeatureModel]
-"""From a trained drafter's folder to the drafter, ready to run for the target. Raises ModelFileError and
-IncompatibleDrafter."""
-
-
 @dataclass(slots=True)
 class _Reading:
     """What is known of one sequence.
@@ -89,10 +84,11 @@ class _Reading:
 
 
 class FeatureScorer:
-    """A `Scorer` for such a model. It must be shown every step of a sequence; where it missed some, the
-    sequence begins anew with the next one."""
+    """A `TrainedScorer` for such a model. Where it missed steps of a sequence, that begins anew with the next
+    one."""
 
     def __init__(self, model: FeatureModel) -> None:
+        self.taps, self.token_ids = model.taps, model.token_ids
         self._model = model
         self._readings: dict[int, _Reading] = {}
         self._room = Room(model.cache_tokens, model.page_tokens)
@@ -107,7 +103,7 @@ class FeatureScorer:
             kept += range(offsets[row], offsets[row + 1] if root < 0 else root + 1)
             kept += paths[row]
             ends.append(len(kept))
-        features = self._model.fuse([step.scores.features[tap][kept] for tap in self._model.taps])
+        features = self._model.fuse([step.scores.features[tap][kept] for tap in self.taps])
         for row, slot in enumerate(step.view.slots):
             own = features[ends[row - 1] if row else 0 : ends[row]]
             reading = self._readings.get(slot)

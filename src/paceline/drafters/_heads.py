@@ -6,7 +6,7 @@ and a sequence that was not followed can be drafted for again after any step.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -34,15 +34,13 @@ class Heads(Protocol):
         ...
 
 
-LoadHeads = Callable[[str, str], Heads]
-"""From a kind of heads, "medusa" or "hydra", and the folder of some to heads that are ready to run for the
-target. Raises ModelFileError and IncompatibleDrafter."""
-
-
 class HeadScorer:
-    """A `Scorer` for heads."""
+    """A `TrainedScorer` for heads."""
+
+    taps: Sequence[str] = (LAST,)
 
     def __init__(self, heads: Heads) -> None:
+        self.token_ids = heads.token_ids
         self._heads = heads
         self._states: dict[int, tuple[int, Floats]] = {}
         """{slot: (the history's length, the state [H] that its last token was drawn from)}"""

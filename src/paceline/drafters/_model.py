@@ -12,7 +12,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from paceline.core import Array, Budget, Draft, Drafter, Drawn, Step, Tree, View
+from paceline.core import Array, Budget, Draft, Drafter, Step, Tree, View
+from paceline.drafters._options import Growth
 from paceline.drafting import Paths, Prospect, Subset, grow, grow_likeliest, warped
 
 Path = tuple[int, ...]
@@ -39,13 +40,9 @@ class Scorer(Protocol):
 class ModelDrafter:
     """Draws trees from what a model says, under the request's own controls.
 
-    widths           children of a node on each level
-    drawn            how siblings are drawn under a rule that compares laws
-    min_probability  a token is drawn only where the likeliest path through it is likelier than this
-    guesser          a drafter that drafts for the model: what it proposes is scored along with the first
-                     level, and levels that it guessed need no pass of their own
-    subset           the tokens that the model can propose; None: all
-    frontier         under a coupled rule the nodes of a level that have children, the likeliest; 0: all
+    guesser  a drafter that drafts for the model: what it proposes is scored along with the first level, and
+             levels that it guessed need no pass of their own
+    subset   the tokens that the model can propose; None: all
     """
 
     needs: frozenset[str] = frozenset()
@@ -53,22 +50,16 @@ class ModelDrafter:
     def __init__(
         self,
         scorer: Scorer,
-        widths: Sequence[int],
-        drawn: Drawn,
-        min_probability: float,
+        growth: Growth,
         guesser: Drafter | None = None,
         subset: Subset | None = None,
-        frontier: int = 0,
     ) -> None:
-        self.drawn = frozenset({drawn})
-        self.branches = max(widths) > 1
+        self.drawn = frozenset({growth.drawn})
+        self.branches = max(growth.widths) > 1
         self._scorer = scorer
-        self._widths = widths
-        self._how = drawn
-        self._min_probability = min_probability
+        self._growth = growth
         self._guesser = guesser
         self._subset = subset
-        self._frontier = frontier
 
     def propose(self, view: View, budgets: Sequence[Budget]) -> Sequence[Tree]:
         """A drawn tree for each row that decodes and has room."""
@@ -76,7 +67,7 @@ class ModelDrafter:
             self._within_room(slot, history, budget)
             for slot, history, budget in zip(view.slots, view.histories, budgets, strict=True)
         ]
-        guesses = self._guesses(view, budgets)
+        guesses, growth = self._guesses(view, budgets), self._growth
         ahead: dict[tuple[int, Path], Array] = {}  # logits behind what was guessed
 
         def laws(paths: Paths) -> list[Array]:
@@ -91,23 +82,23 @@ class ModelDrafter:
             row, path, probability, law = prospect
             if path and path[-1] in view.controls[row].ending:
                 return False
-            return probability * float(law.max()) > self._min_probability
+            return probability * float(law.max()) > growth.min_probability
 
         how: dict[str, Any] = {
-            "widths": self._widths,
-            "least": self._min_probability,
+            "widths": growth.widths,
+            "least": growth.min_probability,
             "go_on": go_on,
             "subset": self._subset,
         }
-        if self._frontier and view.coupled:
-            return grow_likeliest(view, budgets, laws, frontier=self._frontier, **how)
-        return grow(view, budgets, laws, drawn=self._how, **how)
+        if growth.frontier and view.coupled:
+            return grow_likeliest(view, budgets, laws, frontier=growth.frontier, **how)
+        return grow(view, budgets, laws, drawn=growth.drawn, **how)
 
     def _within_room(self, slot: int, history: Sequence[int], budget: Budget) -> Budget:
-        nodes, depth = budget.nodes, min(budget.depth, len(self._widths))
+        nodes, depth = budget.nodes, min(budget.depth, len(self._growth.widths))
         if min(nodes, depth) < 1:
             return Budget(0, 0)
-        scored = max(nodes, self._frontier * len(self._widths))
+        scored = max(nodes, self._growth.frontier * len(self._growth.widths))
         return Budget(nodes, min(depth, self._scorer.room(slot, history, scored)))
 
     def _guesses(self, view: View, budgets: Sequence[Budget]) -> list[tuple[int, Path]]:

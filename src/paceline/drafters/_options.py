@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 from paceline.core import Drawn
 from paceline.errors import ConfigError
 
@@ -28,6 +31,31 @@ def parse_drawn(drafter: str, text: str) -> Drawn:
     if text not in _KINDS:
         raise ConfigError(f"{drafter}:drawn must be {' or '.join(_KINDS)}, got {text!r}")
     return _KINDS[text]
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """How drafted trees grow.
+
+    widths           children of a node on each level
+    drawn            how siblings are drawn under a rule that compares laws
+    min_probability  a token is drafted only where the likeliest path through it is likelier than this
+    frontier         under a coupled rule the nodes of a level that have children, the likeliest; 0: all
+    """
+
+    widths: Sequence[int]
+    drawn: Drawn = Drawn.IID
+    min_probability: float = 0.0
+    frontier: int = 0
+
+
+def parse_growth(drafter: str, widths: str, min_probability: float, drawn: str, frontier: int = 0) -> Growth:
+    """The options of that name. Raises ConfigError naming the drafter for a value out of range."""
+    levels, how = parse_widths(drafter, widths), parse_drawn(drafter, drawn)
+    check_probability(drafter, "min_probability", min_probability)
+    if not 0 <= frontier <= MAX_WIDTH:
+        raise ConfigError(f"{drafter}:frontier must be from 0 to {MAX_WIDTH}, got {frontier}")
+    return Growth(levels, how, min_probability, frontier)
 
 
 def check_probability(drafter: str, option: str, value: float) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from paceline.core import Array, Budget, Drawn, Shortcut, Sketch, Step, Tree, View
+from paceline.core import Array, Budget, Shortcut, Sketch, Step, Tree, View
 from paceline.drafters._model import ModelDrafter, hang
+from paceline.drafters._options import Growth
 from paceline.drafting import Paths
 
 
@@ -62,13 +63,11 @@ class Sketches:
 class SelfDrafter(ModelDrafter):
     """Draws trees from sketches of the target, and learns which sketches are worth their time."""
 
-    def __init__(
-        self, sketch: Sketch, choice: Choice, widths: Sequence[int], drawn: Drawn, min_probability: float
-    ) -> None:
+    def __init__(self, sketch: Sketch, choice: Choice, growth: Growth) -> None:
         self._sketches = Sketches(sketch)
         self._choice = choice
         self._trees: dict[int, Tree] = {}
-        super().__init__(self._sketches, widths, drawn, min_probability)
+        super().__init__(self._sketches, growth)
 
     def propose(self, view: View, budgets: Sequence[Budget]) -> Sequence[Tree]:
         """A drawn tree for each row that decodes."""

@@ -16,37 +16,27 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from paceline.core import Budget, Drawn, Step, TargetInfo, Tree, View
+from paceline.core import Budget, TargetInfo, Tree, View
 from paceline.drafters._best_first import best_first
-from paceline.drafters._blocks import BlockModel, BlockScorer, LoadDFlash
-from paceline.drafters._model import ModelDrafter, Path
-from paceline.drafters._options import MAX_WIDTH, check_probability, parse_drawn, parse_widths
-from paceline.drafting import Subset, warped
+from paceline.drafters._blocks import BlockModel, BlockScorer
+from paceline.drafters._model import Path
+from paceline.drafters._options import MAX_WIDTH, Growth, parse_growth
+from paceline.drafters._trained import LoadTrained, TrainedDrafter, load_folder
+from paceline.drafting import warped
 from paceline.errors import ConfigError
 
 
-class DFlash(ModelDrafter):
+class DFlash(TrainedDrafter):
     """Trees from the laws of a block.
 
     candidates: tokens of each place that are looked at where the likeliest paths are proposed. The rest is as
-    in `ModelDrafter`.
+    in `TrainedDrafter`.
     """
 
-    def __init__(
-        self,
-        model: BlockModel,
-        vocab_size: int,
-        widths: Sequence[int],
-        drawn: Drawn,
-        min_probability: float,
-        candidates: int,
-    ) -> None:
+    def __init__(self, model: BlockModel, growth: Growth, vocab_size: int, candidates: int) -> None:
         self._blocks = BlockScorer(model)
-        super().__init__(
-            self._blocks, widths, drawn, min_probability, subset=Subset(model.token_ids, vocab_size)
-        )
+        super().__init__(self._blocks, growth, vocab_size)
         self.branches = self.branches or candidates > 1
-        self.needs = frozenset(model.taps)
         self._candidates = candidates
 
     def propose(self, view: View, budgets: Sequence[Budget]) -> Sequence[Tree]:
@@ -79,7 +69,7 @@ class DFlash(ModelDrafter):
             if key not in found:
                 found[key] = self._ranked(view, row, path)
             for token, probability in found[key]:
-                if reached * probability > self._min_probability:
+                if reached * probability > self._growth.min_probability:
                     yield token, probability, ((*path, token), reached * probability)
 
         root: tuple[Path, float] = (), 1.0
@@ -97,14 +87,10 @@ class DFlash(ModelDrafter):
         law = weights[places] / weights.sum()
         return list(zip(self._subset.ids[places].tolist(), law.tolist(), strict=True))
 
-    def observe(self, step: Step) -> None:
-        """Take in the hidden states of what was kept."""
-        self._blocks.observe(step)
-
 
 def build(
     info: TargetInfo,
-    load_dflash: LoadDFlash,
+    load_trained: LoadTrained,
     *,
     model: str = "",
     candidates: int = 4,
@@ -127,10 +113,7 @@ def build(
     Raises ConfigError for a value out of range, ModelFileError for the folder, IncompatibleDrafter for a
     drafter that was trained for another target.
     """
-    levels, how = parse_widths("dflash", widths), parse_drawn("dflash", drawn)
-    check_probability("dflash", "min_probability", min_probability)
+    growth = parse_growth("dflash", widths, min_probability, drawn)
     if not 1 <= candidates <= MAX_WIDTH:
         raise ConfigError(f"dflash:candidates must be from 1 to {MAX_WIDTH}, got {candidates}")
-    if not model:
-        raise ConfigError("dflash:model must name a trained drafter's folder, as in dflash:model=FOLDER")
-    return DFlash(load_dflash(model), info.vocab_size, levels, how, min_probability, candidates)
+    return DFlash(load_folder("dflash", model, load_trained), growth, info.vocab_size, candidates)

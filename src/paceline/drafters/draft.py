@@ -16,7 +16,7 @@ from paceline.core import Drafter, TargetInfo
 from paceline.drafters import load
 from paceline.drafters._companion import Companion, LoadModel
 from paceline.drafters._model import ModelDrafter, Scorer
-from paceline.drafters._options import check_probability, parse_drawn, parse_widths
+from paceline.drafters._options import parse_growth
 from paceline.drafters._vocabulary import SharedTokens, Spelling, same_tokens
 from paceline.errors import ConfigError, IncompatibleDrafter
 from paceline.transcript import Tokenizer
@@ -50,8 +50,7 @@ def build(
     Raises ConfigError for a value out of range, IncompatibleDrafter for a model or drafter that does not
     fit, ModelFileError for the model's file.
     """
-    levels, how = parse_widths("draft", widths), parse_drawn("draft", drawn)
-    check_probability("draft", "min_probability", min_probability)
+    growth = parse_growth("draft", widths, min_probability, drawn)
     if vocabulary not in VOCABULARIES:
         raise ConfigError(f"draft:vocabulary must be {' or '.join(VOCABULARIES)}, got {vocabulary!r}")
     if vocabulary == "shared" and drafter != "none":
@@ -70,7 +69,7 @@ def build(
             f"draft: {companion.info.name} and {info.name} have different tokens; "
             "use draft:vocabulary=shared, or the drafter slem"
         )
-    return ModelDrafter(scorer, levels, how, min_probability, guesser)
+    return ModelDrafter(scorer, growth, guesser)
 
 
 def _guesser(spec: str, info: TargetInfo) -> Drafter | None:

@@ -11,48 +11,22 @@ drafting without cached drafts and the coupling by noise of positions are our ow
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from paceline.core import Drawn, Step, TargetInfo
-from paceline.drafters._features import FeatureModel, FeatureScorer, LoadDrafter
-from paceline.drafters._model import ModelDrafter
-from paceline.drafters._options import MAX_WIDTH, check_probability, parse_drawn, parse_widths
-from paceline.drafting import Subset
-from paceline.errors import ConfigError
-
-
-class Eagle3(ModelDrafter):
-    """Draws trees from a model that reads the target's hidden states."""
-
-    def __init__(
-        self,
-        model: FeatureModel,
-        vocab_size: int,
-        widths: Sequence[int],
-        drawn: Drawn,
-        min_probability: float,
-        frontier: int = 0,
-    ) -> None:
-        self._features = FeatureScorer(model)
-        subset = Subset(model.token_ids, vocab_size)
-        super().__init__(self._features, widths, drawn, min_probability, subset=subset, frontier=frontier)
-        self.needs = frozenset(model.taps)
-
-    def observe(self, step: Step) -> None:
-        """Take in the hidden states of what was kept."""
-        self._features.observe(step)
+from paceline.core import TargetInfo
+from paceline.drafters._features import FeatureScorer
+from paceline.drafters._options import parse_growth
+from paceline.drafters._trained import LoadTrained, TrainedDrafter, load_folder
 
 
 def build(
     info: TargetInfo,
-    load_drafter: LoadDrafter,
+    load_trained: LoadTrained,
     *,
     model: str = "",
     widths: str = "1x1x1x1",
     frontier: int = 0,
     min_probability: float = 0.3,
     drawn: str = "iid",
-) -> Eagle3:
+) -> TrainedDrafter:
     """A trained EAGLE-3 drafter.
 
     model            its folder, in the form of the speculators library or the native one
@@ -66,10 +40,5 @@ def build(
     Raises ConfigError for a value out of range, ModelFileError for the folder, IncompatibleDrafter for a
     drafter that was trained for another target.
     """
-    levels, how = parse_widths("eagle3", widths), parse_drawn("eagle3", drawn)
-    check_probability("eagle3", "min_probability", min_probability)
-    if not 0 <= frontier <= MAX_WIDTH:
-        raise ConfigError(f"eagle3:frontier must be from 0 to {MAX_WIDTH}, got {frontier}")
-    if not model:
-        raise ConfigError("eagle3:model must name a trained drafter's folder, as in eagle3:model=FOLDER")
-    return Eagle3(load_drafter(model), info.vocab_size, levels, how, min_probability, frontier)
+    growth = parse_growth("eagle3", widths, min_probability, drawn, frontier)
+    return TrainedDrafter(FeatureScorer(load_folder("eagle3", model, load_trained)), growth, info.vocab_size)

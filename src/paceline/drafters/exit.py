@@ -9,7 +9,7 @@ so only the exit in use is judged, and the others are tried now and then.
 from __future__ import annotations
 
 from paceline.core import Shortcut, Sketch, TargetInfo
-from paceline.drafters._options import check_probability, parse_drawn, parse_widths
+from paceline.drafters._options import parse_growth
 from paceline.drafters._sketch import Choice, Fixed, SelfDrafter
 from paceline.errors import ConfigError
 
@@ -75,14 +75,13 @@ def build(
 
     Raises ConfigError for a value out of range, or a target with too few layers.
     """
-    levels, how = parse_widths("exit", widths), parse_drawn("exit", drawn)
-    check_probability("exit", "min_probability", min_probability)
+    growth = parse_growth("exit", widths, min_probability, drawn)
     if info.layers < 2:
         raise ConfigError(f"exit needs a target of at least 2 layers, {info.name} has {info.layers}")
     if not 0 <= layers < info.layers:
         raise ConfigError(f"exit:layers must be from 1 to {info.layers - 1}, or 0 to choose, got {layers}")
-    choice: Choice = Fixed(Shortcut(frozenset(range(layers, info.layers))), len(levels))
+    choice: Choice = Fixed(Shortcut(frozenset(range(layers, info.layers))), len(growth.widths))
     if not layers:
         exits = sorted({max(1, round(info.layers * fifth / 5)) for fifth in range(1, 5)})
-        choice = Exits(info.layers, exits, len(levels))
-    return SelfDrafter(sketch, choice, levels, how, min_probability)
+        choice = Exits(info.layers, exits, len(growth.widths))
+    return SelfDrafter(sketch, choice, growth)

@@ -12,48 +12,22 @@ positions is our own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from paceline.core import LAST, Drawn, Step, TargetInfo
-from paceline.drafters._heads import Heads, HeadScorer, LoadHeads
-from paceline.drafters._model import ModelDrafter
-from paceline.drafters._options import MAX_WIDTH, check_probability, parse_drawn, parse_widths
-from paceline.drafting import Subset
-from paceline.errors import ConfigError
-
-
-class Hydra(ModelDrafter):
-    """Draws trees from heads that read what was drafted."""
-
-    def __init__(
-        self,
-        heads: Heads,
-        vocab_size: int,
-        widths: Sequence[int],
-        drawn: Drawn,
-        min_probability: float,
-        frontier: int = 0,
-    ) -> None:
-        self._heads = HeadScorer(heads)
-        subset = Subset(heads.token_ids, vocab_size)
-        super().__init__(self._heads, widths, drawn, min_probability, subset=subset, frontier=frontier)
-        self.needs = frozenset({LAST})
-
-    def observe(self, step: Step) -> None:
-        """Take in the last states."""
-        self._heads.observe(step)
+from paceline.core import TargetInfo
+from paceline.drafters._heads import HeadScorer
+from paceline.drafters._options import parse_growth
+from paceline.drafters._trained import LoadTrained, TrainedDrafter, load_folder
 
 
 def build(
     info: TargetInfo,
-    load_heads: LoadHeads,
+    load_trained: LoadTrained,
     *,
     model: str = "",
     widths: str = "1x1x1x1",
     frontier: int = 0,
     min_probability: float = 0.3,
     drawn: str = "iid",
-) -> Hydra:
+) -> TrainedDrafter:
     """Trained Hydra heads.
 
     model            their folder, as `paceline train run --arch hydra` writes it
@@ -67,10 +41,5 @@ def build(
     Raises ConfigError for a value out of range, ModelFileError for the folder, IncompatibleDrafter for heads
     that were trained for another target.
     """
-    levels, how = parse_widths("hydra", widths), parse_drawn("hydra", drawn)
-    check_probability("hydra", "min_probability", min_probability)
-    if not 0 <= frontier <= MAX_WIDTH:
-        raise ConfigError(f"hydra:frontier must be from 0 to {MAX_WIDTH}, got {frontier}")
-    if not model:
-        raise ConfigError("hydra:model must name the folder of trained heads, as in hydra:model=FOLDER")
-    return Hydra(load_heads("hydra", model), info.vocab_size, levels, how, min_probability, frontier)
+    growth = parse_growth("hydra", widths, min_probability, drawn, frontier)
+    return TrainedDrafter(HeadScorer(load_folder("hydra", model, load_trained)), growth, info.vocab_size)

@@ -15,14 +15,14 @@ from bisect import bisect
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-from paceline.core import LAST, Array, Budget, Drawn, Step, TargetInfo, Tree, View
+from paceline.core import Array, Budget, Step, TargetInfo, Tree, View
 from paceline.drafters._acceptance import TRUST, Acceptance, Successors
 from paceline.drafters._best_first import best_first
-from paceline.drafters._heads import Heads, HeadScorer, LoadHeads
-from paceline.drafters._model import ModelDrafter, Path
-from paceline.drafters._options import check_probability, parse_drawn, parse_widths
+from paceline.drafters._heads import Heads, HeadScorer
+from paceline.drafters._model import Path
+from paceline.drafters._options import Growth, parse_growth
+from paceline.drafters._trained import LoadTrained, TrainedDrafter, load_folder
 from paceline.drafting import Paths, Subset, foremost, warped
-from paceline.errors import ConfigError
 
 EDGES = (*(2.0**-power for power in range(7, 3, -1)), *(eighth / 8 for eighth in range(1, 8)))
 """Between the classes of probabilities whose acceptance is learned: narrow where they are small, for of many
@@ -68,29 +68,22 @@ class LevelScorer(HeadScorer):
             self._levels.pop(slot, None)
 
 
-class Medusa(ModelDrafter):
-    """Proposes trees of what heads say.
-
-    widths           tokens of each level that may have children or be proposed: the likeliest
-    drawn            how siblings are drawn under a rule that compares laws
-    min_probability  a token is drafted where the probability of its path is larger than this
-    """
+class Medusa(TrainedDrafter):
+    """Proposes trees of what heads say. growth: of its `widths`, the likeliest tokens of each level may have
+    children or be proposed under a coupled rule."""
 
     def __init__(
         self,
         heads: Heads,
+        growth: Growth,
         vocab_size: int,
-        widths: Sequence[int],
-        drawn: Drawn,
-        min_probability: float,
     ) -> None:
-        self._levels = LevelScorer(heads, len(widths))
+        self._levels = LevelScorer(heads, len(growth.widths))
         self._tokens = Subset(heads.token_ids, vocab_size)
-        super().__init__(self._levels, widths, drawn, min_probability, subset=self._tokens)
-        self.needs = frozenset({LAST})
+        super().__init__(self._levels, growth, vocab_size)
         # What is likely of a draw is learned apart from what is likely where nothing is drawn.
         self._acceptance = {
-            greedy: [Acceptance(width, GUESSES) for width in widths] for greedy in (False, True)
+            greedy: [Acceptance(width, GUESSES) for width in growth.widths] for greedy in (False, True)
         }
         self._proposed: dict[int, dict[Place, Successors]] = {}
         """{slot: {place: what may follow it}}"""
@@ -123,7 +116,7 @@ class Medusa(ModelDrafter):
                 proposed[place] = self._candidates(view, row, path)
             for rank, (token, share) in enumerate(proposed[place]):
                 confidence = acceptance[len(path)].estimates[rank][share]
-                if probability * confidence > self._min_probability:
+                if probability * confidence > self._growth.min_probability:
                     yield token, confidence, ((*path, token), probability * confidence)
 
         root: Reached = ((), 1.0)
@@ -133,7 +126,7 @@ class Medusa(ModelDrafter):
         """The tokens that may follow a path, the likeliest first."""
         (logits,) = self._levels.score(view.slots, view.histories, [(row, path)])
         weights = warped(view, row, path, logits, self._tokens)
-        total, width = float(weights.sum()), self._widths[len(path)]
+        total, width = float(weights.sum()), self._growth.widths[len(path)]
         if not total:
             return ()
         places = foremost(view, row, len(path), weights, width, self._tokens)
@@ -149,7 +142,7 @@ class Medusa(ModelDrafter):
 
     def observe(self, step: Step) -> None:
         """Take in the last states, and which candidates came true."""
-        self._levels.observe(step)
+        super().observe(step)
         for row, slot in enumerate(step.view.slots):
             proposed = self._proposed.pop(slot, {})
             acceptance = self._acceptance[step.view.controls[row].params.temperature == 0]
@@ -170,7 +163,7 @@ class Medusa(ModelDrafter):
 
 def build(
     info: TargetInfo,
-    load_heads: LoadHeads,
+    load_trained: LoadTrained,
     *,
     model: str = "",
     widths: str = "1x1x1x1",
@@ -189,8 +182,5 @@ def build(
     Raises ConfigError for a value out of range, ModelFileError for the folder, IncompatibleDrafter for heads
     that were trained for another target.
     """
-    levels, how = parse_widths("medusa", widths), parse_drawn("medusa", drawn)
-    check_probability("medusa", "min_probability", min_probability)
-    if not model:
-        raise ConfigError("medusa:model must name the folder of trained heads, as in medusa:model=FOLDER")
-    return Medusa(load_heads("medusa", model), info.vocab_size, levels, how, min_probability)
+    growth = parse_growth("medusa", widths, min_probability, drawn)
+    return Medusa(load_folder("medusa", model, load_trained), growth, info.vocab_size)

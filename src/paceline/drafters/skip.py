@@ -14,7 +14,7 @@ from __future__ import annotations
 import random
 
 from paceline.core import Shortcut, Sketch, TargetInfo
-from paceline.drafters._options import check_probability, parse_drawn, parse_widths
+from paceline.drafters._options import parse_growth
 from paceline.drafters._sketch import Choice, Fixed, SelfDrafter
 from paceline.errors import ConfigError
 
@@ -87,17 +87,16 @@ def build(
 
     Raises ConfigError for a value out of range, or a target with too few layers.
     """
-    levels, how = parse_widths("skip", widths), parse_drawn("skip", drawn)
-    check_probability("skip", "min_probability", min_probability)
+    growth = parse_growth("skip", widths, min_probability, drawn)
     if not 0 < share < 1:
         raise ConfigError(f"skip:share must be above 0, below 1, got {share}")
     if info.layers < 3:
         raise ConfigError(f"skip needs a target of at least 3 layers, {info.name} has {info.layers}")
     skipped = spread(info.layers, share)
-    choice: Choice = Fixed(Shortcut(skipped), len(levels))
+    choice: Choice = Fixed(Shortcut(skipped), len(growth.widths))
     if search:
-        choice = Search(info.layers, skipped, len(levels))
-    return SelfDrafter(sketch, choice, levels, how, min_probability)
+        choice = Search(info.layers, skipped, len(growth.widths))
+    return SelfDrafter(sketch, choice, growth)
 
 
 def spread(layers: int, share: float) -> frozenset[int]:

@@ -7,7 +7,7 @@ Sources: Xiao et al., "StreamingLLM", 2023 (arXiv 2309.17453), for what is seen 
 from __future__ import annotations
 
 from paceline.core import Shortcut, Sketch, TargetInfo
-from paceline.drafters._options import check_probability, parse_drawn, parse_widths
+from paceline.drafters._options import parse_growth
 from paceline.drafters._sketch import Fixed, SelfDrafter
 from paceline.errors import ConfigError
 
@@ -33,11 +33,8 @@ def build(
 
     Raises ConfigError for a value out of range.
     """
-    levels, how = parse_widths("sparse", widths), parse_drawn("sparse", drawn)
-    check_probability("sparse", "min_probability", min_probability)
+    growth = parse_growth("sparse", widths, min_probability, drawn)
     for name, value, least in (("sinks", sinks, 0), ("recent", recent, 1)):
         if not least <= value < 1 << 30:
             raise ConfigError(f"sparse:{name} must be {least} to {(1 << 30) - 1}, got {value}")
-    return SelfDrafter(
-        sketch, Fixed(Shortcut(sinks=sinks, recent=recent), len(levels)), levels, how, min_probability
-    )
+    return SelfDrafter(sketch, Fixed(Shortcut(sinks=sinks, recent=recent), len(growth.widths)), growth)

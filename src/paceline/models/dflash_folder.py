@@ -10,9 +10,8 @@ the embeddings; in the native form's `target_layer_ids`, i is what layer i yield
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +22,15 @@ from paceline.errors import ModelFileError
 from paceline.models.drafter_folder import (
     CONFIG,
     TENSORS,
+    DecoderConfig,
     Floats,
     Settings,
     checked_tensor,
+    decoder_of,
+    expect,
     held_layers,
+    proposal,
     read_json,
-    rope_of,
-    rotary_frequencies,
     token_ids_of,
 )
 from paceline.models.safetensors_file import read_safetensors
@@ -41,52 +42,32 @@ MASK_FILE = "mask_embedding.pt"
 
 _NEUTRAL: dict[str, tuple[object, ...]] = {
     "model_type": ("qwen3",),
-    "hidden_act": ("silu",),
-    "attention_bias": (False,),
     "is_causal": (None, False),
     "use_sliding_window": (False,),
-    "quantization_config": (None,),
-    "logit_scale": (1, 1.0),
 }
-"""Settings that change the arithmetic, with the values that are implemented."""
+"""Settings of decoder layers that are implemented with these values only, beside
+`paceline.models.drafter_folder.NEUTRAL`."""
 
 _UNUSED = {"embed_tokens.weight", "verifier_lm_head.weight", "verifier_norm.weight"}
 """Tensors of the target that some folders hold, too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DFlashConfig:
+class DFlashConfig(DecoderConfig):
     """What the forward pass of a DFlash drafter must know beside its weights.
 
     hidden                width of its layers, of the target's embeddings and of its hidden states
-    layers, ffn, heads, kv_heads, head_dim, norm_eps   of its decoder layers
-    vocab_size            tokens of the target
-    draft_vocab_size      tokens that it can propose
-    context               positions it was trained for
+    layers                decoder layers
     layer_ids             the target's hidden states that it reads, counted as transformers does: 0 are the
                           embeddings, k is what k layers made of them
     block                 slots of a block: the token that is known, and the drafted ones
     mask_token            the token whose embedding stands in the place of each drafted one
-    rope_theta, rope_scaling   rotary frequencies, as transformers has them
-    verifier              name of the target it was trained for; empty: not said
     """
 
-    hidden: int
     layers: int
-    ffn: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    norm_eps: float
-    vocab_size: int
-    draft_vocab_size: int
-    context: int
     layer_ids: tuple[int, ...]
     block: int
     mask_token: int
-    rope_theta: float
-    rope_scaling: Mapping[str, Any] = field(default_factory=dict)
-    verifier: str = ""
 
     @property
     def depths(self) -> int:
@@ -96,11 +77,6 @@ class DFlashConfig:
     def layers_of(self, layers: int) -> tuple[int, ...]:
         """The hidden states that it reads of a target with so many layers. Raises IncompatibleDrafter."""
         return held_layers(self.layer_ids, layers)
-
-    @property
-    def frequencies(self) -> NDArray[np.float64]:
-        """Rotary frequencies, float64 [head_dim/2]."""
-        return rotary_frequencies(self.rope_theta, self.head_dim, self.rope_scaling)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -189,12 +165,7 @@ def speculators_form(config: DFlashConfig, target: str) -> dict[str, Any]:
         "sample_from_anchor": False,
         "sliding_window_non_causal": False,
         "transformer_layer_config": _layers(config),
-        "speculators_config": {
-            "algorithm": "dflash",
-            "default_proposal_method": "greedy",
-            "proposal_methods": [{"proposal_type": "greedy", "speculative_tokens": config.depths}],
-            "verifier": {"name_or_path": target, "architectures": []},
-        },
+        "speculators_config": proposal("dflash", config.depths, target),
     }
 
 
@@ -212,28 +183,7 @@ def native_form(config: DFlashConfig) -> dict[str, Any]:
 
 
 def _layers(config: DFlashConfig) -> dict[str, Any]:
-    """The decoder layers, with the rotary settings as transformers before and after version 5 looks for
-    them."""
-    scaling = dict(config.rope_scaling)
-    return {
-        "model_type": "qwen3",
-        "hidden_size": config.hidden,
-        "intermediate_size": config.ffn,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "num_key_value_heads": config.kv_heads,
-        "head_dim": config.head_dim,
-        "hidden_act": "silu",
-        "rms_norm_eps": config.norm_eps,
-        "max_position_embeddings": config.context,
-        "rope_theta": config.rope_theta,
-        "rope_scaling": scaling or None,
-        "rope_parameters": {"rope_theta": config.rope_theta, **(scaling or {"rope_type": "default"})},
-        "attention_bias": False,
-        "use_sliding_window": False,
-        "tie_word_embeddings": False,
-        "vocab_size": config.vocab_size,
-    }
+    return {**config.described("qwen3", config.layers), "use_sliding_window": False}
 
 
 def _speculators(held: Settings) -> DFlashConfig:
@@ -271,40 +221,23 @@ def _config(
     """held: where the drafter's own settings are; layer: where those of its decoder layers are; masks: where
     the mask token is; blocks: where the size of a block is, if not in `held`."""
     for key, neutral in _NEUTRAL.items():
-        if key in layer and layer.get(key) not in neutral:
-            raise layer.wrong(key, json.dumps(neutral[0]))
+        expect(layer, key, neutral)
     kinds = layer.get("layer_types")
     if kinds is not None and set(kinds) != {"full_attention"}:
         raise layer.wrong("layer_types", '"full_attention" for each layer')
-    hidden, heads = layer.integer("hidden_size"), layer.integer("num_attention_heads")
+    # Qwen3's head size is not written out.
+    decoder = decoder_of(held, layer, head_dim=128, context=32768)
+    hidden = decoder["hidden"]
     if held.integer("target_hidden_size", hidden) != hidden:
         raise held.wrong("target_hidden_size", f"the drafter's own {hidden}, for embeddings are shared")
-    kv_heads = layer.integer("num_key_value_heads")
-    if heads % kv_heads:
-        raise layer.wrong("num_key_value_heads", f"a divisor of {heads}")
-    vocab_size = layer.integer("vocab_size")
-    draft_vocab_size = held.integer("draft_vocab_size", vocab_size)
-    if draft_vocab_size > vocab_size:
-        raise held.wrong("draft_vocab_size", f"at most the target's {vocab_size} tokens")
     blocks = blocks or held
     block = blocks.integer("block_size")
     if block < 2:
         raise blocks.wrong("block_size", "at least 2")
-    theta, scaling = rope_of(layer)
     return DFlashConfig(
-        hidden=hidden,
+        **decoder,
         layers=layer.integer("num_hidden_layers"),
-        ffn=layer.integer("intermediate_size"),
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=layer.integer("head_dim", 128),  # Qwen3's, which is not written out
-        norm_eps=layer.number("rms_norm_eps", 1e-6),
-        vocab_size=vocab_size,
-        draft_vocab_size=draft_vocab_size,
-        context=layer.integer("max_position_embeddings", 32768),
         block=block,
-        mask_token=masks.token("mask_token_id", vocab_size),
-        rope_theta=theta,
-        rope_scaling=scaling,
+        mask_token=masks.token("mask_token_id", decoder["vocab_size"]),
         **known,
     )

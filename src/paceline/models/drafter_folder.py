@@ -1,14 +1,4 @@
-"""Folders of trained drafters: config.json and model.safetensors, in the two forms that other engines read.
-
-The form of the speculators library, which vLLM loads, and the native one of EAGLE-3 (SGLang, SpecForge, the
-authors' own repository), whose first layer is called `midlayer`. What both say is one frozen record.
-
-Two settings are traps. Layer ids: `eagle_aux_hidden_state_layer_ids` at the top of a config counts as
-transformers' `hidden_states` do, where 0 are the embeddings; inside `eagle_config`, where SGLang looks, and
-as `target_layer_ids`, i is what layer i yields, which is one more there. `norm_output` missing means false to
-vLLM, SGLang and SpecForge; `norm_before_residual` missing means true in the speculators form, false in the
-native one.
-"""
+"""What folders of trained drafters have in common: config.json, its decoder layers, and checked tensors."""
 
 from __future__ import annotations
 
@@ -23,46 +13,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paceline.errors import IncompatibleDrafter, ModelFileError
-from paceline.models.safetensors_file import read_safetensors
 
 Floats = NDArray[np.float32]
 
 CONFIG, TENSORS = "config.json", "model.safetensors"
-NATIVE_ARCHITECTURES = ("LlamaForCausalLMEagle3", "Eagle3LlamaForCausalLM")
 
-_NEUTRAL: dict[str, tuple[object, ...]] = {
-    "model_type": ("llama",),
-    "num_hidden_layers": (1,),
+NEUTRAL: dict[str, tuple[object, ...]] = {
     "hidden_act": ("silu",),
     "attention_bias": (False,),
-    "mlp_bias": (False,),
     "quantization_config": (None,),
     "logit_scale": (1, 1.0),
 }
-"""Settings of the decoder layer that change its arithmetic, with the values that are implemented."""
-
-_UNUSED = {"verifier_lm_head.weight", "verifier_norm.weight", "layers.0.self_attn.rotary_emb.inv_freq"}
-"""Tensors that some folders hold and drafting does not need."""
+"""Settings of decoder layers that change their arithmetic, with the values that are implemented."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Eagle3Config:
-    """What the forward pass of an EAGLE-3 drafter must know beside its weights.
+class DecoderConfig:
+    """What is alike in all drafters that are made of decoder layers.
 
-    hidden, ffn, heads, kv_heads, head_dim, norm_eps   of its one decoder layer
-    vocab_size            tokens of the target: rows of the embedding
+    hidden, ffn, heads, kv_heads, head_dim, norm_eps   of a decoder layer
+    vocab_size            tokens of the target
     draft_vocab_size      tokens that it can propose
     context               positions it was trained for
-    target_hidden         width of the target's hidden states
-    layer_ids             the target's hidden states that it reads, counted as transformers does: 0 are the
-                          embeddings, k is what k layers made of them; None: those of `layers_of` a target
     rope_theta, rope_scaling   rotary frequencies, as transformers has them
-    norm_before_residual  the residual stream starts behind `hidden_norm`, not before
-    norm_before_fc        an RMS norm of all hidden states together comes before `fc`
-    fc_norm               an RMS norm of each hidden state comes before `fc`
-    norm_output           what is fed on is behind the last norm, not before
     verifier              name of the target it was trained for; empty: not said
-    draft_tokens          drafted tokens along one path that it was trained for
     """
 
     hidden: int
@@ -74,156 +48,37 @@ class Eagle3Config:
     vocab_size: int
     draft_vocab_size: int
     context: int
-    target_hidden: int
-    layer_ids: tuple[int, ...] | None
     rope_theta: float
     rope_scaling: Mapping[str, Any] = field(default_factory=dict)
-    norm_before_residual: bool
-    norm_before_fc: bool
-    fc_norm: bool
-    norm_output: bool
     verifier: str = ""
-    draft_tokens: int = 3
-
-    def layers_of(self, layers: int) -> tuple[int, ...]:
-        """The hidden states that it reads of a target with so many layers. Raises IncompatibleDrafter."""
-        return held_layers(self.layer_ids or (2, layers // 2, layers - 3), layers)
 
     @property
     def frequencies(self) -> NDArray[np.float64]:
         """Rotary frequencies, float64 [head_dim/2]; scaled as Llama 3.1's are, or linearly, if at all."""
         return rotary_frequencies(self.rope_theta, self.head_dim, self.rope_scaling)
 
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The tensors that every such drafter has, and their shapes."""
-        c, q, kv = self, self.heads * self.head_dim, self.kv_heads * self.head_dim
-        states = len(self.layer_ids or (0, 0, 0))
-        shapes: dict[str, tuple[int, ...]] = {
-            "fc.weight": (c.hidden, states * c.target_hidden),
-            "layers.0.input_layernorm.weight": (c.hidden,),
-            "layers.0.hidden_norm.weight": (c.hidden,),
-            "layers.0.self_attn.q_proj.weight": (q, 2 * c.hidden),
-            "layers.0.self_attn.k_proj.weight": (kv, 2 * c.hidden),
-            "layers.0.self_attn.v_proj.weight": (kv, 2 * c.hidden),
-            "layers.0.self_attn.o_proj.weight": (c.hidden, q),
-            "layers.0.post_attention_layernorm.weight": (c.hidden,),
-            "layers.0.mlp.gate_proj.weight": (c.ffn, c.hidden),
-            "layers.0.mlp.up_proj.weight": (c.ffn, c.hidden),
-            "layers.0.mlp.down_proj.weight": (c.hidden, c.ffn),
-            "norm.weight": (c.hidden,),
-            "lm_head.weight": (c.draft_vocab_size, c.hidden),
+    def described(self, model_type: str, layers: int) -> dict[str, Any]:
+        """So many such layers as transformers describes them, with the rotary settings where its versions
+        before and after 5 look for them."""
+        scaling = dict(self.rope_scaling)
+        return {
+            "model_type": model_type,
+            "hidden_size": self.hidden,
+            "intermediate_size": self.ffn,
+            "num_hidden_layers": layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "head_dim": self.head_dim,
+            "hidden_act": "silu",
+            "rms_norm_eps": self.norm_eps,
+            "max_position_embeddings": self.context,
+            "rope_theta": self.rope_theta,
+            "rope_scaling": scaling or None,
+            "rope_parameters": {"rope_theta": self.rope_theta, **(scaling or {"rope_type": "default"})},
+            "attention_bias": False,
+            "tie_word_embeddings": False,
+            "vocab_size": self.vocab_size,
         }
-        if self.norm_before_fc:
-            shapes["input_norm.weight"] = (states * c.target_hidden,)
-        if self.fc_norm:
-            shapes |= {f"fc_norm.{i}.weight": (c.target_hidden,) for i in range(states)}
-        return shapes
-
-
-@dataclass(frozen=True, slots=True)
-class Eagle3Weights:
-    """An EAGLE-3 drafter as its folder describes it.
-
-    tensors    float32, by the names of `Eagle3Config.shapes`; "embed_tokens.weight" [vocab_size, hidden] too
-               where it has embeddings of its own and does not use the target's
-    token_ids  int64 [draft_vocab_size]: the target's id of each token it can propose
-    """
-
-    config: Eagle3Config
-    tensors: Mapping[str, Floats]
-    token_ids: NDArray[np.int64]
-
-
-def held_layers(ids: tuple[int, ...], layers: int) -> tuple[int, ...]:
-    """These ids of hidden states, if a target of so many layers has them. Raises IncompatibleDrafter."""
-    if not all(0 <= id <= layers for id in ids) or list(ids) != sorted(set(ids)):
-        raise IncompatibleDrafter(
-            f"the drafter reads the hidden states {', '.join(map(str, ids))}, a target of {layers} "
-            f"layers has 0 to {layers}, each to be read once and in order"
-        )
-    return ids
-
-
-def rotary_frequencies(theta: float, head_dim: int, scaling: Mapping[str, Any]) -> NDArray[np.float64]:
-    """float64 [head_dim/2]: see `Eagle3Config.frequencies`."""
-    exponents: NDArray[np.float64] = -np.arange(0, head_dim, 2) / head_dim
-    frequencies = theta**exponents
-    if not scaling:
-        return frequencies
-    slowed: NDArray[np.float64] = frequencies / scaling["factor"]
-    if scaling["rope_type"] == "linear":
-        return slowed
-    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    turns = scaling["original_max_position_embeddings"] * frequencies / (2 * pi)
-    share: NDArray[np.float64] = np.clip((turns - low) / (high - low), 0, 1)
-    return share * frequencies + (1 - share) * slowed
-
-
-def read_drafter(folder: Path) -> Eagle3Weights:
-    """The drafter in a folder. Raises ModelFileError naming what is wrong with it."""
-    held = Settings(folder / CONFIG, read_json(folder / CONFIG))
-    config = _speculators(held) if "speculators_model_type" in held else _native(held)
-    path = folder / TENSORS
-    if not path.is_file():
-        raise ModelFileError(f"{folder}: there is no {TENSORS}")
-    found = {
-        name.removeprefix("model.").replace("midlayer.", "layers.0."): tensor
-        for name, tensor in read_safetensors(path).items()
-    }
-    tensors: dict[str, Floats] = {}
-    shapes = config.shapes
-    if "embed_tokens.weight" in found:
-        shapes["embed_tokens.weight"] = (config.vocab_size, config.hidden)
-    for name, shape in shapes.items():
-        if name not in found:
-            raise ModelFileError(f"{path}: tensor {name} is missing")
-        tensors[name] = checked_tensor(path, name, found.pop(name), shape)
-    token_ids = token_ids_of(
-        path, config.vocab_size, config.draft_vocab_size, found.pop("d2t", None), found.pop("t2d", None)
-    )
-    if unknown := found.keys() - _UNUSED:
-        raise ModelFileError(f"{path}: an EAGLE-3 drafter has no tensor {min(unknown)}")
-    return Eagle3Weights(config, tensors, token_ids)
-
-
-def checked_tensor(path: Path, name: str, tensor: NDArray[Any], shape: tuple[int, ...]) -> Floats:
-    """A tensor of that shape with finite numbers. Raises ModelFileError naming file and tensor."""
-    if tensor.shape != shape or tensor.dtype != np.float32:
-        raise ModelFileError(
-            f"{path}: tensor {name} is {tensor.dtype} {list(tensor.shape)}, expected floats {list(shape)}"
-        )
-    if not np.isfinite(tensor).all():
-        raise ModelFileError(f"{path}: tensor {name} holds values that are not finite")
-    return tensor
-
-
-def token_ids_of(
-    path: Path,
-    vocab_size: int,
-    draft_vocab_size: int,
-    d2t: NDArray[Any] | None,
-    t2d: NDArray[Any] | None,
-) -> NDArray[np.int64]:
-    """The target's id of each token that a drafter can propose: d2t is what must be added to the drafter's
-    own. Raises ModelFileError naming the file."""
-    own = np.arange(draft_vocab_size)
-    if d2t is None:
-        if draft_vocab_size != vocab_size:
-            raise ModelFileError(f"{path}: tensor d2t is missing, with which tokens become the target's")
-        return own
-    if d2t.shape != own.shape or d2t.dtype.kind != "i":
-        raise ModelFileError(
-            f"{path}: tensor d2t is {d2t.dtype} {list(d2t.shape)}, expected whole numbers {list(own.shape)}"
-        )
-    ids = own + d2t.astype(np.int64)
-    if ids.min() < 0 or ids.max() >= vocab_size or len(np.unique(ids)) < len(ids):
-        raise ModelFileError(f"{path}: tensor d2t does not lead to different tokens below {vocab_size}")
-    if t2d is not None and (
-        t2d.shape != (vocab_size,) or not np.array_equal(np.flatnonzero(t2d), np.sort(ids))
-    ):
-        raise ModelFileError(f"{path}: tensors d2t and t2d name different tokens")
-    return ids
 
 
 class Settings:
@@ -283,79 +138,45 @@ class Settings:
         return default if found is None else found
 
 
-def _speculators(held: Settings) -> Eagle3Config:
-    if held.get("speculators_model_type") != "eagle3":
-        raise held.wrong("speculators_model_type", '"eagle3"')
-    verifier = draft_tokens = None
-    if "speculators_config" in held:
-        described = held.inside("speculators_config")
-        if described.get("verifier"):
-            verifier = described.inside("verifier").get("name_or_path")
-        methods = described.get("proposal_methods")
-        if isinstance(methods, list) and methods and isinstance(methods[0], dict):
-            draft_tokens = Settings(held.path, methods[0]).integer("speculative_tokens", 3)
-    return _config(
-        held,
-        held.inside("transformer_layer_config"),
-        layer_ids=_ids(held, (("eagle_aux_hidden_state_layer_ids", 0),)),
-        norm_before_residual=held.flag("norm_before_residual", True),
-        verifier=str(verifier or ""),
-        draft_tokens=draft_tokens or 3,
-    )
-
-
-def _native(held: Settings) -> Eagle3Config:
-    named = held.get("architectures")
-    if not isinstance(named, list) or not any(one in NATIVE_ARCHITECTURES for one in named):
-        raise held.wrong(
-            "architectures", f"one of {', '.join(NATIVE_ARCHITECTURES)}, or speculators_model_type"
-        )
-    layer_ids = _ids(held, (("eagle_aux_hidden_state_layer_ids", 0), ("target_layer_ids", 1)))
-    if layer_ids is None and held.get("eagle_config"):
-        layer_ids = _ids(held.inside("eagle_config"), (("eagle_aux_hidden_state_layer_ids", 1),))
-    return _config(
-        held, held, layer_ids=layer_ids, norm_before_residual=held.flag("norm_before_residual", False)
-    )
-
-
-def _ids(held: Settings, keys: tuple[tuple[str, int], ...]) -> tuple[int, ...] | None:
-    """The ids under the first key that is there, with what must be added to them."""
-    return next((held.ids(key, added) for key, added in keys if held.get(key) is not None), None)
-
-
-def _config(held: Settings, layer: Settings, **known: Any) -> Eagle3Config:
-    """held: where the drafter's own settings are; layer: where those of its decoder layer are."""
-    for key, neutral in _NEUTRAL.items():
-        if key in layer and layer.get(key) not in neutral:
-            raise layer.wrong(key, json.dumps(neutral[0]))
+def decoder_of(held: Settings, layer: Settings, *, head_dim: int | None, context: int) -> dict[str, Any]:
+    """The fields of `DecoderConfig` but for the verifier. held: where the drafter's own settings are; layer:
+    where those of its decoder layers are; head_dim, context: where these say nothing, None: the width of
+    hidden states divided among the heads. Raises ModelFileError."""
+    for key, neutral in NEUTRAL.items():
+        expect(layer, key, neutral)
     hidden, heads = layer.integer("hidden_size"), layer.integer("num_attention_heads")
     kv_heads = layer.integer("num_key_value_heads", heads)
     if heads % kv_heads:
         raise layer.wrong("num_key_value_heads", f"a divisor of {heads}")
-    head_dim = layer.integer("head_dim", max(1, hidden // heads))
     vocab_size = layer.integer("vocab_size")
-    draft_vocab_size = held.integer("draft_vocab_size", vocab_size)
-    if draft_vocab_size > vocab_size:
-        raise held.wrong("draft_vocab_size", f"at most the target's {vocab_size} tokens")
     theta, scaling = rope_of(layer)
-    return Eagle3Config(
-        hidden=hidden,
-        ffn=layer.integer("intermediate_size"),
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        norm_eps=layer.number("rms_norm_eps", 1e-6),
-        vocab_size=vocab_size,
-        draft_vocab_size=draft_vocab_size,
-        context=layer.integer("max_position_embeddings", 2048),
-        target_hidden=held.integer("target_hidden_size", hidden),
-        rope_theta=theta,
-        rope_scaling=scaling,
-        norm_before_fc=held.flag("norm_before_fc", False),
-        fc_norm=held.flag("fc_norm", False),
-        norm_output=held.flag("norm_output", False),
-        **known,
-    )
+    return {
+        "hidden": hidden,
+        "ffn": layer.integer("intermediate_size"),
+        "heads": heads,
+        "kv_heads": kv_heads,
+        "head_dim": layer.integer("head_dim", head_dim or max(1, hidden // heads)),
+        "norm_eps": layer.number("rms_norm_eps", 1e-6),
+        "vocab_size": vocab_size,
+        "draft_vocab_size": draft_vocabulary(held, "draft_vocab_size", vocab_size),
+        "context": layer.integer("max_position_embeddings", context),
+        "rope_theta": theta,
+        "rope_scaling": scaling,
+    }
+
+
+def expect(held: Settings, key: str, values: tuple[object, ...]) -> None:
+    """Raise ModelFileError if a setting is there and none of these values."""
+    if key in held and held.get(key) not in values:
+        raise held.wrong(key, json.dumps(values[0]))
+
+
+def draft_vocabulary(held: Settings, key: str, vocab_size: int) -> int:
+    """How many of the target's tokens can be proposed. Raises ModelFileError."""
+    found = held.integer(key, vocab_size)
+    if found > vocab_size:
+        raise held.wrong(key, f"at most the target's {vocab_size} tokens")
+    return found
 
 
 def rope_of(layer: Settings) -> tuple[float, dict[str, Any]]:
@@ -376,6 +197,88 @@ def rope_of(layer: Settings) -> tuple[float, dict[str, Any]]:
         keys = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
         return theta, {"rope_type": kind, **{key: within.number(key) for key in keys}}
     raise within.wrong(key, '"default", "linear" or "llama3"')
+
+
+def held_layers(ids: tuple[int, ...], layers: int) -> tuple[int, ...]:
+    """These ids of hidden states, if a target of so many layers has them. Raises IncompatibleDrafter."""
+    if not all(0 <= id <= layers for id in ids) or list(ids) != sorted(set(ids)):
+        raise IncompatibleDrafter(
+            f"the drafter reads the hidden states {', '.join(map(str, ids))}, a target of {layers} "
+            f"layers has 0 to {layers}, each to be read once and in order"
+        )
+    return ids
+
+
+def rotary_frequencies(theta: float, head_dim: int, scaling: Mapping[str, Any]) -> NDArray[np.float64]:
+    """float64 [head_dim/2]: see `DecoderConfig.frequencies`."""
+    exponents: NDArray[np.float64] = -np.arange(0, head_dim, 2) / head_dim
+    frequencies = theta**exponents
+    if not scaling:
+        return frequencies
+    slowed: NDArray[np.float64] = frequencies / scaling["factor"]
+    if scaling["rope_type"] == "linear":
+        return slowed
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    turns = scaling["original_max_position_embeddings"] * frequencies / (2 * pi)
+    share: NDArray[np.float64] = np.clip((turns - low) / (high - low), 0, 1)
+    return share * frequencies + (1 - share) * slowed
+
+
+def checked_tensor(path: Path, name: str, tensor: NDArray[Any], shape: tuple[int, ...]) -> Floats:
+    """A tensor of that shape with finite numbers. Raises ModelFileError naming file and tensor."""
+    if tensor.shape != shape or tensor.dtype != np.float32:
+        raise ModelFileError(
+            f"{path}: tensor {name} is {tensor.dtype} {list(tensor.shape)}, expected floats {list(shape)}"
+        )
+    if not np.isfinite(tensor).all():
+        raise ModelFileError(f"{path}: tensor {name} holds values that are not finite")
+    return tensor
+
+
+def token_ids_of(
+    path: Path,
+    vocab_size: int,
+    draft_vocab_size: int,
+    d2t: NDArray[Any] | None,
+    t2d: NDArray[Any] | None,
+) -> NDArray[np.int64]:
+    """The target's id of each token that a drafter can propose: d2t is what must be added to the drafter's
+    own. Raises ModelFileError naming the file."""
+    own = np.arange(draft_vocab_size)
+    if d2t is None:
+        if draft_vocab_size != vocab_size:
+            raise ModelFileError(f"{path}: tensor d2t is missing, with which tokens become the target's")
+        return own
+    if d2t.shape != own.shape or d2t.dtype.kind != "i":
+        raise ModelFileError(
+            f"{path}: tensor d2t is {d2t.dtype} {list(d2t.shape)}, expected whole numbers {list(own.shape)}"
+        )
+    ids = own + d2t.astype(np.int64)
+    if ids.min() < 0 or ids.max() >= vocab_size or len(np.unique(ids)) < len(ids):
+        raise ModelFileError(f"{path}: tensor d2t does not lead to different tokens below {vocab_size}")
+    if t2d is not None and (
+        t2d.shape != (vocab_size,) or not np.array_equal(np.flatnonzero(t2d), np.sort(ids))
+    ):
+        raise ModelFileError(f"{path}: tensors d2t and t2d name different tokens")
+    return ids
+
+
+def proposal(algorithm: str, tokens: int, target: str) -> dict[str, Any]:
+    """What the speculators form says of how a drafter is used. tokens: along one path."""
+    return {
+        "algorithm": algorithm,
+        "default_proposal_method": "greedy",
+        "proposal_methods": [{"proposal_type": "greedy", "speculative_tokens": tokens}],
+        "verifier": {"name_or_path": target, "architectures": []},
+    }
+
+
+def known_tokens(token_ids: NDArray[np.int64], vocab_size: int) -> dict[str, NDArray[Any]]:
+    """The tensors that say which of the target's tokens a drafter's own are, as speculators has them: d2t
+    int64 [D], what must be added to the own id; t2d bool [V], which are there."""
+    known = np.zeros(vocab_size, np.bool_)
+    known[token_ids] = True
+    return {"d2t": token_ids - np.arange(len(token_ids)), "t2d": known}
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -14,7 +14,6 @@ Source: vllm/model_executor/models/medusa.py and vllm/transformers_utils/configs
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paceline.errors import ModelFileError
-from paceline.models.drafter_folder import CONFIG, TENSORS, Floats, Settings, checked_tensor, read_json
+from paceline.models.drafter_folder import (
+    CONFIG,
+    TENSORS,
+    Floats,
+    Settings,
+    checked_tensor,
+    draft_vocabulary,
+    expect,
+    read_json,
+)
 from paceline.models.safetensors_file import read_safetensors
 
 KINDS = {"medusa": "MedusaModel", "hydra": "HydraModel"}
@@ -139,23 +147,19 @@ def read_heads(folder: Path, kind: str | None = None) -> HeadsWeights:
 
 def _config(held: Settings) -> HeadsConfig:
     for key, neutral in _NEUTRAL.items():
-        if key in held and held.get(key) not in neutral:
-            raise held.wrong(key, json.dumps(neutral[0]))
+        expect(held, key, neutral)
     counts = {key: held.integer(key) for key in ("num_heads", "num_hidden_layers")}
     for key, count in counts.items():
         if count > MOST:
             raise held.wrong(key, f"at most {MOST}")
     vocab_size = held.integer("vocab_size")
-    draft_vocab_size = held.integer("truncated_vocab_size", vocab_size)
-    if draft_vocab_size > vocab_size:
-        raise held.wrong("truncated_vocab_size", f"at most the target's {vocab_size} tokens")
     return HeadsConfig(
         kind=held.get("model_type"),
         hidden=held.integer("hidden_size"),
         depths=counts["num_heads"],
         layers=counts["num_hidden_layers"],
         vocab_size=vocab_size,
-        draft_vocab_size=draft_vocab_size,
+        draft_vocab_size=draft_vocabulary(held, "truncated_vocab_size", vocab_size),
         bias=held.flag("medusa_fc_bias", False),
         shared=held.flag("original_lm_head", False),
     )

@@ -18,6 +18,7 @@ from paceline.models.dflash_folder import (
     read_dflash,
     speculators_form,
 )
+from paceline.models.drafter_folder import known_tokens
 from paceline.trained.dflash_reference import forward, inject
 from paceline.trained.export import TOLERANCE, Exported, command_for, write_folder
 
@@ -46,9 +47,7 @@ def export_dflash(weights: DFlashWeights, to: str, folder: Path, target: str) ->
         raise ConfigError("the drafter has a reduced vocabulary and no head: engines load none without")
     named = {name: narrowed(tensor) for name, tensor in weights.tensors.items()}
     if config.draft_vocab_size < config.vocab_size:
-        known = np.zeros(config.vocab_size, np.bool_)
-        known[weights.token_ids] = True
-        named |= {"d2t": weights.token_ids - np.arange(config.draft_vocab_size), "t2d": known}
+        named |= known_tokens(weights.token_ids, config.vocab_size)
     written = speculators_form(config, target) if to == "vllm" else native_form(config)
     write_folder(folder, written, named)
     again = read_dflash(folder)

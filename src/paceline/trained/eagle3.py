@@ -17,7 +17,8 @@ from paceline import kernels
 from paceline.core import Draft
 from paceline.errors import IncompatibleDrafter
 from paceline.kernels.packing import GROUP, LANES, Embedding, pack, quantise_weights
-from paceline.models.drafter_folder import Eagle3Weights, Floats
+from paceline.models.drafter_folder import Floats
+from paceline.models.eagle3_folder import Eagle3Weights
 from paceline.targets.weights import aligned, interleave
 from paceline.trained.eagle3_reference import norm
 

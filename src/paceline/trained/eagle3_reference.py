@@ -16,7 +16,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from paceline.models.drafter_folder import Eagle3Weights, Floats
+from paceline.models.drafter_folder import Floats
+from paceline.models.eagle3_folder import Eagle3Weights
 
 
 def fuse(weights: Eagle3Weights, hidden_states: Sequence[Floats]) -> Floats:

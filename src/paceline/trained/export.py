@@ -1,7 +1,7 @@
 """Trained drafters for other engines: folders that vLLM and SGLang load, read back and compared.
 
 Layer ids, `norm_output` and its kin are always written out: where they are missing each engine guesses its
-own way, and a wrong guess only makes the drafter worse (see `paceline.models.drafter_folder`).
+own way, and a wrong guess only makes the drafter worse (see `paceline.models.eagle3_folder`).
 """
 
 from __future__ import annotations
@@ -18,15 +18,14 @@ from numpy.typing import NDArray
 from paceline.errors import ConfigError, ModelFileError
 from paceline.models.bfloat16 import narrowed
 from paceline.models.cache import write_atomically
-from paceline.models.drafter_folder import CONFIG, TENSORS, Eagle3Config, Eagle3Weights, read_drafter
+from paceline.models.drafter_folder import CONFIG, TENSORS, known_tokens
+from paceline.models.eagle3_folder import Eagle3Weights, native_form, read_eagle3, speculators_form
 from paceline.models.safetensors_file import write_safetensors
 from paceline.trained.eagle3_reference import follow, fuse
 
 ENGINES = ("vllm", "sglang")
 TOLERANCE = 1e-5
 """Largest difference between the logits of a drafter and of what its export reads back as."""
-
-_FLAGS = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")
 
 
 class Exported(NamedTuple):
@@ -63,16 +62,13 @@ def export(weights: Eagle3Weights, to: str, folder: Path, target: str, layers: i
     ids = config.layers_of(layers or max(config.layer_ids or (0,)))
     if to == "sglang" and 0 in ids:
         raise ConfigError("the drafter reads the target's embeddings, which SGLang does not hand to drafters")
-    written = _speculators(config, ids, target) if to == "vllm" else _native(config, ids)
+    written = speculators_form(config, ids, target) if to == "vllm" else native_form(config, ids)
     named = {
         (name.replace("layers.0.", "midlayer.") if to == "sglang" else name): narrowed(tensor)
         for name, tensor in weights.tensors.items()
     }
-    known = np.zeros(config.vocab_size, np.bool_)
-    known[weights.token_ids] = True
-    offsets = weights.token_ids - np.arange(config.draft_vocab_size)
-    write_folder(folder, written, {**named, "d2t": offsets, "t2d": known})
-    again = read_drafter(folder)
+    write_folder(folder, written, named | known_tokens(weights.token_ids, config.vocab_size))
+    again = read_eagle3(folder)
     difference = compare(weights, again)
     same = again.config.layers_of(layers or max(ids)) == ids and np.array_equal(
         again.token_ids, weights.token_ids
@@ -113,68 +109,6 @@ def compare(one: Eagle3Weights, other: Eagle3Weights) -> float:
         for weights in (one, other)
     ]
     return float(np.abs(logits[0] - logits[1]).max())
-
-
-def _layer(config: Eagle3Config) -> dict[str, Any]:
-    """The decoder layer, with the rotary settings as transformers before and after version 5 looks for
-    them."""
-    scaling = dict(config.rope_scaling)
-    return {
-        "model_type": "llama",
-        "hidden_size": config.hidden,
-        "intermediate_size": config.ffn,
-        "num_hidden_layers": 1,
-        "num_attention_heads": config.heads,
-        "num_key_value_heads": config.kv_heads,
-        "head_dim": config.head_dim,
-        "hidden_act": "silu",
-        "rms_norm_eps": config.norm_eps,
-        "max_position_embeddings": config.context,
-        "rope_theta": config.rope_theta,
-        "rope_scaling": scaling or None,
-        "rope_parameters": {"rope_theta": config.rope_theta, **(scaling or {"rope_type": "default"})},
-        "attention_bias": False,
-        "mlp_bias": False,
-        "tie_word_embeddings": False,
-        "vocab_size": config.vocab_size,
-    }
-
-
-def _own(config: Eagle3Config) -> dict[str, Any]:
-    return {
-        "draft_vocab_size": config.draft_vocab_size,
-        "target_hidden_size": config.target_hidden,
-        **{flag: getattr(config, flag) for flag in _FLAGS},
-    }
-
-
-def _speculators(config: Eagle3Config, ids: tuple[int, ...], target: str) -> dict[str, Any]:
-    return {
-        "architectures": ["Eagle3DraftModel"],
-        "speculators_model_type": "eagle3",
-        **_own(config),
-        "eagle_aux_hidden_state_layer_ids": list(ids),
-        "transformer_layer_config": _layer(config),
-        "speculators_config": {
-            "algorithm": "eagle3",
-            "default_proposal_method": "greedy",
-            "proposal_methods": [{"proposal_type": "greedy", "speculative_tokens": config.draft_tokens}],
-            "verifier": {"name_or_path": target, "architectures": []},
-        },
-    }
-
-
-def _native(config: Eagle3Config, ids: tuple[int, ...]) -> dict[str, Any]:
-    """SGLang counts the layers whose output is read; their outputs are one further in the hidden states."""
-    return {
-        "architectures": ["LlamaForCausalLMEagle3"],
-        **_layer(config),
-        **_own(config),
-        "eagle_config": {
-            "use_aux_hidden_state": True,
-            "eagle_aux_hidden_state_layer_ids": [id - 1 for id in ids],
-        },
-    }
 
 
 def command_for(to: str, method: str, target: str, folder: Path, draft_tokens: int) -> str:

@@ -25,8 +25,7 @@ from torch.nn import functional
 from paceline.errors import ConfigError
 from paceline.models.config import ModelConfig
 from paceline.models.dflash_folder import DFlashConfig, speculators_form
-from paceline.train.architectures._base import Architecture
-from paceline.train.architectures.eagle3 import SPREAD, Mlp
+from paceline.train.architectures._decoder import DecoderDrafter, Mlp, rotary_frequencies, rotated
 from paceline.train.batches import Batch, rounded
 from paceline.train.draft_attention import draft_attention
 from paceline.train.teacher import Teacher
@@ -43,41 +42,16 @@ def build(teacher: Teacher, *, depths: int = 5, layers: int = 1, draft_vocab: in
             raise ConfigError(f"{name} is {value}, allowed: 1 to {most}")
     if not teacher.layer_ids:
         raise ConfigError("dflash reads hidden states of inner layers; make data that has some (--taps)")
-    return DFlash(teacher, depths, layers, teacher.likeliest(min(draft_vocab, len(teacher.counts))))
+    return DFlash(teacher, depths, layers, draft_vocab)
 
 
-class DFlash(Architecture):
-    """The drafter; the embedding is the target's and is not trained."""
+class DFlash(DecoderDrafter):
+    """The drafter."""
 
-    def __init__(self, teacher: Teacher, depths: int, layers: int, vocabulary: Tensor) -> None:
-        super().__init__()
-        config = teacher.config
-        self._config, self._layer_ids = config, teacher.layer_ids
+    def __init__(self, teacher: Teacher, depths: int, layers: int, draft_vocab: int) -> None:
+        super().__init__(teacher, depths, draft_vocab, [Layer(teacher.config) for _ in range(layers)])
         self._mask = int(teacher.counts.argmin())  # a token that answers hardly ever hold
-        self.depths = depths
-        self.register_buffer("vocabulary", vocabulary, persistent=False)
-        self.register_buffer("embedding", teacher.embedding, persistent=False)
-        self.fc = nn.Linear(len(self._layer_ids) * config.hidden, config.hidden, bias=False)
-        self.hidden_norm = nn.RMSNorm(config.hidden, config.norm_eps)
-        self.layers = nn.ModuleList([Layer(config) for _ in range(layers)])
-        self.norm = nn.RMSNorm(config.hidden, config.norm_eps)
-        self.lm_head = nn.Linear(config.hidden, len(vocabulary), bias=False)
-        for part in self.modules():
-            if isinstance(part, nn.Linear):
-                nn.init.normal_(part.weight, std=SPREAD)
-        with torch.no_grad():
-            # Taps differ in size by orders of magnitude; the context should begin with equal parts of each.
-            scale = torch.tensor([1 / tap for tap in teacher.scales[:-1]]).repeat_interleave(config.hidden)
-            self.fc.weight.normal_(std=self.fc.in_features**-0.5).mul_(scale)
-            rows = teacher.head.cpu()[vocabulary].float()
-            self.lm_head.weight.copy_(rows)
-            # As for EAGLE-3: logits that mean nothing yet should not be far apart.
-            self.norm.weight.fill_(rows.square().sum(-1).mean() ** -0.5)
-
-    @property
-    def head(self) -> Tensor:
-        """See `Architecture.head`."""
-        return self.lm_head.weight
+        self.hidden_norm = nn.RMSNorm(teacher.config.hidden, teacher.config.norm_eps)
 
     def forward(self, batch: Batch) -> Iterator[Tensor]:
         """See `Architecture.forward`."""
@@ -94,35 +68,16 @@ class DFlash(Architecture):
         for depth in range(self.depths):
             yield self.norm(blocks[:count, depth + 1][batch.bases(depth)[bases]])
 
-    def known_tokens(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """See `Architecture.known_tokens`."""
-        return tensors["d2t"] + torch.arange(len(tensors["d2t"]))
-
     def folder(self, weights: Mapping[str, Tensor], model: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """A folder of the speculators form."""
-        ids = self.vocabulary.cpu()
-        known = torch.zeros(self._config.vocab_size, dtype=torch.bool)
-        known[ids] = True
-        tensors = {name: tensor.to(torch.bfloat16) for name, tensor in weights.items()}
-        tensors |= {"d2t": ids - torch.arange(len(ids)), "t2d": known}
-        target = self._config
         config = DFlashConfig(
-            hidden=target.hidden,
+            **self.shape,
             layers=len(self.layers),
-            ffn=target.ffn,
-            heads=target.heads,
-            kv_heads=target.kv_heads,
-            head_dim=target.head_dim,
-            norm_eps=target.norm_eps,
-            vocab_size=target.vocab_size,
-            draft_vocab_size=len(ids),
-            context=target.context,
             layer_ids=tuple(self._layer_ids),
             block=self.depths + 1,
             mask_token=self._mask,
-            rope_theta=target.rope_theta,
         )
-        return speculators_form(config, model), tensors
+        return speculators_form(config, model), self.tensors(weights)
 
 
 class Layer(nn.Module):
@@ -157,8 +112,7 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(q, hidden, bias=False)
         self.q_norm = nn.RMSNorm(self._dim, config.norm_eps)
         self.k_norm = nn.RMSNorm(self._dim, config.norm_eps)
-        exponents = -torch.arange(0, self._dim, 2) / self._dim
-        self.register_buffer("_frequencies", config.rope_theta**exponents, persistent=False)
+        self.register_buffer("_frequencies", rotary_frequencies(config), persistent=False)
 
     def forward(self, context: Tensor, read: Tensor, bases: Tensor) -> Tensor:
         """[n, S, H]; read: [n, S, H]."""
@@ -190,11 +144,8 @@ class Attention(nn.Module):
         return self._heads(self.v_proj(x)).repeat_interleave(self._groups, -2)
 
     def _rotated(self, x: Tensor, positions: Tensor) -> Tensor:
-        """Rotary positions (Su et al., 2021) on the pairs (i, i + dim/2) of x [..., heads, dim]."""
-        angles = positions[..., None, None] * self._frequencies
-        cos, sin = angles.cos(), angles.sin()
-        left, right = x.chunk(2, -1)
-        return torch.cat((left * cos - right * sin, right * cos + left * sin), -1)
+        """x [..., heads, dim] at these positions."""
+        return rotated(x, positions[..., None, None] * self._frequencies)
 
     @staticmethod
     def _beside(bases: Tensor, part: Tensor) -> Tensor:

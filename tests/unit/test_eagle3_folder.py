@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from paceline.errors import ConfigError, ModelFileError
-from paceline.models.drafter_folder import Eagle3Weights, read_drafter
+from paceline.models.eagle3_folder import Eagle3Weights, read_eagle3
 from paceline.models.safetensors_file import read_safetensors, write_safetensors
 from paceline.trained.eagle3_reference import follow, fuse
 from paceline.trained.export import compare, export
@@ -84,8 +84,8 @@ def write(folder: Path, config: dict[str, Any], held: dict[str, Any]) -> Path:
 
 
 def test_both_forms_are_one_record(tmp_path: Path) -> None:
-    ours = read_drafter(write(tmp_path / "a", SPECULATORS, tensors()))
-    native = read_drafter(write(tmp_path / "b", NATIVE, tensors("midlayer")))
+    ours = read_eagle3(write(tmp_path / "a", SPECULATORS, tensors()))
+    native = read_eagle3(write(tmp_path / "b", NATIVE, tensors("midlayer")))
     assert ours.config.layer_ids == native.config.layer_ids == (2, 15, 27)
     assert ours.config == replace(native.config, verifier="org/target", draft_tokens=5)
     assert ours.config.shapes.keys() == ours.tensors.keys() == native.tensors.keys()
@@ -100,9 +100,9 @@ def test_both_forms_are_one_record(tmp_path: Path) -> None:
 
 def test_what_is_not_said_is_guessed_as_each_engine_does(tmp_path: Path) -> None:
     bare = {key: value for key, value in SPECULATORS.items() if key != "norm_before_residual"}
-    spoken = read_drafter(write(tmp_path / "a", bare, tensors())).config
+    spoken = read_eagle3(write(tmp_path / "a", bare, tensors())).config
     native = {key: value for key, value in NATIVE.items() if key != "eagle_config"}
-    silent = read_drafter(write(tmp_path / "b", native, tensors("midlayer"))).config
+    silent = read_eagle3(write(tmp_path / "b", native, tensors("midlayer"))).config
     assert spoken.norm_before_residual
     assert not silent.norm_before_residual
     assert not spoken.norm_output
@@ -110,14 +110,14 @@ def test_what_is_not_said_is_guessed_as_each_engine_does(tmp_path: Path) -> None
     assert silent.layer_ids is None
     assert silent.layers_of(30) == (2, 15, 27)
     for key, ids in (("target_layer_ids", [1, 14, 26]), ("eagle_aux_hidden_state_layer_ids", [2, 15, 27])):
-        said = read_drafter(write(tmp_path / "c", {**native, key: ids}, tensors("midlayer"))).config
+        said = read_eagle3(write(tmp_path / "c", {**native, key: ids}, tensors("midlayer"))).config
         assert said.layer_ids == (2, 15, 27)
 
 
 def test_rotary_settings_of_both_kinds_of_transformers_are_read(tmp_path: Path) -> None:
     def config(**changes: Any) -> Any:
         layer = {**{key: value for key, value in LAYER.items() if key != "rope_theta"}, **changes}
-        return read_drafter(
+        return read_eagle3(
             write(tmp_path / "a", {**SPECULATORS, "transformer_layer_config": layer}, tensors())
         ).config
 
@@ -172,7 +172,7 @@ def test_a_config_that_cannot_be_run_is_refused_by_name(
     config: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ModelFileError, match=message) as refused:
-        read_drafter(write(tmp_path / "a", config, tensors()))
+        read_eagle3(write(tmp_path / "a", config, tensors()))
     assert "\n" not in str(refused.value)
 
 
@@ -216,22 +216,22 @@ def test_tensors_that_do_not_fit_are_refused_by_name(
     held = tensors()
     change(held)
     with pytest.raises(ModelFileError, match=message):
-        read_drafter(write(tmp_path / "a", SPECULATORS, held))
+        read_eagle3(write(tmp_path / "a", SPECULATORS, held))
 
 
 def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match=r"config.json cannot be read: No such file"):
-        read_drafter(tmp_path / "nowhere")
+        read_eagle3(tmp_path / "nowhere")
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ModelFileError, match=r"config.json is damaged"):
-        read_drafter(tmp_path)
+        read_eagle3(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(SPECULATORS))
     with pytest.raises(ModelFileError, match=r"there is no model.safetensors"):
-        read_drafter(tmp_path)
+        read_eagle3(tmp_path)
     path = write(tmp_path, SPECULATORS, tensors()) / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(ModelFileError, match=r"is damaged: .*the file is cut off"):
-        read_drafter(tmp_path)
+        read_eagle3(tmp_path)
 
 
 FULL = replace(CONFIG, norm_before_residual=True, norm_before_fc=True, fc_norm=True, norm_output=True)
@@ -244,7 +244,7 @@ def test_an_export_reads_back_as_the_same_drafter(to: str, config: Any, tmp_path
     weights = random_drafter(config, embeddings=config is not CONFIG)
     written = export(weights, to, tmp_path / "out", "")
     assert written.difference == 0
-    again = read_drafter(written.folder)
+    again = read_eagle3(written.folder)
     assert replace(again.config, verifier=config.verifier) == config
     assert again.token_ids.tolist() == weights.token_ids.tolist()
     held = read_safetensors(written.folder / "model.safetensors")
@@ -297,7 +297,7 @@ def test_layers_that_are_not_said_become_the_usual_ones(tmp_path: Path) -> None:
         15,
         27,
     ]
-    assert read_drafter(tmp_path).config.layer_ids == (2, 15, 27)
+    assert read_eagle3(tmp_path).config.layer_ids == (2, 15, 27)
 
 
 def test_a_path_is_followed_with_the_drafters_own_output() -> None:

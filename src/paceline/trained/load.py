@@ -1,0 +1,76 @@
+"""From the folder of a trained drafter to the model that drafts for a target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from paceline.core import TargetInfo
+from paceline.kernels.packing import Embedding
+from paceline.models.dflash_folder import read_dflash
+from paceline.models.eagle3_folder import read_eagle3
+from paceline.models.heads_folder import read_heads
+from paceline.trained.dflash import NativeDFlash
+from paceline.trained.eagle3 import NativeEagle3
+from paceline.trained.heads import NativeHeads
+
+
+class Lender(Protocol):
+    """A target that lends drafters its embeddings and its head, and runs on so many threads."""
+
+    info: TargetInfo
+    threads: int
+
+    def embedding(self) -> Embedding:
+        """The embeddings of the tokens."""
+        ...
+
+    def head(self) -> Embedding:
+        """The head's rows."""
+        ...
+
+
+def load_trained(drafter: str, folder: Path, target: Lender) -> NativeEagle3 | NativeDFlash | NativeHeads:
+    """The model in a folder, of the kind that the drafter of that name runs. It runs on the CPU kernels, as
+    wide and as long as the target. Raises ModelFileError naming what is wrong with the folder,
+    IncompatibleDrafter for a drafter that was not trained for such a target."""
+    return _LOADERS[drafter](folder, target)
+
+
+def _layers(target: Lender) -> int:
+    return sum(tap.startswith("hidden.") for tap in target.info.taps) - 1  # the first are the embeddings
+
+
+def _eagle3(folder: Path, target: Lender) -> NativeEagle3:
+    return NativeEagle3(
+        read_eagle3(folder),
+        target.embedding(),
+        _layers(target),
+        threads=target.threads,
+        cache_tokens=target.info.cache_tokens,
+        max_positions=target.info.max_positions,
+    )
+
+
+def _dflash(folder: Path, target: Lender) -> NativeDFlash:
+    weights, cache_tokens = read_dflash(folder), target.info.cache_tokens
+    return NativeDFlash(
+        weights, target.embedding(), target.head(), _layers(target), cache_tokens=cache_tokens
+    )
+
+
+def _medusa(folder: Path, target: Lender) -> NativeHeads:
+    return NativeHeads(read_heads(folder, "medusa"), target.embedding())
+
+
+def _hydra(folder: Path, target: Lender) -> NativeHeads:
+    return NativeHeads(read_heads(folder, "hydra"), target.embedding())
+
+
+_LOADERS: dict[str, Callable[[Path, Lender], NativeEagle3 | NativeDFlash | NativeHeads]] = {
+    "eagle3": _eagle3,
+    "dflash": _dflash,
+    "medusa": _medusa,
+    "hydra": _hydra,
+}
