@@ -28,10 +28,10 @@ def test_a_datastore_is_made_and_shown(paceline: Paceline, model: Path, tmp_path
     assert made.code == 0, made.err
     assert made.out == ""
     record = json.loads(paceline("datastore", "info", str(path), "--json").out)
-    assert (record["files"], record["characters"]) == (2, 126)
+    assert record["texts"] == 2
     assert record["tokens"] == 126, "this vocabulary has a token for each of these characters"
-    assert f"{record['tokens']} tokens of 2 files" in made.err
-    assert "characters  126" in paceline("datastore", "info", str(path)).out
+    assert f"{record['tokens']} tokens of 2 texts" in made.err
+    assert "texts       2" in paceline("datastore", "info", str(path)).out
 
 
 def test_bad_input_is_one_line_and_writes_nothing(paceline: Paceline, model: Path, tmp_path: Path) -> None:
@@ -45,7 +45,7 @@ def test_bad_input_is_one_line_and_writes_nothing(paceline: Paceline, model: Pat
         return message
 
     assert "no.txt: No such file" in build(str(tmp_path / "no.txt"))
-    assert "Is a directory" in build(str(tmp_path))
+    assert "`paceline train data` makes data sets" in build(str(tmp_path))
     text.write_bytes(b"\xff\xfe")
     assert "is not UTF-8 text" in build(str(text))
     text.write_text("")

@@ -17,11 +17,14 @@ from paceline.models.safetensors_file import map_safetensors, write_safetensors
 from paceline.models.tokenizer import Tokenizer
 from paceline.noise import choice_seed
 from paceline.sampling import SamplingParams
+from paceline.stores.datastore import BOUNDARY, KIND
+from paceline.stores.token_file import TokenFile
 from paceline.targets.native import NativeTarget
 from paceline.train import answers as data
 from paceline.train.dataset import Answer, Manifest
 from paceline.train.questions import invent, read_prompts
 from paceline.train.recorder import Recorder
+from tests.cli.conftest import paceline as paceline
 from tests.train.conftest import WORDS, Make, answers_of
 
 TAPS = ("hidden.0", "hidden.1")
@@ -250,3 +253,21 @@ def test_manifests_come_back_as_they_were(make: Make, tmp_path: Path) -> None:
     again = Manifest.read(tmp_path / "d")
     assert again == manifest
     assert again.target.shape.vocab_size == 265
+
+
+def test_a_datastore_is_made_of_the_answers_alone(
+    paceline: Any, make: Make, model: Path, tmp_path: Path, write_gguf: Any
+) -> None:
+    manifest = make(tmp_path / "d")
+    path = tmp_path / "answers.pls"
+    made = paceline("datastore", "build", str(tmp_path / "d"), "--model", str(model), "-o", str(path))
+    assert made.code == 0, made.err
+    answers = answers_of(tmp_path / "d", manifest)
+    wanted = [token for answer in answers for token in (*answer.tokens[answer.prompt :].tolist(), BOUNDARY)]
+    assert TokenFile.read(path, KIND).arrays["tokens"].tolist() == wanted
+    assert f"of {len(answers)} texts" in made.err
+    record = json.loads((tmp_path / "d" / "manifest.json").read_text())
+    record["target"]["vocabulary"] = "another"
+    (tmp_path / "d" / "manifest.json").write_text(json.dumps(record))
+    refused = paceline("datastore", "build", str(tmp_path / "d"), "--model", str(model), "-o", str(path))
+    assert (refused.code, "which has other tokens" in refused.err) == (2, True)

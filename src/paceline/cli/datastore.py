@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import click
+import numpy as np
+from numpy.typing import NDArray
 
 from paceline.cli.help import examples
 from paceline.cli.options import model_option, read_text
+from paceline.errors import TrainingError
+from paceline.models.tokenizer import Tokenizer
 
 CUT = 1 << 16
 """Characters that are cut into tokens at once, up to the next end of a line."""
@@ -23,7 +29,7 @@ CUT = 1 << 16
     )
 )
 def command() -> None:
-    """Make and inspect datastores: texts of your own to draft from.
+    """Make and inspect datastores: texts to draft from.
 
     A datastore holds token ids, so it serves the models that share the tokenizer it was made with.
     """
@@ -33,58 +39,96 @@ def command() -> None:
     epilog=examples(
         "paceline datastore build notes.txt -o notes.pls",
         "paceline datastore build src/*.py --model gemma3-270m --output project.pls",
+        "paceline train data answers/ --no-states && paceline datastore build answers/ -o answers.pls",
     )
 )
 @click.argument("files", nargs=-1, required=True, metavar="FILES...")
 @model_option
 @click.option("-o", "--output", required=True, metavar="PATH", help="Where the datastore is written.")
 def build(files: tuple[str, ...], model: str, output: str) -> None:
-    """Make a datastore of text FILES. A file that is there already is replaced once the new one is whole.
+    """Make a datastore of text FILES, or of folders that `paceline train data` wrote: the model's own
+    answers, without the prompts. A file that is there already is replaced once the new one is whole.
 
     Takes about 40 bytes of memory per token while it sorts, and 8 bytes per token on disk.
     """  # fmt: skip
-    import numpy as np
-
     from paceline.bench.progress import progress_bar
     from paceline.models.gguf_file import read_gguf
     from paceline.models.registry import resolve
-    from paceline.models.tokenizer import Tokenizer
     from paceline.models.vocabulary import fingerprint
-    from paceline.stores.datastore import BOUNDARY, KIND, ROUNDS, Datastore
+    from paceline.stores.datastore import KIND, ROUNDS, Datastore
     from paceline.stores.token_file import TokenFile
 
-    texts = [read_text(file, "text") for file in files]
     checkpoint = read_gguf(resolve(model))
     tokenizer = Tokenizer(checkpoint.tokenizer)
+    sources = [
+        _answers(Path(file), fingerprint(tokenizer.to_json()))
+        if Path(file).is_dir()
+        else _text(read_text(file, "text"), tokenizer)
+        for file in files
+    ]
+    texts = sum(source.texts for source in sources)
     with progress_bar() as progress:
-        task = progress.add_task("Reading", total=sum(map(len, texts)))
-        tokens: list[int] = []
-        for text in texts:
-            for piece in _pieces(text):
-                tokens += tokenizer.encode_part(piece)
-                progress.advance(task, len(piece))
-            tokens.append(BOUNDARY)
+        task = progress.add_task("Reading", total=sum(source.size for source in sources))
+        advance = partial(progress.advance, task)
+        tokens = np.concatenate([part for source in sources for part in source.read(advance)])
         task = progress.add_task("Sorting", total=ROUNDS)
-        store = Datastore.index(
-            np.array(tokens, np.int32), tokenizer.vocab_size, lambda: progress.advance(task)
-        )
+        store = Datastore.index(tokens, tokenizer.vocab_size, lambda: progress.advance(task))
     TokenFile(
         kind=KIND,
         vocabulary=fingerprint(tokenizer.to_json()),
         model=checkpoint.config.name,
-        notes={"files": len(files), "characters": sum(map(len, texts))},
+        notes={"texts": texts},
         arrays=store.arrays,
     ).write(Path(output))
-    click.echo(f"{output}: {len(tokens) - len(files)} tokens of {len(files)} files", err=True)
+    click.echo(f"{output}: {len(tokens) - texts} tokens of {texts} texts", err=True)
 
 
-def _pieces(text: str) -> Iterator[str]:
-    """The text in pieces that end with a line, or are its last."""
-    start = 0
-    while start < len(text):
-        end = text.find("\n", start + CUT) + 1 or len(text)
-        yield text[start:end]
-        start = end
+class _Source(NamedTuple):
+    """Texts as tokens.
+
+    size   how much there is to read, in whatever unit
+    texts  how many there are
+    read   from a function to be told how much was read to the tokens, a BOUNDARY behind each text
+    """
+
+    size: int
+    texts: int
+    read: Callable[[Callable[[int], object]], Iterator[NDArray[np.int32]]]
+
+
+def _text(text: str, tokenizer: Tokenizer) -> _Source:
+    """One text, in pieces that end with a line or are its last."""
+    from paceline.stores.datastore import BOUNDARY
+
+    def read(advance: Callable[[int], object]) -> Iterator[NDArray[np.int32]]:
+        start = 0
+        while start < len(text):
+            end = text.find("\n", start + CUT) + 1 or len(text)
+            yield np.array(tokenizer.encode_part(text[start:end]), np.int32)
+            advance(end - start)
+            start = end
+        yield np.array([BOUNDARY], np.int32)
+
+    return _Source(len(text), 1, read)
+
+
+def _answers(folder: Path, vocabulary: str) -> _Source:
+    """The answers of a data set. Raises TrainingError if the folder holds none, or one of other tokens."""
+    from paceline.stores.datastore import BOUNDARY
+    from paceline.train.dataset import Manifest
+
+    manifest = Manifest.read(folder)
+    if manifest.target.vocabulary != vocabulary:
+        raise TrainingError(f"{folder}: was answered by {manifest.target.model}, which has other tokens")
+    manifest.check_files(folder)
+
+    def read(advance: Callable[[int], object]) -> Iterator[NDArray[np.int32]]:
+        for place, held in enumerate(manifest.shards):
+            for answer in manifest.read_answers(folder, place):
+                yield np.append(answer, np.int32(BOUNDARY))
+            advance(held.tokens)
+
+    return _Source(manifest.tokens, sum(held.answers for held in manifest.shards), read)
 
 
 @command.command(
@@ -103,7 +147,7 @@ def info(path: str, as_json: bool) -> None:
         "bytes": Path(path).stat().st_size,
         "model": file.model,
         "vocabulary": file.vocabulary,
-        "tokens": len(file.arrays["tokens"]) - file.notes["files"],
+        "tokens": len(file.arrays["tokens"]) - file.notes["texts"],
         **file.notes,
     }
     if as_json:

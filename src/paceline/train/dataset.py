@@ -13,7 +13,7 @@ The manifest is written last, so what it lists is on disk. All files appear whol
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -156,6 +156,13 @@ class Manifest:
     def read_shard(self, folder: Path, place: int) -> dict[str, NDArray[Any]]:
         """The arrays of one shard, after checking all of it. Raises TrainingError."""
         return read_checked(folder / self.shards[place].file, self.shards[place].sha256)
+
+    def read_answers(self, folder: Path, place: int) -> Iterator[NDArray[np.int32]]:
+        """The tokens of one shard's answers, without their prompts. Raises TrainingError."""
+        shard = self.read_shard(folder, place)
+        ends = np.cumsum(shard["lengths"])
+        for end, length, prompt in zip(ends, shard["lengths"], shard["prompts"], strict=True):
+            yield shard["tokens"][end - length + prompt : end]
 
 
 def read_checked(path: Path, sha256: str) -> dict[str, NDArray[Any]]:
