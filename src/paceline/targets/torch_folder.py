@@ -34,7 +34,7 @@ def load_folder(folder: Path, *, threads: int | None = None, **options: Any) -> 
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype="auto", local_files_only=True, use_safetensors=True, trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (ImportError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()
         raise ModelFileError(f"{folder}: {reason[0] if reason else type(error).__name__}") from None
     device = "cuda" if torch.cuda.is_available() else "cpu"
