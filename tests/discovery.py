@@ -96,7 +96,7 @@ def offered(target: Target) -> dict[str, Any]:
     return {
         "sketch": getattr(target, "sketch", None),
         "tokenizer": signs,
-        "load_model": lambda name: (near(target), signs),
+        "load_model": lambda name, **where: (near(target), signs),
         "load_drafter": lambda folder: trained(target),
         "load_dflash": lambda folder: blocks(target),
         "load_heads": lambda kind, folder: trained_heads(kind, target),

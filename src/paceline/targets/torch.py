@@ -39,7 +39,7 @@ TRIAL = -1
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 COARSE_TOLERANCE = 0.1
 """By how much our logits may differ from the model's own, as root mean squares relative to their spread;
-the last is for 16 bits and fewer, of numbers or of quantised weights, which may come with numbers so coarse."""
+the last is for 16 bits and fewer, and for quantised weights, with which activations may be quantised too."""
 
 
 class TorchTarget:
@@ -127,7 +127,7 @@ class TorchTarget:
         """What others get of the logits, once they are there: a policy learns from how long that took."""
         if self._device.type == "cpu":
             return logits.numpy()
-        torch.accelerator.synchronize()
+        torch.accelerator.synchronize(self._device)
         return OnDevice(logits)
 
     def embedding(self) -> Embedding:
