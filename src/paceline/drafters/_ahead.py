@@ -89,6 +89,22 @@ class Foresight:
             self._known.pop(slot, None)
 
 
+class End(NamedTuple):
+    """Where the target may leave a tree.
+
+    path         the tokens that it has accepted then
+    probability  of that path, as the draft has it
+    drafted      the tokens below, with which it would not leave the tree there
+    expected     whether it is the likeliest leaf. A draft is accepted more often than its model is sure of
+                 it: that it is accepted whole, and its own choice follows, is taken for the likeliest outcome
+    """
+
+    path: Path
+    probability: float
+    drafted: set[int]
+    expected: bool
+
+
 class Outcome(NamedTuple):
     """What a row's pass may emit, and how likely the draft makes it."""
 
@@ -179,28 +195,29 @@ class Ahead:
     def _likeliest(self, view: View, trees: Sequence[Tree], budgets: Sequence[Budget]) -> list[Outcome]:
         """The likeliest outcomes of every row that there is room for."""
         ends = [
-            (row, *end)
+            (row, end)
             for row, (tree, budget) in enumerate(zip(trees, budgets, strict=True))
             if self._room(view, row, len(tree.tokens) + self._outcomes * (1 + budget.nodes))
             for end in _ends(tree)
         ]
         if not ends:
             return []
-        paths = [(row, path) for row, path, _, _ in ends]
+        paths = [(row, end.path) for row, end in ends]
         found = self._foresight.score(view.slots, view.histories, paths)
         outcomes: list[list[Outcome]] = [[] for _ in trees]
-        for (row, path, probability, drafted), logits in zip(ends, found, strict=True):
-            weights = warped(view, row, path, logits)
-            law, count = weights / (weights.sum() or 1.0), self._outcomes + len(drafted)
+        for (row, end), logits in zip(ends, found, strict=True):
+            weights = warped(view, row, end.path, logits)
+            law, count = weights / (weights.sum() or 1.0), self._outcomes + len(end.drafted)
             if view.coupled:
-                tokens = foremost(view, row, len(path), law, count)
+                ranked = foremost(view, row, len(end.path), law, count)
             else:
-                tokens = np.argsort(-law, kind="stable")[:count].tolist()
-            outcomes[row] += [
-                Outcome(row, (*path, token), probability * float(law[token]))
-                for token in tokens
-                if token not in drafted and token not in view.controls[row].ending
-            ]
+                ranked = np.argsort(-law, kind="stable")[:count].tolist()
+            next_ones = [token for token in ranked if token not in end.drafted]
+            for rank, token in enumerate(next_ones):
+                if token not in view.controls[row].ending:
+                    sure = end.expected and not rank
+                    probability = 1.0 if sure else end.probability * float(law[token])
+                    outcomes[row].append(Outcome(row, (*end.path, token), probability))
         for own in outcomes:
             own.sort(key=lambda outcome: -outcome.probability)
         return [outcome for own in outcomes for outcome in own[: self._outcomes]]
@@ -219,9 +236,7 @@ class Ahead:
             self._drafter.release(slots)
 
 
-def _ends(tree: Tree) -> list[tuple[Path, float, set[int]]]:
-    """Where the target may leave a tree: the path to there, how likely the draft makes it, and the tokens
-    that are drafted below, which would not leave it there."""
+def _ends(tree: Tree) -> list[End]:
     reached: dict[Path, float] = {(): 1.0}
     drafted: dict[Path, set[int]] = {(): set()}
     paths: list[Path] = []
@@ -232,4 +247,7 @@ def _ends(tree: Tree) -> list[tuple[Path, float, set[int]]]:
         reached[path] = reached[above] * confidence
         drafted[above].add(token)
         drafted.setdefault(path, set())
-    return [(path, reached[path], below) for path, below in drafted.items()]
+    expected: Path = ()
+    while drafted[expected]:
+        expected = max(((*expected, token) for token in drafted[expected]), key=reached.__getitem__)
+    return [End(path, reached[path], below, path == expected) for path, below in drafted.items()]
