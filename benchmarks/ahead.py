@@ -1,7 +1,7 @@
 """Drafting while the target verifies (`draft:ahead`): on this machine's cores, and beside a target elsewhere.
 
     python -m benchmarks.ahead                          both models on one thread each, and a pause of 40 ms
-    python -m benchmarks.ahead --pause 0 --threads 4    a target with four threads beside a draft model with one
+    python -m benchmarks.ahead --pause 0 --threads 4    four threads for the target, one for the draft model
 
 With a pause the target computes and then does nothing for so long: a stand-in for one that computes on a
 device of its own and takes that much longer. Greedy, always drafting (policy `fixed`); the kinds of drafting
