@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from time import perf_counter, sleep
 from typing import Any
 
+from paceline import kernels
 from paceline.bench.machine import machine, versions
 from paceline.bench.prompts import choose
 from paceline.core import Draft, Scores
@@ -59,7 +60,7 @@ def measure(asked: argparse.Namespace, pause: float) -> dict[str, Any]:
     for prompt in choose(None, asked.limit):
         for name in names:
             began = perf_counter()
-            done[name] += engine.generate([[{"role": "user", "content": prompt.text}]], params, name)
+            done[name] += engine.generate(prompt.text, params, name)
             seconds[name] += perf_counter() - began
     plain = [one.token_ids for one in done["none"]]
     return {
@@ -86,7 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--max-tokens", type=int, default=64)
     asked = parser.parse_args(arguments)
     by_pause = {f"{pause:g} ms": measure(asked, pause / 1000) for pause in asked.pause}
-    print(json.dumps({"machine": machine(), "versions": versions(), **vars(asked), "by_pause": by_pause}))
+    here = machine(kernels.chosen(), asked.threads)
+    print(json.dumps({"machine": here, "versions": versions(), **vars(asked), "by_pause": by_pause}))
 
 
 if __name__ == "__main__":

@@ -107,8 +107,20 @@ def test_what_is_proposed_and_answered_is_the_same_under_every_rule(
     assert tokens(both[0]) == tokens(both[1])
 
 
+def test_logits_of_another_text_would_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The twin of the test above."""
+
+    def follow(self: Foresight, slot: int, history: list[int]) -> None:
+        self._known.setdefault(slot, {})  # nothing is forgotten or moved
+        self._texts[slot] = list(history)
+
+    plain, _ = answers(near(SketchingTable()), "widths=1x1x1,ahead=0", "rejection", 1, 7)
+    monkeypatch.setattr(Foresight, "follow", follow)
+    wrong, _ = answers(near(SketchingTable()), "widths=1x1x1,ahead=2", "rejection", 1, 7)
+    assert tokens(plain) != tokens(wrong)
+
+
 def test_what_was_foreseen_for_another_text_is_no_use() -> None:
-    """The twin of the test above: with logits of the text before, other tokens are proposed."""
     model = Watched()
     foresight = Foresight(Companion(model))
     text = words(6)
