@@ -170,6 +170,14 @@ def test_controls_that_remember_are_left_to_the_engine(monkeypatch: pytest.Monke
     assert {len(slots) for slots in foreseen} == {1}
 
 
+@pytest.mark.parametrize("wait", ["true", "false"])
+def test_requests_that_are_not_foreseen_are_drafted_for(wait: str) -> None:
+    made = loaded(Watched(), f"ahead=1,wait={wait}")
+    engine = Engine(SketchingTable(), {"d": made}, drafter="d", eos_ids=frozenset())
+    (done,) = engine.generate(words(5), SamplingParams(repetition_penalty=1.3, max_tokens=20))
+    assert done.stats.accepted > 5
+
+
 def test_a_failure_in_the_thread_costs_drafts_and_no_answer(caplog: pytest.LogCaptureFixture) -> None:
     class Failing(Watched):
         def forward(self, draft: Draft, taps: frozenset[str]) -> Scores:

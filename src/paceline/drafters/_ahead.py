@@ -139,16 +139,17 @@ class Ahead:
         self._settle(view)
         for slot, history in zip(view.slots, view.histories, strict=True):
             self._foresight.follow(slot, history)
-        now = budgets
-        if view.coupled and not self._wait:
-            known = map(self._foresight.knows, view.slots)
-            now = [budget if here else Budget(0, 0) for budget, here in zip(budgets, known, strict=True)]
-        trees = self._drafter.propose(view, now)
         rows = [
             row
             for row, budget in enumerate(budgets)
             if min(budget) > 0 and view.draws(row) and not view.controls[row].adjusts
         ]
+        now = list(budgets)
+        if view.coupled and not self._wait:
+            for row in rows:
+                if not self._foresight.knows(view.slots[row]):
+                    now[row] = Budget(0, 0)
+        trees = self._drafter.propose(view, now)
         if rows:
             frozen = replace(view.rows(rows), histories=[list(view.histories[row]) for row in rows])
             given = [trees[row] for row in rows], [budgets[row] for row in rows]
@@ -199,6 +200,7 @@ class Ahead:
             for row, (tree, budget) in enumerate(zip(trees, budgets, strict=True))
             if self._room(view, row, len(tree.tokens) + self._outcomes * (1 + budget.nodes))
             for end in _ends(tree)
+            if not view.controls[row].ending.intersection(end.path)
         ]
         if not ends:
             return []
