@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from threading import current_thread, main_thread
 from time import perf_counter, sleep
 from typing import Any
 
@@ -29,6 +30,23 @@ from paceline.results import Completion
 from paceline.sampling import SamplingParams
 
 KINDS = ("", ",ahead=1", ",ahead=2", ",ahead=4", ",ahead=1,wait=false", ",ahead=4,wait=false")
+
+
+class Counted:
+    """A draft model that counts its passes: those that the engine waits for, and those in the thread."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self.passes = {"waited_for": 0, "meanwhile": 0}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def forward(self, draft: Draft, taps: frozenset[str]) -> Scores:
+        """As the model."""
+        self.passes["waited_for" if current_thread() is main_thread() else "meanwhile"] += 1
+        scores: Scores = self._model.forward(draft, taps)
+        return scores
 
 
 class Elsewhere:
@@ -48,11 +66,21 @@ class Elsewhere:
 
 
 def measure(asked: argparse.Namespace, pause: float) -> dict[str, Any]:
-    """Tokens per second and per pass of each kind, and whether all answers were plain decoding's."""
+    """Of each kind: tokens per second and per pass, the draft model's passes per pass of the target, and
+    whether all answers were plain decoding's."""
     target, tokenizer = load_model(asked.target, threads=asked.threads)
+    offered = offers(target, tokenizer)
+    models: list[Counted] = []
+
+    def counted(*what: Any, **how: Any) -> tuple[Counted, Any]:
+        model, own = offered["load_model"](*what, **how)
+        models.append(Counted(model))
+        return models[-1], own
+
     spec = f"draft:model={asked.draft},vocabulary=shared,threads=1,widths={asked.widths}"
-    names = ["none", *(spec + kind for kind in KINDS)]
-    drafters = {name: load(name, target.info, **offers(target, tokenizer)) for name in names}
+    names = [*(spec + kind for kind in KINDS), "none"]
+    drafters = {name: load(name, target.info, **offered | {"load_model": counted}) for name in names}
+    passes = dict(zip(names, (model.passes for model in models), strict=False))
     engine = Engine(Elsewhere(target, pause), drafters, drafter="none", tokenizer=tokenizer)
     params = SamplingParams(temperature=0, max_tokens=asked.max_tokens)
     seconds: dict[str, float] = dict.fromkeys(names, 0.0)
@@ -63,16 +91,17 @@ def measure(asked: argparse.Namespace, pause: float) -> dict[str, Any]:
             done[name] += engine.generate(prompt.text, params, name)
             seconds[name] += perf_counter() - began
     plain = [one.token_ids for one in done["none"]]
-    return {
-        name.removeprefix(spec) or "ahead=0": {
-            "tokens_per_second": round(sum(one.stats.tokens for one in done[name]) / seconds[name], 2),
-            "tokens_per_pass": round(
-                sum(one.stats.tokens for one in done[name]) / sum(one.stats.passes for one in done[name]), 3
-            ),
+    report = {}
+    for name in names:
+        tokens = sum(one.stats.tokens for one in done[name])
+        scored = sum(one.stats.passes for one in done[name])
+        report[name.removeprefix(spec + ",") if name != spec else "ahead=0"] = {
+            "tokens_per_second": round(tokens / seconds[name], 2),
+            "tokens_per_pass": round(tokens / scored, 3),
+            "draft_passes": {when: round(n / scored, 3) for when, n in passes.get(name, {}).items()},
             "as_plain": [one.token_ids for one in done[name]] == plain,
         }
-        for name in names
-    }
+    return report
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
