@@ -156,6 +156,7 @@ $(VENV)/tools: $(VENV)/created pyproject.toml constraints-dev.txt
 $(VENV)/torch: $(VENV)/tools
 	@echo 'Installing PyTorch and transformers'
 	@$(call install-extra,torch)
+	@$(call install-extra,quantised)
 	@touch $@
 
 $(VENV)/installed-for-tests: $(VENV)/tools $(VENV)/installed

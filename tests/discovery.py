@@ -97,7 +97,7 @@ def offered(target: Target) -> dict[str, Any]:
     return {
         "sketch": getattr(target, "sketch", None),
         "tokenizer": signs,
-        "load_model": lambda name: (near(target), signs),
+        "load_model": lambda name, **where: (near(target), signs),
         "load_trained": lambda drafter, folder: trained(drafter, target),
     }
 

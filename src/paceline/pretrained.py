@@ -11,7 +11,7 @@ from paceline.errors import ConfigError
 from paceline.models.cache import cache_dir
 from paceline.models.registry import resolve
 from paceline.models.tokenizer import Tokenizer
-from paceline.targets._options import refuse_rows
+from paceline.targets._options import refuse_device, refuse_rows
 
 if TYPE_CHECKING:
     from paceline.core import Target
@@ -27,28 +27,36 @@ def load_model(
     cache_tokens: int | None = None,
     context: int | None = None,
     rows: int | None = None,
+    device: str | None = None,
 ) -> tuple[NativeTarget | TorchTarget, Tokenizer]:
     """The target and the tokenizer of a model, fetched first if need be.
 
     model: a known name or the path of a GGUF file, for the native target; a folder with safetensors or a
     name of the Hugging Face hub, such as "org/name", for the PyTorch target. The other options are those of
-    NativeTarget.load and TorchTarget; `rows` is of the latter only. Raises ConfigError and ModelFileError.
+    NativeTarget.load and TorchTarget; `rows` is of the latter only, and `device` says where PyTorch runs it:
+    None for a GPU if there is one. Raises ConfigError and ModelFileError.
     """
     path = resolve(model)
     options: dict[str, Any] = {"threads": threads, "cache_tokens": cache_tokens, "context": context}
-    hub = not path.exists() and path.suffix != ".gguf" and len(path.parts) == 2 and not path.is_absolute()
+    hub = _on_hub(path)
     if path.is_dir() or hub:
         if find_spec("torch") is None or find_spec("transformers") is None:
             what = "a name of the Hugging Face hub, for there is no such file," if hub else "a folder"
             raise ConfigError(f"{model}: {what} needs PyTorch: pip install 'paceline[torch]'")
         from paceline.targets.torch_folder import fetch, load_folder
 
-        return load_folder(fetch(str(model)) if hub else path, rows=rows, **options)
+        return load_folder(fetch(str(model)) if hub else path, rows=rows, device=device, **options)
     refuse_rows(model, rows)
+    refuse_device(model, device)
     from paceline.targets.native import NativeTarget
 
     target = NativeTarget.load(path, **options)
     return target, Tokenizer.from_json(target.tokenizer_json)
+
+
+def _on_hub(path: Path) -> bool:
+    """Whether this is no file, but can be a name of the Hugging Face hub."""
+    return not path.exists() and path.suffix != ".gguf" and len(path.parts) == 2 and not path.is_absolute()
 
 
 def pass_cost(target: NativeTarget | TorchTarget) -> PassCost:
@@ -62,11 +70,18 @@ def pass_cost(target: NativeTarget | TorchTarget) -> PassCost:
 
 def offers(target: Target, tokenizer: Any) -> dict[str, Any]:
     """What drafters may be given beside the target's `info`: see `paceline.drafters.load`. A model that is
-    loaded to draft gets the target's threads and as many tokens of cache."""
+    loaded to draft gets as many tokens of cache, and unless told otherwise the target's threads."""
 
-    def load(model: str) -> tuple[NativeTarget | TorchTarget, Tokenizer]:
-        threads = getattr(target, "threads", None)
-        return load_model(model, threads=threads, cache_tokens=target.info.cache_tokens)
+    def load(
+        model: str, *, threads: int | None = None, device: str | None = None
+    ) -> tuple[NativeTarget | TorchTarget, Tokenizer]:
+        path = resolve(model)
+        if threads is not None and (path.is_dir() or _on_hub(path)):
+            raise ConfigError(
+                f"{model} runs on PyTorch, whose threads are the whole process's; threads={threads}"
+            )
+        threads = threads or getattr(target, "threads", None)
+        return load_model(model, threads=threads, cache_tokens=target.info.cache_tokens, device=device)
 
     lender: Any = target if hasattr(target, "embedding") else None
 

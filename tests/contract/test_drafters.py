@@ -24,7 +24,10 @@ def make(spec: str) -> Drafter:
     return drafter_for(spec, Detached())
 
 
-@pytest.fixture(params=names())
+SPECS = [*names(), "draft:model=near,min_probability=0,ahead=2"]
+
+
+@pytest.fixture(params=SPECS)
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -72,13 +75,15 @@ def generate(name: str, seeds: range, **engine_options: int) -> list[tuple[int, 
     return [completion.token_ids for completion in done]
 
 
-def test_every_option_has_a_default_of_a_kind_that_can_be_typed(name: str) -> None:
-    assert all(isinstance(default, int | float | bool | str) for default in options(name).values())
+@pytest.mark.parametrize("kind", names())
+def test_every_option_has_a_default_of_a_kind_that_can_be_typed(kind: str) -> None:
+    assert all(isinstance(default, int | float | bool | str) for default in options(kind).values())
 
 
-def test_an_unknown_option_is_refused_by_name(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"{name} has no option 'colour'"):
-        make(f"{name}:colour=red")
+@pytest.mark.parametrize("kind", names())
+def test_an_unknown_option_is_refused_by_name(kind: str) -> None:
+    with pytest.raises(ConfigError, match=f"{kind} has no option 'colour'"):
+        make(f"{kind}:colour=red")
 
 
 def test_it_needs_no_more_than_a_set_of_taps(name: str) -> None:
@@ -164,7 +169,7 @@ def test_releasing_a_slot_that_it_never_saw_is_no_error(name: str) -> None:
 
 
 def test_a_reused_slot_brings_nothing_over_but_what_was_learned_on_purpose(name: str) -> None:
-    if "store_tokens" in options(name):
+    if "store_tokens" in options(name.partition(":")[0]):
         used, fresh = (make(f"{name}:store_tokens=0") for _ in range(2))
     else:
         used, fresh = make(name), make(name)

@@ -161,6 +161,8 @@ MORE = (
     "draft:model=near,widths=3x2,min_probability=0",
     "draft:model=near,drafter=ngram:shortest=1,min_probability=0",
     "draft:model=near,vocabulary=shared,min_probability=0",
+    "draft:model=near,ahead=2,min_probability=0",
+    "draft:model=near,ahead=3,wait=false,widths=2x1,min_probability=0",
 )
 
 

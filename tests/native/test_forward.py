@@ -4,6 +4,7 @@ that holds what a fresh pass would have put there."""
 from __future__ import annotations
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,24 @@ def test_the_last_state_is_what_the_head_turns_into_logits(isa: str, monkeypatch
     last, logits = (scores.features[tap][-1] @ head.T for tap in (LAST, "hidden.3"))
     np.testing.assert_allclose(last, scores.logits[-1], rtol=1e-3, atol=1e-4)
     assert np.abs(logits - scores.logits[-1]).max() > 0.1
+
+
+@pytest.mark.parametrize("isa", COMPILED)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_models_bits_do_not_depend_on_passes_of_another_at_the_same_time(
+    isa: str, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On one thread each they run beside each other, on two they take turns."""
+    kinds = ("Q8_0", "Q4_1")
+    targets = [make(monkeypatch, isa, threads, weights=random_weights([kind], config=WIDE)) for kind in kinds]
+    drafts = [draft_of([(0, tokens(seed, 20), 0, 20, NOTHING)]) for seed in range(20)]
+
+    def passes(target: NativeTarget) -> list[bytes]:
+        return [target.forward(draft, frozenset()).logits.tobytes() for draft in drafts]
+
+    alone = [passes(target) for target in targets]
+    with ThreadPoolExecutor(len(targets)) as pool:
+        assert list(pool.map(passes, targets)) == alone
 
 
 @pytest.mark.parametrize("isa", COMPILED)

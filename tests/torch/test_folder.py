@@ -10,9 +10,10 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from paceline.cli.main import run
+from paceline.drafters import load
 from paceline.engine import Engine
 from paceline.errors import ConfigError, ModelFileError
-from paceline.pretrained import load_model
+from paceline.pretrained import load_model, offers
 from paceline.sampling import SamplingParams
 from tests.torch.families import small
 from tests.unit.test_folder import TEMPLATE, byte_level
@@ -85,6 +86,31 @@ def test_damaged_and_incomplete_folders_are_named(folder: Path) -> None:
 def test_options_out_of_range_are_refused(options: dict[str, int], says: str, folder: Path) -> None:
     with pytest.raises(ConfigError, match=says):
         load_model(folder, **options)
+
+
+def test_a_draft_model_has_a_device_of_its_own(folder: Path) -> None:
+    target, tokenizer = load_model(folder)
+    loaded = offers(target, tokenizer)["load_model"]
+    drafting, _ = loaded(folder, device="cpu")
+    assert "cpu" in drafting.isa
+    with pytest.raises(ConfigError, match="there is no device 'cuda:77' here; there are cpu"):
+        loaded(folder, device="cuda:77")
+    with pytest.raises(
+        ConfigError, match="runs on PyTorch, whose threads are the whole process's; threads=2"
+    ):
+        loaded(folder, threads=2)
+
+
+def test_a_draft_model_drafts_while_the_target_verifies(folder: Path) -> None:
+    target, tokenizer = load_model(folder, rows=8)
+    drafter = f"draft:model={folder},min_probability=0,device=cpu,ahead=2"
+    drafters = {name: load(name, target.info, **offers(target, tokenizer)) for name in (drafter, "none")}
+    engine = Engine(target, drafters, drafter=drafter, tokenizer=tokenizer)
+    params = SamplingParams(temperature=1, seed=3, max_tokens=24, ignore_eos=True)
+    drafted, plain = (engine.generate(["It is known.", "All is"], params, name) for name in drafters)
+    assert engine.load.draft_failures == {}
+    assert sum(one.stats.accepted for one in drafted) > 20
+    assert [one.token_ids for one in drafted] == [one.token_ids for one in plain]
 
 
 def test_a_name_of_the_hub_is_fetched(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -131,7 +131,7 @@ def test_a_small_cache_of_the_draft_model_changes_no_answer() -> None:
 def made(model: TableTarget, tokenizer: Any = None) -> dict[str, Any]:
     return {
         "tokenizer": Signs(VOCABULARY),
-        "load_model": lambda name: (model, tokenizer or Signs(model.info.vocab_size)),
+        "load_model": lambda name, **where: (model, tokenizer or Signs(model.info.vocab_size)),
     }
 
 
@@ -356,7 +356,7 @@ def test_a_model_with_another_vocabulary_is_refused_and_told_what_to_do() -> Non
         load("draft:model=x", TableTarget().info, **made(TableTarget(), Mixed(VOCABULARY)))
 
 
-def other(name: str) -> tuple[TableTarget, None]:
+def other(name: str, **where: Any) -> tuple[TableTarget, None]:
     return TableTarget(7), None
 
 

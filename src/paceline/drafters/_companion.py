@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 from paceline.core import Array, Target, Verdict
 from paceline.drafters._model import Room, hang
 from paceline.drafting import Paths
 from paceline.transcript import Tokenizer
 
-LoadModel = Callable[[str], tuple[Target, Tokenizer | None]]
-"""From a model's name or file to a target with a cache about as large as the answered model's, and its
-tokenizer. Raises ConfigError and ModelFileError."""
+
+class LoadModel(Protocol):
+    """From a model's name or file to a target with a cache about as large as the answered model's, and its
+    tokenizer."""
+
+    def __call__(
+        self, model: str, *, threads: int | None = None, device: str | None = None
+    ) -> tuple[Target, Tokenizer | None]:
+        """threads: of its passes, device: what runs it; None: as the answered model. Raises ConfigError and
+        ModelFileError."""
+        ...
+
 
 CHUNK = 128
 """Tokens that are read in one pass where a companion is far behind."""

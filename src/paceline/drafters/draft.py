@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from paceline.core import Drafter, TargetInfo
 from paceline.drafters import load
+from paceline.drafters._ahead import Ahead, Foresight
 from paceline.drafters._companion import Companion, LoadModel
 from paceline.drafters._model import ModelDrafter, Scorer
 from paceline.drafters._options import parse_growth
@@ -35,7 +36,11 @@ def build(
     drawn: str = "iid",
     vocabulary: str = "same",
     drafter: str = "none",
-) -> ModelDrafter:
+    threads: int = 0,
+    device: str = "",
+    ahead: int = 0,
+    wait: bool = True,
+) -> Drafter:
     """A second model as drafter.
 
     model            a known model's name, or a file
@@ -46,6 +51,11 @@ def build(
     vocabulary       "same": both models must have the same tokens; "shared": tokens that both have are
                      proposed
     drafter          another drafter that drafts for the draft model
+    threads          of the draft model on the native target; 0: as many as the target has
+    device           of the draft model on PyTorch, such as cpu or cuda:1; empty: as PyTorch models are loaded
+    ahead            outcomes of a pass for which the next draft is made while the target computes; 0: none
+    wait             with ahead: whether a request whose text was not foreseen waits for its draft; otherwise
+                     its next token is verified alone meanwhile
 
     Raises ConfigError for a value out of range, IncompatibleDrafter for a model or drafter that does not
     fit, ModelFileError for the model's file.
@@ -57,8 +67,14 @@ def build(
         raise ConfigError(f"draft:drafter needs draft:vocabulary=same, got {drafter} and shared")
     if not model:
         raise ConfigError("draft:model must name a model, as in draft:model=NAME or draft:model=FILE")
+    if ahead < 0:
+        raise ConfigError(f"draft:ahead must be at least 0, got {ahead}")
+    if ahead and drafter != "none":
+        raise ConfigError(f"draft:ahead needs draft:drafter=none, got {drafter}")
+    if not ahead and not wait:
+        raise ConfigError("draft:wait=false needs draft:ahead of at least 1")
     guesser = _guesser(drafter, info)
-    companion, own = load_model(model)
+    companion, own = load_model(model, threads=threads or None, device=device or None)
     scorer: Scorer = Companion(companion)
     if vocabulary == "shared":
         if own is None:
@@ -69,7 +85,10 @@ def build(
             f"draft: {companion.info.name} and {info.name} have different tokens; "
             "use draft:vocabulary=shared, or the drafter slem"
         )
-    return ModelDrafter(scorer, growth, guesser)
+    if not ahead:
+        return ModelDrafter(scorer, growth, guesser)
+    foresight = Foresight(scorer)
+    return Ahead(ModelDrafter(foresight, growth), foresight, ahead, wait)
 
 
 def _guesser(spec: str, info: TargetInfo) -> Drafter | None:

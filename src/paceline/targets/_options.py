@@ -18,3 +18,9 @@ def refuse_rows(model: object, rows: int | None) -> None:
     """Raises ConfigError if `rows` is set: this model is not run by the target that has it."""
     if rows is not None:
         raise ConfigError(f"rows is an option of the PyTorch target, which {model} does not use")
+
+
+def refuse_device(model: object, device: str | None) -> None:
+    """Raises ConfigError if `device` names another one than the CPU, on which the native target runs."""
+    if device not in (None, "cpu"):
+        raise ConfigError(f"device is {device}, but {model} runs on the native target: on the CPU")

@@ -24,12 +24,12 @@ from torch import Tensor
 from paceline.core import LAST, NOTHING, Draft, Scores, TargetInfo, Tree, Verdict, View
 from paceline.device import OnDevice
 from paceline.errors import ConfigError
-from paceline.kernels.packing import Embedding, pack
+from paceline.kernels.packing import Embedding
 from paceline.targets._options import within
 from paceline.targets.torch_attention import Pass, Source, Span, Switch, ancestors, blocks
 from paceline.targets.torch_cache import PAGE_TOKENS, Pool
 from paceline.targets.torch_models import EncoderDecoder, Seen, VisionLanguage, calls_of, longest
-from paceline.targets.weights import aligned
+from paceline.targets.torch_weights import matrix, refuse_mixed_rows, stored
 
 CACHE_SEQUENCES = 4
 """Unless told otherwise the cache holds this many sequences of full length."""
@@ -39,7 +39,7 @@ TRIAL = -1
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 COARSE_TOLERANCE = 0.1
 """By how much our logits may differ from the model's own, as root mean squares relative to their spread;
-the last is for 16 bits and fewer."""
+the last is for 16 bits and fewer, and for quantised weights, with which activations may be quantised too."""
 
 
 class TorchTarget:
@@ -64,6 +64,7 @@ class TorchTarget:
         vocabulary: str = "",
     ) -> None:
         self._calls = calls_of(model)
+        refuse_mixed_rows(model)
         config = self._calls.config
         trained = longest(config)
         context = within("context", context, trained, PROBED, trained)
@@ -77,7 +78,10 @@ class TorchTarget:
         self._pool = Pool(pages * PAGE_TOKENS)
         self.isa = f"torch {self._device} {model.dtype}, rows: {rows or 'any'}".replace("torch.", "")
         self.threads = torch.get_num_threads()
-        self.weight_bytes = sum(weight.nbytes for weight in model.parameters())
+        weights = stored(model)
+        self.weight_bytes = sum(weight.nbytes for weight in weights)
+        bytewise = any(weight.itemsize == 1 for weight in weights)
+        self._tolerance = None if bytewise else TOLERANCE.get(model.dtype)
         self._keeps_some = rows is None and model._supports_logits_to_keep()
         self.info = TargetInfo(
             name=config.name_or_path or model.config.name_or_path or config.model_type,
@@ -123,16 +127,16 @@ class TorchTarget:
         """What others get of the logits, once they are there: a policy learns from how long that took."""
         if self._device.type == "cpu":
             return logits.numpy()
-        torch.accelerator.synchronize()
+        torch.accelerator.synchronize(self._device)
         return OnDevice(logits)
 
     def embedding(self) -> Embedding:
         """The embeddings of the tokens, for trained drafters, which run on the CPU kernels: as bfloat16."""
-        return _packed(self.model.get_input_embeddings())
+        return matrix(self.model.get_input_embeddings())
 
     def head(self) -> Embedding:
         """The head's rows, for trained drafters that use them too."""
-        return _packed(self.model.get_output_embeddings())
+        return matrix(self.model.get_output_embeddings())
 
     def _row(self, draft: Draft, row: int) -> _Row:
         """What a row's nodes may see."""
@@ -265,7 +269,7 @@ class TorchTarget:
         gaps = logits - own
         sizes = np.sqrt(np.mean(gaps**2, 1)) / np.std(own)
         # In few bits a router may choose other experts for a token where two are all but tied.
-        allowed = TOLERANCE.get(self.model.dtype)
+        allowed = self._tolerance
         fits = np.median(sizes) <= COARSE_TOLERANCE if allowed is None else sizes.max() <= allowed
         if not fits:
             raise ConfigError(
@@ -323,13 +327,6 @@ def _spans(rows: Sequence[_Row], block: Sequence[tuple[int, int, int]]) -> list[
         places, positions = row.places[:end], row.positions[:end]
         spans.append(Span(first - start, last - start, entry, places, positions, seen, row.inputs))
     return spans
-
-
-def _packed(part: Any) -> Embedding:
-    """The matrix of an embedding or a head, as bfloat16."""
-    weight = part.weight.detach()
-    halves = weight.to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy()
-    return Embedding("BF16", aligned(pack("BF16", halves.view(np.uint8))), *weight.shape)
 
 
 def _in_full(values: Tensor) -> Tensor:

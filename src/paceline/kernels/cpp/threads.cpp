@@ -55,6 +55,7 @@ ThreadPool::~ThreadPool() {
 }
 
 void ThreadPool::run(const std::function<void(int)>& work) {
+    if (workers_.empty()) return work(0);       // on the caller's thread, beside other callers
     const std::lock_guard lock(turn_);
     work_ = &work;
     round_.fetch_add(1, std::memory_order_release);

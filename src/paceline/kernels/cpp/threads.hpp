@@ -22,7 +22,7 @@ struct Barrier {
 class ThreadPool {
   public:
     // The pool of that many threads that all models share: the spinning workers of a target and of a model that drafts
-    // for it would keep each other from the cores. Runs of different callers take turns.
+    // for it would keep each other from the cores. Runs of different callers take turns, unless each is on one thread.
     static std::shared_ptr<ThreadPool> shared(int threads);
     explicit ThreadPool(int threads);
     ~ThreadPool();
