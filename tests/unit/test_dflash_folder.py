@@ -195,7 +195,7 @@ Change = Callable[[dict[str, Any]], dict[str, Any]]
         ),
         (
             lambda t: {**t, "layers.2.mlp.up_proj.weight": t["norm.weight"]},
-            "a DFlash drafter has no tensor layers.2",
+            "has no tensor layers.2",
         ),
         (lambda t: {k: v for k, v in t.items() if k != "d2t"}, "tensor d2t is missing"),
         (lambda t: {**t, "d2t": t["d2t"] + 15}, "does not lead to different tokens below 20"),

@@ -25,12 +25,12 @@ from paceline.models.drafter_folder import (
     DecoderConfig,
     Floats,
     Settings,
-    checked_tensor,
     decoder_of,
     expect,
     held_layers,
     proposal,
     read_json,
+    taken,
     token_ids_of,
 )
 from paceline.models.safetensors_file import read_safetensors
@@ -136,19 +136,13 @@ def read_dflash(folder: Path) -> DFlashWeights:
         if (folder / file).is_file() is not there:
             raise ModelFileError(f"{folder}: there is {'no' if there else 'a'} {file}")
     found = {name.removeprefix("model."): tensor for name, tensor in read_safetensors(path).items()}
-    tensors: dict[str, Floats] = {}
     shapes = config.shapes
     if HEAD in found:
         shapes[HEAD] = (config.draft_vocab_size, config.hidden)
-    for name, shape in shapes.items():
-        if name not in found:
-            raise ModelFileError(f"{path}: tensor {name} is missing")
-        tensors[name] = checked_tensor(path, name, found.pop(name), shape)
     token_ids = token_ids_of(
         path, config.vocab_size, config.draft_vocab_size, found.pop("d2t", None), found.pop("t2d", None)
     )
-    if unknown := found.keys() - _UNUSED:
-        raise ModelFileError(f"{path}: a DFlash drafter has no tensor {min(unknown)}")
+    tensors = taken(path, found, shapes, _UNUSED)
     return DFlashWeights(config, tensors, token_ids)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from math import pi
 from pathlib import Path
@@ -222,6 +222,19 @@ def rotary_frequencies(theta: float, head_dim: int, scaling: Mapping[str, Any]) 
     turns = scaling["original_max_position_embeddings"] * frequencies / (2 * pi)
     share: NDArray[np.float64] = np.clip((turns - low) / (high - low), 0, 1)
     return share * frequencies + (1 - share) * slowed
+
+
+def taken(
+    path: Path, found: dict[str, NDArray[Any]], shapes: Mapping[str, tuple[int, ...]], unused: Set[str]
+) -> dict[str, Floats]:
+    """Those of the tensors found in a file that have these names, with these shapes. Raises ModelFileError
+    for one that is missing or wrong, or that is neither of them nor unused."""
+    for name in shapes:
+        if name not in found:
+            raise ModelFileError(f"{path}: tensor {name} is missing")
+    if unknown := found.keys() - shapes.keys() - unused:
+        raise ModelFileError(f"{path}: a drafter of this kind has no tensor {min(unknown)}")
+    return {name: checked_tensor(path, name, found[name], shape) for name, shape in shapes.items()}
 
 
 def checked_tensor(path: Path, name: str, tensor: NDArray[Any], shape: tuple[int, ...]) -> Floats:

@@ -27,12 +27,12 @@ from paceline.models.drafter_folder import (
     DecoderConfig,
     Floats,
     Settings,
-    checked_tensor,
     decoder_of,
     expect,
     held_layers,
     proposal,
     read_json,
+    taken,
     token_ids_of,
 )
 from paceline.models.safetensors_file import read_safetensors
@@ -131,19 +131,13 @@ def read_eagle3(folder: Path) -> Eagle3Weights:
         name.removeprefix("model.").replace("midlayer.", "layers.0."): tensor
         for name, tensor in read_safetensors(path).items()
     }
-    tensors: dict[str, Floats] = {}
     shapes = config.shapes
     if "embed_tokens.weight" in found:
         shapes["embed_tokens.weight"] = (config.vocab_size, config.hidden)
-    for name, shape in shapes.items():
-        if name not in found:
-            raise ModelFileError(f"{path}: tensor {name} is missing")
-        tensors[name] = checked_tensor(path, name, found.pop(name), shape)
     token_ids = token_ids_of(
         path, config.vocab_size, config.draft_vocab_size, found.pop("d2t", None), found.pop("t2d", None)
     )
-    if unknown := found.keys() - _UNUSED:
-        raise ModelFileError(f"{path}: an EAGLE-3 drafter has no tensor {min(unknown)}")
+    tensors = taken(path, found, shapes, _UNUSED)
     return Eagle3Weights(config, tensors, token_ids)
 
 

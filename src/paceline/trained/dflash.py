@@ -8,22 +8,17 @@ computed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from paceline import kernels
-from paceline.errors import IncompatibleDrafter
-from paceline.kernels.packing import GROUP, Embedding, dequantise, pack, quantise_weights
+from paceline.kernels.packing import Embedding, dequantise
 from paceline.models.dflash_folder import HEAD, DFlashWeights
 from paceline.models.drafter_folder import Floats
-from paceline.targets.weights import aligned
+from paceline.trained._fit import Product, check_target, check_widths, product
 from paceline.trained.dflash_reference import rotate
 from paceline.trained.eagle3_reference import norm
-
-TYPE = "Q8_0"
-
-Product = Callable[[Floats], Floats]
 
 
 class NativeDFlash:
@@ -50,9 +45,9 @@ class NativeDFlash:
         self._mask = embedding.row(config.mask_token)
         found = weights.tensors
         self._norms = {name: tensor for name, tensor in found.items() if tensor.ndim == 1}
-        self._fc = _product(found["fc.weight"])
+        self._fc = product(found["fc.weight"])
         self._layers = [_Layer(weights, number) for number in range(config.layers)]
-        self._context = _product(
+        self._context = product(
             np.concatenate([found[name] for layer in self._layers for name in layer.keys_values])
         )
         self._head = _head(weights, head)
@@ -128,7 +123,7 @@ class _Layer:
         at, found = f"layers.{number}.", weights.tensors
 
         def stacked(*names: str) -> Product:
-            return _product(np.concatenate([found[f"{at}{name}.weight"] for name in names]))
+            return product(np.concatenate([found[f"{at}{name}.weight"] for name in names]))
 
         self.keys_values = [f"{at}self_attn.{name}_proj.weight" for name in "kv"]
         self.qkv = stacked(*(f"self_attn.{name}_proj" for name in "qkv"))
@@ -176,36 +171,22 @@ class _Cache:
         return attended.reshape(heads, n, dim).swapaxes(0, 1).reshape(n, -1)
 
 
-def _product(values: Floats) -> Product:
-    rows, columns = values.shape
-    return kernels.product(TYPE, rows, columns, aligned(pack(TYPE, quantise_weights(values))))
-
-
 def _head(weights: DFlashWeights, head: Embedding) -> Product:
     """The drafter's own head; else the target's, or those rows of it that the drafter can propose."""
     if HEAD in weights.tensors:
-        return _product(weights.tensors[HEAD])
+        return product(weights.tensors[HEAD])
     if np.array_equal(weights.token_ids, np.arange(head.vocab_size)):
         return kernels.product(head.type, head.vocab_size, head.hidden, head.packed)
-    return _product(dequantise(head.type, head.vocab_size, head.hidden, head.packed)[weights.token_ids])
+    return product(dequantise(head.type, head.vocab_size, head.hidden, head.packed)[weights.token_ids])
 
 
 def _check(weights: DFlashWeights, embedding: Embedding) -> None:
     config = weights.config
-    for what, own, targets in (
-        ("tokens", config.vocab_size, embedding.vocab_size),
-        ("wide hidden states", config.hidden, embedding.hidden),
-    ):
-        if own != targets:
-            raise IncompatibleDrafter(
-                f"the drafter was trained for a target of {own} {what}, this one has {targets}"
-            )
-    for what, width in (
-        ("hidden_size", config.hidden),
-        ("head_dim times its heads", config.heads * config.head_dim),
-        ("intermediate_size", config.ffn),
-    ):
-        if width % GROUP:
-            raise IncompatibleDrafter(
-                f"the drafter's {what} is {width}, the kernels need a multiple of {GROUP}"
-            )
+    check_target(config.vocab_size, config.hidden, embedding)
+    check_widths(
+        {
+            "hidden_size": config.hidden,
+            "head_dim times its heads": config.heads * config.head_dim,
+            "intermediate_size": config.ffn,
+        }
+    )

@@ -16,13 +16,12 @@ from numpy.typing import NDArray
 from paceline import kernels
 from paceline.core import Draft
 from paceline.errors import IncompatibleDrafter
-from paceline.kernels.packing import GROUP, LANES, Embedding, pack, quantise_weights
+from paceline.kernels.packing import LANES, Embedding, pack, quantise_weights
 from paceline.models.drafter_folder import Floats
 from paceline.models.eagle3_folder import Eagle3Weights
 from paceline.targets.weights import aligned, interleave
+from paceline.trained._fit import TYPE, check_target, check_widths, product
 from paceline.trained.eagle3_reference import norm
-
-TYPE = "Q8_0"
 
 _MATRICES = {
     "attn_q": "self_attn.q_proj",
@@ -63,7 +62,7 @@ class NativeEagle3:
         self._config = config
         self._norms = {name: tensor for name, tensor in weights.tensors.items() if tensor.ndim == 1}
         fc = weights.tensors["fc.weight"]
-        self._fc = kernels.product(TYPE, len(fc), fc.shape[1], aligned(pack(TYPE, quantise_weights(fc))))
+        self._fc = product(fc)
         frequencies = config.frequencies
         self._model = kernels.make_model(
             {
@@ -148,29 +147,20 @@ class NativeEagle3:
 
 def _check(weights: Eagle3Weights, embedding: Embedding) -> None:
     config = weights.config
-    for what, own, targets in (
-        ("tokens", config.vocab_size, embedding.vocab_size),
-        ("wide hidden states", config.target_hidden, embedding.hidden),
-    ):
-        if own != targets:
-            raise IncompatibleDrafter(
-                f"the drafter was trained for a target of {own} {what}, this one has {targets}"
-            )
+    check_target(config.vocab_size, config.target_hidden, embedding)
     if "embed_tokens.weight" not in weights.tensors and config.hidden != embedding.hidden:
         raise IncompatibleDrafter(
             f"the drafter has no embeddings of its own and is {config.hidden} wide, the target's are "
             f"{embedding.hidden} wide"
         )
-    for what, width in (
-        ("hidden_size", config.hidden),
-        ("target_hidden_size", config.target_hidden),
-        ("head_dim", config.head_dim),
-        ("intermediate_size", config.ffn),
-    ):
-        if width % GROUP:
-            raise IncompatibleDrafter(
-                f"the drafter's {what} is {width}, the kernels need a multiple of {GROUP}"
-            )
+    check_widths(
+        {
+            "hidden_size": config.hidden,
+            "target_hidden_size": config.target_hidden,
+            "head_dim": config.head_dim,
+            "intermediate_size": config.ffn,
+        }
+    )
 
 
 def _packed(weights: Eagle3Weights, embedding: Embedding) -> dict[str, Any]:

@@ -6,19 +6,16 @@ Weights are rounded to 8 bits with a scale per 32, Q8_0; embeddings are the targ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from paceline import kernels
-from paceline.errors import IncompatibleDrafter
-from paceline.kernels.packing import GROUP, Embedding, pack, quantise_weights
+from paceline.kernels.packing import Embedding
 from paceline.models.drafter_folder import Floats
 from paceline.models.heads_folder import HeadsWeights
-from paceline.targets.weights import aligned
+from paceline.trained._fit import check_target, check_widths, product
 from paceline.trained.heads_reference import unit
 
-TYPE = "Q8_0"
 REMEMBERED = 4096
 """Embeddings of so many tokens are kept unpacked."""
 
@@ -39,7 +36,7 @@ class NativeHeads:
         self._embedded: dict[int, Floats] = {}
         """Embeddings that were read before; a text has few different tokens."""
         self._products = {
-            name: _product(tensor) for name, tensor in weights.tensors.items() if tensor.ndim == 2
+            name: product(tensor) for name, tensor in weights.tensors.items() if tensor.ndim == 2
         }
 
     def forward(self, states: Floats, paths: Sequence[Sequence[int]]) -> Floats:
@@ -81,20 +78,5 @@ class NativeHeads:
 
 def _check(weights: HeadsWeights, embedding: Embedding) -> None:
     config = weights.config
-    for what, own, targets in (
-        ("tokens", config.vocab_size, embedding.vocab_size),
-        ("wide hidden states", config.hidden, embedding.hidden),
-    ):
-        if own != targets:
-            raise IncompatibleDrafter(
-                f"the drafter was trained for a target of {own} {what}, this one has {targets}"
-            )
-    if config.hidden % GROUP:
-        raise IncompatibleDrafter(
-            f"the drafter's hidden_size is {config.hidden}, the kernels need a multiple of {GROUP}"
-        )
-
-
-def _product(matrix: Floats) -> Callable[[Floats], Floats]:
-    rows, columns = matrix.shape
-    return kernels.product(TYPE, rows, columns, aligned(pack(TYPE, quantise_weights(matrix))))
+    check_target(config.vocab_size, config.hidden, embedding)
+    check_widths({"hidden_size": config.hidden})
