@@ -75,7 +75,8 @@ class TorchTarget:
         self._looked = False  # whether a prompt with inputs was held against the model's own pass
         pages = -(-cache_tokens // PAGE_TOKENS)
         self._pool = Pool(pages * PAGE_TOKENS)
-        self.isa = f"torch {self._device} {model.dtype}, rows: {rows or 'any'}".replace("torch.", "")
+        packed = ", packed weights" if self._switch.packed.layers else ""
+        self.isa = f"torch {self._device} {model.dtype}{packed}, rows: {rows or 'any'}".replace("torch.", "")
         self.threads = torch.get_num_threads()
         self.weight_bytes = sum(weight.nbytes for weight in model.parameters())
         self._keeps_some = rows is None and model._supports_logits_to_keep()

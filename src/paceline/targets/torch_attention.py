@@ -25,6 +25,7 @@ from transformers.masking_utils import causal_mask_function
 
 from paceline.errors import ConfigError
 from paceline.targets.torch_cache import Pool
+from paceline.targets.torch_packed import Packed
 
 NAME = "paceline"
 
@@ -278,7 +279,8 @@ AttentionMaskInterface.register(NAME, _mask)
 
 
 class Switch:
-    """Has a model use our attention while a pass of ours runs, and its own at all other times.
+    """Has a model use our attention and packed weights while a pass of ours runs, and its own at all other
+    times.
 
     alike: the model's experts, if it has any, are then computed for each row alone.
     """
@@ -290,6 +292,7 @@ class Switch:
         self._ours = {"_attn_implementation_internal": NAME}
         if alike:
             self._ours["_experts_implementation_internal"] = "batched_mm"
+        self.packed = Packed(model)
 
     @contextmanager
     def on(self, running: Pass) -> Iterator[None]:
@@ -299,7 +302,8 @@ class Switch:
         try:
             for config in self._configs:
                 vars(config).update(self._ours)
-            yield
+            with self.packed.on():
+                yield
         finally:
             for config, settings in zip(self._configs, own, strict=True):
                 vars(config).update(settings)
