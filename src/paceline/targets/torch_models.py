@@ -15,7 +15,8 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from paceline.core import Inputs
 from paceline.errors import ConfigError
-from paceline.targets.torch_attention import Source, Span
+from paceline.targets.torch_attention import Source
+from paceline.targets.torch_layout import Span
 
 ANY_LENGTH = 1 << 14
 """What a sequence may hold where a model knows distances only and sets no limit."""

@@ -1,7 +1,7 @@
 """Weights of linear layers once more, as a CPU's 16-bit kernels read them.
 
-PyTorch hands a weight to oneDNN as it lies, which then lays it out anew for every product: for a few rows that
-is a third of the time. Here it is laid out once. The products' bits are the same.
+PyTorch hands a weight to oneDNN as it lies, which lays it out anew for every product: with few rows that is a
+third of the time. Here it is laid out once. The products' bits are the same.
 """
 
 from __future__ import annotations
