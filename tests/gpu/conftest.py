@@ -1,4 +1,4 @@
-"""These tests need the extra paceline[torch] and a CUDA device; without them they are not there, or skipped."""
+"""These tests need the extra paceline[torch] and a CUDA device; else they are not there, or skipped."""
 
 from __future__ import annotations
 
