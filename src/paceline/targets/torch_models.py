@@ -173,6 +173,9 @@ class VisionLanguage(Decoder):
         finally:
             hook.remove()
         kind, mask = type(self.model).__name__, caught.get("attention_mask")
+        embeddings = caught.get("inputs_embeds")
+        if embeddings is None:
+            raise ConfigError(f"{kind} gives its decoder no embeddings, which is not supported")
         for name, value in caught.items():
             if name not in self.taken and value is not None and value is not False:
                 raise ConfigError(f"{kind} gives its decoder {name}, which is not supported")
@@ -183,7 +186,6 @@ class VisionLanguage(Decoder):
         positions = caught.get("position_ids")
         counted = kept.to(torch.int64).cumsum(1) - 1 if positions is None else positions
         on_axes = (counted[None] if counted.ndim == 2 else counted).expand(-1, *kept.shape)
-        embeddings = caught["inputs_embeds"]
         return [
             Seen(embeddings[row, keep], on_axes[:, row, keep].clone()) for row, keep in enumerate(kept)
         ], own
