@@ -156,6 +156,18 @@ def test_what_fills_up_is_never_read_and_writes_over_nothing(recorded: list[Any]
             assert_array_equal(own, other)
 
 
+def test_numbers_that_are_none_stay_in_their_own_sequence() -> None:
+    target = TorchTarget(model("llama"))
+    read(target)
+    expected = results(target, step(1, 3))
+    others = torch.from_numpy(np.concatenate([target._pool.places(slot, LENGTHS[slot]) for slot in (0, 2)]))
+    for layer in target._pool._layers.values():
+        for store in layer:
+            with torch.inference_mode():
+                store[others] = torch.nan
+    assert_array_equal(results(target, step(1, 3)), expected)
+
+
 def answers(target: TorchTarget, drafter: str) -> list[tuple[int, ...]]:
     engine = Engine(target, {"it": load(drafter, target.info)}, drafter="it", share_prefixes=False)
     params = SamplingParams(temperature=1.1, top_p=0.95, max_tokens=20, seed=5)
