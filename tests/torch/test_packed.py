@@ -18,7 +18,8 @@ from tests.torch.families import small
 from tests.torch.test_target import draft, words
 
 pytestmark = pytest.mark.skipif(
-    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU has no products of 16 bits"
+    not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()),
+    reason="this CPU has no products of 16 bits",
 )
 
 

@@ -80,6 +80,8 @@ def _product(packed: Tensor, bias: Tensor | None, values: Tensor) -> Tensor:
 def _packs(module: torch.nn.Module) -> bool:
     if type(module) is not torch.nn.Linear or "forward" in vars(module):
         return False
+    if not torch.backends.mkldnn.is_available():
+        return False
     weight = module.weight
     return (
         type(weight.data) is Tensor  # a quantised one calls itself what it stands for
