@@ -38,7 +38,7 @@ test: $(VENV)/installed-for-tests
 	$(BIN)/python -m pytest --require-model
 
 torch: $(VENV)/installed-for-tests $(VENV)/torch
-	$(BIN)/python -m pytest tests/torch tests/train tests/contract/test_targets.py tests/contract/test_page_sharing.py
+	$(BIN)/python -m pytest tests/torch tests/gpu tests/train tests/contract/test_targets.py tests/contract/test_page_sharing.py
 
 prove: $(VENV)/installed-for-tests
 	$(BIN)/paceline models pull $(MODEL)

@@ -7,7 +7,8 @@ For each size a Llama of that shape, random weights in bfloat16, on the GPU if t
 - identity: answers with drafts against plain ones, sampled, token for token: with `rows` (or why that is
   refused on this device) and without, where ties may be decided otherwise;
 - passes: milliseconds over so many rows of one sequence and one row of so many sequences, behind a context,
-  beside the floor: the bytes of the weights by the measured speed of a copy on the device;
+  played from CUDA graphs where they are (`target` says whether) and computed call by call (eager), beside the
+  floor: the bytes of the weights by the measured speed of a copy on the device;
 - host: milliseconds of a plain step that are not the pass;
 - answers of a fixed length, greedy, alone: transformers' own generate, plain, with a static cache (which it
   compiles on a GPU), with prompt lookup and with an assistant (the model's own first layers); the same model
@@ -211,15 +212,21 @@ def identity(model: Any, prompts: Sequence[list[int]], tokens: int, rows: int | 
     return {"answers": len(prompts), "differing": sum(a != b for a, b in zip(*found, strict=True))}
 
 
-def passes(target: TorchTarget, rows: Sequence[int], batches: Sequence[int], context: int) -> list[Report]:
-    """Milliseconds of a pass over so many rows of one sequence, and one row of so many sequences."""
-    timed = Passes(target)
-    for slot in range(max(batches)):
-        timed.extend(slot, context)
+def passes(
+    targets: dict[str, TorchTarget], rows: Sequence[int], batches: Sequence[int], context: int
+) -> list[Report]:
+    """Milliseconds of a pass over so many rows of one sequence, and one row of so many sequences, of each
+    target {key in the report: target}."""
     shapes = [*((1, n) for n in rows), *((n, 1) for n in batches if n > 1)]
-    found = timed.milliseconds(shapes, context)
-    target.release(range(max(batches)))
-    return [{"batch": batch, "rows": n, "ms": ms} for (batch, n), ms in zip(shapes, found, strict=True)]
+    report: list[Report] = [{"batch": batch, "rows": n} for batch, n in shapes]
+    for key, target in targets.items():
+        timed = Passes(target)
+        for slot in range(max(batches)):
+            timed.extend(slot, context)
+        for entry, ms in zip(report, timed.milliseconds(shapes, context), strict=True):
+            entry[key] = ms
+        target.release(range(max(batches)))
+    return report
 
 
 def host_ms(target: TorchTarget, prompt: list[int], tokens: int) -> float:
@@ -257,23 +264,29 @@ def measure(size: str, chosen: argparse.Namespace) -> Report:
     model = made(size, longest, chosen.device)
     rng = random.Random(0)
     prompts = [[rng.randrange(3, SIZES[size][-1]) for _ in range(64)] for _ in range(chosen.prompts)]
-    target = TorchTarget(model, cache_tokens=(max(chosen.batches) + 1) * longest)
+    cache_tokens = (max(chosen.batches) + 1) * longest
+    target = TorchTarget(model, cache_tokens=cache_tokens)
+    targets = {"ms": target, "eager_ms": TorchTarget(model, cache_tokens=cache_tokens, graphs=False)}
     floor = target.weight_bytes / copied_bytes_per_second(chosen.device, chosen.copied)
     report = {
         "size": size,
+        "target": target.isa,
         "weight_bytes": target.weight_bytes,
         "floor_ms": floor * 1e3,
         "identity": {
             "rows=16": identity(model, prompts, chosen.tokens, 16),
             "any rows": identity(model, prompts, chosen.tokens, None),
         },
-        "passes": passes(target, chosen.rows, chosen.batches, chosen.context),
+        "passes": passes(targets, chosen.rows, chosen.batches, chosen.context),
         "host_ms_per_step": host_ms(target, prompts[0], chosen.tokens),
         "answers": answers(model, target, prompts, chosen.tokens),
     }
     for entry in report["passes"]:
         floors = entry["ms"] / floor / 1e3
-        note(f"  {entry['batch']} x {entry['rows']}: {entry['ms']:.2f} ms, {floors:.2f} floors")
+        note(
+            f"  {entry['batch']} x {entry['rows']}: {entry['ms']:.2f} ms, {floors:.2f} floors, "
+            f"{entry['eager_ms']:.2f} ms call by call"
+        )
     return report
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -129,8 +130,9 @@ def test_a_bias_by_place_in_the_cache_instead_of_by_position_is_noticed(
 
     def wrong(running: Pass, module: Any) -> None:
         (span,) = running.spans
-        running._positions = torch.arange(len(span.places))[None]
-        running._at = running._positions[:, span.entry :]
+        places = torch.arange(len(span.places))[None]
+        running.layout = replace(running.layout, known=places)
+        running._at = places[:, span.entry :]
         right(running, module)
 
     monkeypatch.setattr(Pass, "relate", wrong)

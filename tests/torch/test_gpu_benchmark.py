@@ -23,6 +23,7 @@ def test_one_command_measures_everything(
         "rows=16": {"answers": 2, "differing": 0}, "any rows": {"answers": 2, "differing": 0}
     }  # fmt: skip
     assert [(one["batch"], one["rows"]) for one in of["passes"]] == [(1, 1), (1, 4), (2, 1)]
+    assert all(min(one["ms"], one["eager_ms"]) > 0 for one in of["passes"])
     assert {name for name, one in of["answers"].items() if one["differing"]} == set()
     assert {name for name in of["answers"] if name.startswith("ours")} >= {"ours, plain", "ours, 60% right"}
     assert of["host_ms_per_step"] > 0

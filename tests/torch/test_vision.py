@@ -246,8 +246,12 @@ def test_an_architecture_that_cannot_be_served_is_refused_by_name(family: str) -
         seeing(family).generate(**inputs(family), max_new_tokens=4, custom_generate=drafting())
 
 
-def test_what_is_not_honoured_is_refused_by_name() -> None:
+def test_what_is_not_honoured_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     of = seeing("llava")
+    with monkeypatch.context() as patched:
+        patched.setattr(of, "get_decoder", lambda: of.lm_head)
+        with pytest.raises(ConfigError, match="gives its decoder no embeddings"):
+            of.generate(**inputs("llava"), max_new_tokens=4, custom_generate=drafting())
     given = inputs("llava")
     embedded = of.get_input_embeddings()(given["input_ids"])
     with pytest.raises(ConfigError, match="inputs_embeds"):

@@ -26,8 +26,10 @@ from paceline.device import OnDevice
 from paceline.errors import ConfigError
 from paceline.kernels.packing import Embedding
 from paceline.targets._options import within
-from paceline.targets.torch_attention import Pass, Source, Span, Switch, ancestors, blocks
+from paceline.targets.torch_attention import Pass, Source, Switch
 from paceline.targets.torch_cache import PAGE_TOKENS, Pool
+from paceline.targets.torch_graphs import Graphs
+from paceline.targets.torch_layout import Span, ancestors, blocks, lay_out, lay_out_in
 from paceline.targets.torch_models import EncoderDecoder, Seen, VisionLanguage, calls_of, longest
 from paceline.targets.torch_weights import matrix, refuse_mixed_rows, stored
 
@@ -49,7 +51,8 @@ class TorchTarget:
     as it is, and its dtype and device are kept. context: tokens one sequence may hold, None = what the model
     was made for; cache_tokens: tokens of all sequences together, None = four full ones (memory is taken as it
     is used, and up to half as much again); rows: None, or the exact number of rows of every call, which makes
-    answers bit-exact (see above); vocabulary: fingerprint of the tokenizer.
+    answers bit-exact (see above); graphs: whether passes of few rows are recorded as CUDA graphs, None =
+    where the device can and `rows` is None; vocabulary: fingerprint of the tokenizer.
 
     Raises ConfigError for a model that cannot be served and for an option out of range.
     """
@@ -61,6 +64,7 @@ class TorchTarget:
         context: int | None = None,
         cache_tokens: int | None = None,
         rows: int | None = None,
+        graphs: bool | None = None,
         vocabulary: str = "",
     ) -> None:
         self._calls = calls_of(model)
@@ -76,7 +80,11 @@ class TorchTarget:
         self._looked = False  # whether a prompt with inputs was held against the model's own pass
         pages = -(-cache_tokens // PAGE_TOKENS)
         self._pool = Pool(pages * PAGE_TOKENS)
-        self.isa = f"torch {self._device} {model.dtype}, rows: {rows or 'any'}".replace("torch.", "")
+        if graphs and rows is not None:
+            raise ConfigError("graphs=True and rows do not go together: with rows nodes attend one by one")
+        if graphs is None:
+            graphs = self._device.type == "cuda" and rows is None
+        self._graphs = Graphs(self._pool, self._device) if graphs else None
         self.threads = torch.get_num_threads()
         weights = stored(model)
         self.weight_bytes = sum(weight.nbytes for weight in weights)
@@ -97,6 +105,16 @@ class TorchTarget:
         )
         self._check()
 
+    @property
+    def isa(self) -> str:
+        """What computes, and how: device, dtype, rows, and for graphs that were refused why."""
+        parts = [f"torch {self._device} {self.model.dtype}", f"rows: {self.rows or 'any'}"]
+        if self._switch.packed.layers:
+            parts.append("packed weights")
+        if self._graphs is not None:
+            parts.append(f"no graphs ({self._graphs.refused})" if self._graphs.refused else "graphs")
+        return ", ".join(parts).replace("torch.", "")
+
     def forward(self, draft: Draft, taps: frozenset[str]) -> Scores:
         """One pass. The logits are float32 [S, V], or float64 of a model in float64: on a CPU NumPy's,
         elsewhere they stay where they are. Features come to the host.
@@ -111,11 +129,11 @@ class TorchTarget:
                     f"slot {slot} starts at {start}, but {self._pool.length(slot)} tokens are cached"
                 )
         ends = (draft.starts + np.diff(draft.offsets)).tolist()
-        self._pool.reserve(dict(zip(slots, ends, strict=True)))
         with torch.inference_mode():
+            self._pool.reserve(dict(zip(slots, ends, strict=True)))
             rows = [self._row(draft, row) for row in range(len(draft.slots))]
             calls = [
-                self._call(draft, block[0][1], block[-1][2], _spans(rows, block), taps)
+                self._call(_spans(rows, block), _within(draft.scored, block), taps)
                 for block in blocks(offsets, self.rows or offsets[-1])
             ]
             logits = calls[0].logits if len(calls) == 1 else torch.cat([call.logits for call in calls])
@@ -147,38 +165,54 @@ class TorchTarget:
         return _Row(
             first,
             start,
+            draft.tokens[first:last].astype(np.int64),
             self._pool.places(slot, start + last - first),
             np.concatenate((np.arange(start), draft.positions[first:last])),
             np.concatenate((np.ones((last - first, start), np.bool_), above), 1),
             draft.inputs.get(slot),
         )
 
-    def _call(
-        self, draft: Draft, first: int, last: int, spans: Sequence[Span], taps: frozenset[str]
-    ) -> Scores:
-        """Call the model for the nodes [first, last)."""
-        packed = torch.zeros(2, 1, self.rows or last - first, dtype=torch.int64)
-        packed[0, 0, : last - first] = torch.as_tensor(draft.tokens[first:last])
-        packed[1, 0, : last - first] = torch.as_tensor(draft.positions[first:last])
-        tokens, positions = packed.to(self._device)
-        scored = draft.scored[(draft.scored >= first) & (draft.scored < last)] - first
-        wanted = torch.as_tensor(scored, dtype=torch.int64).to(self._device)
-        with self._switch.on(Pass(spans, self._pool, self._device, nodewise=self.rows is not None)):
+    def _call(self, spans: Sequence[Span], scored: Sequence[int], taps: frozenset[str]) -> Scores:
+        """Call the model for the nodes of these spans; the logits of those of them that are scored."""
+        graphs = self._graphs
+        if graphs is not None and (shape := graphs.shape(spans)):
+            layout = lay_out_in(shape, spans, scored)
+            logits, layers = graphs.run(
+                layout, taps, lambda there: self._compute(Pass(there, self._pool), taps)
+            )
+            logits = logits[: len(scored)].clone()  # the next pass has the same place for its own
+        else:
+            layout = lay_out(spans, scored, self.rows)
+            one_by_one = self.rows is not None
+            running = Pass(
+                layout.on(self._device),
+                self._pool,
+                spans,
+                straight=None if one_by_one else layout.straight,
+                all_seen=not one_by_one and bool(layout.visible.all()),
+                nodewise=one_by_one,
+            )
+            logits, layers = self._compute(running, taps)
+        return Scores(logits, {tap: _on_host(layer)[layout.own] for tap, layer in layers.items()})
+
+    def _compute(self, running: Pass, taps: frozenset[str]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The logits that are wanted, and the features of all rows."""
+        layout = running.layout
+        with self._switch.on(running):
             out = self.model(
-                **self._calls.arguments(tokens, positions, spans),
+                **self._calls.arguments(layout.tokens[None], layout.positions[None], running.spans),
                 use_cache=False,
                 output_hidden_states=bool(taps),
                 return_dict=True,
-                **({"logits_to_keep": wanted} if self._keeps_some else {}),
+                **({"logits_to_keep": layout.wanted} if self._keeps_some else {}),
             )
-        logits = out.logits[0] if self._keeps_some else out.logits[0, wanted]
+        logits = out.logits[0] if self._keeps_some else out.logits[0, layout.wanted]
         # What transformers has last is behind the last norm.
         layers = {
-            tap: out[self._calls.hidden][-1 if tap == LAST else int(tap.removeprefix("hidden."))]
+            tap: out[self._calls.hidden][-1 if tap == LAST else int(tap.removeprefix("hidden."))][0]
             for tap in taps
         }
-        features = {tap: _on_host(layer[0, : last - first]) for tap, layer in layers.items()}
-        return Scores(_in_full(logits), features)
+        return _in_full(logits), layers
 
     def commit(self, draft: Draft, verdict: Verdict) -> None:
         """Keep what the verdict keeps; other nodes' cache entries are overwritten by the next pass."""
@@ -311,6 +345,7 @@ class _Row(NamedTuple):
 
     first: int
     entry: int
+    tokens: NDArray[np.int64]
     places: NDArray[np.int64]
     positions: NDArray[np.int64]
     visible: NDArray[np.bool_]
@@ -324,9 +359,17 @@ def _spans(rows: Sequence[_Row], block: Sequence[tuple[int, int, int]]) -> list[
         row = rows[number]
         entry, end = row.entry + first - row.first, row.entry + last - row.first
         seen = row.visible[first - row.first : last - row.first, :end]
+        tokens = row.tokens[first - row.first : last - row.first]
         places, positions = row.places[:end], row.positions[:end]
-        spans.append(Span(first - start, last - start, entry, places, positions, seen, row.inputs))
+        spans.append(Span(first - start, last - start, entry, tokens, places, positions, seen, row.inputs))
     return spans
+
+
+def _within(nodes: NDArray[np.int32], block: Sequence[tuple[int, int, int]]) -> list[int]:
+    """Those of the nodes that are in a block, counted from its first."""
+    first, last = block[0][1], block[-1][2]
+    kept: list[int] = (nodes[(nodes >= first) & (nodes < last)] - first).tolist()
+    return kept
 
 
 def _in_full(values: Tensor) -> Tensor:

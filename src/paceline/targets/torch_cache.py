@@ -12,6 +12,12 @@ from torch import Tensor
 from paceline.pages import PageBooks
 
 PAGE_TOKENS = 16
+EMPTY = 0
+"""The entry that stands for those that are not there: zeros."""
+WASTE = 1
+"""The entry where rows that only fill up a pass are kept: never read."""
+OWN = 2
+"""So many entries are no page's."""
 GROWTH = 1.5
 """A layer that has too few entries gets so many times as many as it needs."""
 
@@ -21,13 +27,16 @@ class Pool:
     written and made larger as more pages come into use.
 
     A sequence has `length` committed entries, in the order of their positions; behind them lie those of the
-    last pass. `places` says which entries of the pool they are.
+    last pass. `places` says which entries of the pool they are. `moves` counts how often layers were made
+    larger, which leaves no tensor where it was.
     """
 
     def __init__(self, tokens: int) -> None:
         self.books = PageBooks(tokens // PAGE_TOKENS, PAGE_TOKENS)
-        self._most = tokens
-        self._used = 0  # entries of all pages up to the last that was ever in use
+        self.moves = 0
+        self._most = OWN + tokens
+        self._used = OWN  # entries of all pages up to the last that was ever in use
+        self._room = OWN  # entries of each layer
         self._lengths: dict[int, int] = {}
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -40,24 +49,35 @@ class Pool:
         self.books.reserve(lengths)
         for slot in lengths:
             self._lengths.setdefault(slot, 0)
-            self._used = max(self._used, *((page + 1) * PAGE_TOKENS for page in self.books.of(slot)))
+            self._used = max(self._used, *(OWN + (page + 1) * PAGE_TOKENS for page in self.books.of(slot)))
+        if self._used > self._room:
+            self._room = min(int(self._used * GROWTH), self._most)
+            self.moves += 1
+            for layer, (keys, values) in self._layers.items():
+                self._layers[layer] = (self._grown(keys), self._grown(values))
+
+    def _grown(self, store: Tensor) -> Tensor:
+        room = store.new_empty(self._room, *store.shape[1:])
+        room[: len(store)] = store
+        return room
 
     def places(self, slot: int, end: int) -> NDArray[np.int64]:
         """Where the first `end` entries of a sequence are, int64 [end]."""
         pages = np.array(self.books.of(slot)[: -(-end // PAGE_TOKENS)], np.int64)
-        return (pages[:, None] * PAGE_TOKENS + np.arange(PAGE_TOKENS)).ravel()[:end]
+        return (OWN + pages[:, None] * PAGE_TOKENS + np.arange(PAGE_TOKENS)).ravel()[:end]
 
-    def write(self, layer: int, places: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    def write(
+        self, layer: int, places: Tensor | slice, keys: Tensor, values: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Put keys and values [heads, n, width] at these places, int64 [n]; all of the layer's."""
         held = self._layers.get(layer)
-        if held is None or len(held[0]) < self._used:
-            entries = min(int(self._used * GROWTH), self._most)
-            grown = tuple(new.new_empty(entries, new.shape[0], new.shape[2]) for new in (keys, values))
-            for room, old in zip(grown, held or (), strict=False):
-                room[: len(old)] = old
-            held = self._layers[layer] = (grown[0], grown[1])
-        for store, new in zip(held, (keys, values), strict=True):
-            store[places] = new.transpose(0, 1)
+        if held is None:
+            first, second = (
+                self._grown(new.new_zeros(OWN, new.shape[0], new.shape[2])) for new in (keys, values)
+            )
+            held = self._layers[layer] = (first, second)
+        held[0][places] = keys.transpose(0, 1)
+        held[1][places] = values.transpose(0, 1)
         return held
 
     def keep(self, kept: Iterable[tuple[int, int, Sequence[int]]]) -> None:

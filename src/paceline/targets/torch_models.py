@@ -15,7 +15,8 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from paceline.core import Inputs
 from paceline.errors import ConfigError
-from paceline.targets.torch_attention import Source, Span
+from paceline.targets.torch_attention import Source
+from paceline.targets.torch_layout import Span
 
 ANY_LENGTH = 1 << 14
 """What a sequence may hold where a model knows distances only and sets no limit."""
@@ -172,6 +173,9 @@ class VisionLanguage(Decoder):
         finally:
             hook.remove()
         kind, mask = type(self.model).__name__, caught.get("attention_mask")
+        embeddings = caught.get("inputs_embeds")
+        if embeddings is None:
+            raise ConfigError(f"{kind} gives its decoder no embeddings, which is not supported")
         for name, value in caught.items():
             if name not in self.taken and value is not None and value is not False:
                 raise ConfigError(f"{kind} gives its decoder {name}, which is not supported")
@@ -182,7 +186,6 @@ class VisionLanguage(Decoder):
         positions = caught.get("position_ids")
         counted = kept.to(torch.int64).cumsum(1) - 1 if positions is None else positions
         on_axes = (counted[None] if counted.ndim == 2 else counted).expand(-1, *kept.shape)
-        embeddings = caught["inputs_embeds"]
         return [
             Seen(embeddings[row, keep], on_axes[:, row, keep].clone()) for row, keep in enumerate(kept)
         ], own
