@@ -27,7 +27,7 @@ help:
 	@echo 'make soak     an hour of requests of all kinds with faults among them; SECONDS=n for another time'
 	@echo 'make chaos    the same for 10 minutes while engines are killed'
 	@echo 'make fuzz     5,000 cases made of the OpenAPI file'
-	@echo "make clients  sessions with OpenAI's clients of versions 2 and 3, and with llm"
+	@echo "make clients  sessions with OpenAI's clients of versions 2 and 3, with llm and with AIPerf"
 	@echo 'make clean    remove what was built'
 
 demo: $(VENV)/installed
@@ -97,8 +97,9 @@ chaos: $(VENV)/installed-for-tests
 fuzz: $(VENV)/installed-for-tests $(VENV)-schemathesis/created
 	$(BIN)/python -m tests.serve.fuzz $(VENV)-schemathesis/bin/schemathesis
 
-clients: $(VENV)/installed-for-tests $(VENV)-openai2/created $(VENV)-openai3/created
-	$(BIN)/python -m tests.serve.clients $(VENV)-openai2/bin/python $(VENV)-openai3/bin/python
+clients: $(VENV)/installed-for-tests $(VENV)-openai2/created $(VENV)-openai3/created $(VENV)-aiperf/created
+	$(BIN)/python -m tests.serve.clients $(VENV)-openai2/bin/python $(VENV)-openai3/bin/python \
+		--aiperf $(VENV)-aiperf/bin/aiperf
 
 clean:
 	rm -rf $(VENV) $(VENV)-* build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
@@ -133,6 +134,7 @@ $(VENV)/created:
 $(VENV)-schemathesis/created: PACKAGES := 'schemathesis>=4,<5'
 $(VENV)-openai2/created: PACKAGES := 'openai>=2,<3' 'llm>=0.27,<1'
 $(VENV)-openai3/created: PACKAGES := 'openai>=3,<4'
+$(VENV)-aiperf/created: PACKAGES := 'aiperf>=0.13,<1'
 $(VENV)-%/created: $(VENV)/created
 	@echo 'Installing $(subst ',,$(PACKAGES))'
 	@$(BIN)/python -m venv $(VENV)-$*
