@@ -254,7 +254,7 @@ def _speculation(
             )
         drafter = asked.drafter
     if asked.off:
-        return drafter, (0, 0)
+        return "none", (0, 0)  # a drafter that learns from answers learns nothing from this one
     if asked.nodes is None and asked.depth is None:
         return drafter, None
     return drafter, (
