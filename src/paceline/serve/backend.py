@@ -168,6 +168,13 @@ class Backend:
         if self._writer is not None:
             self._writer.write(wire.pack(frame))
 
+    def check_room(self, count: int) -> None:
+        """Raises ApiError: 503 if the engine is not there, 429 if it has no room for so many requests."""
+        if self.model is None:
+            raise self.down()
+        if self.in_flight + count > self.capacity:
+            raise queue_full(self.in_flight, self._patience())
+
     async def submit(self, orders: Sequence[wire.Submit], channel: Channel) -> list[int]:
         """Give the engine the requests of one HTTP request; their numbers, in order.
 
@@ -175,10 +182,7 @@ class Backend:
         Raises ApiError: 429 at once if there is no room, 503 if the engine is not there, 400 for what the
         engine refuses; then none of the requests is left behind.
         """
-        if self.model is None:
-            raise self.down()
-        if self.in_flight + len(orders) > self.capacity:
-            raise queue_full(self.in_flight, self._patience())
+        self.check_room(len(orders))
         ids = [next(self._ids) for _ in orders]
         loop = asyncio.get_running_loop()
         for place, (id, order) in enumerate(zip(ids, orders, strict=True)):
