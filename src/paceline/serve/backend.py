@@ -26,7 +26,8 @@ LAST_DELAY_S = 5.0
 LONG_LIFE_S = 60.0
 """An engine that lived so long did not die of starting."""
 STALL_S = 60.0
-"""An engine that has requests and says nothing for so long is hanging: no pass takes that long."""
+"""An engine that has requests and says nothing for so long is hanging: no pass takes that long. It is counted
+in two halves: where all of us were stopped for a while, the engine has the second to be heard again."""
 FAREWELL_S = 3.0
 IDLE = Load(0, 0, 0, 0, 0, 0, 0, {}, frozenset())
 READ_BYTES = 1 << 16
@@ -129,14 +130,17 @@ class Backend:
 
     async def _listen(self, reader: asyncio.StreamReader) -> str | None:
         splitter = wire.Splitter()
+        silent = 0
         while True:
             try:
-                async with asyncio.timeout(STALL_S):
+                async with asyncio.timeout(STALL_S / 2):
                     data = await reader.read(READ_BYTES)
             except TimeoutError:
-                if self._waits_since(asyncio.get_running_loop().time() - STALL_S):
+                silent += 1
+                if silent >= 2 and self._waits_since(asyncio.get_running_loop().time() - STALL_S):
                     raise
                 continue
+            silent = 0
             if not data:
                 return None
             for frame in splitter.push(data):
