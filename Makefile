@@ -8,7 +8,7 @@ SOURCES := $(shell find src CMakeLists.txt pyproject.toml -type f \
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test torch prove sim check format docs peers scale results \
+.PHONY: help demo test torch prove sim check format docs peers scale serving results \
 	load soak chaos fuzz clients clean
 
 help:
@@ -22,6 +22,7 @@ help:
 	@echo 'make docs     write the pages that are made from the code'
 	@echo 'make peers    install and measure every other engine this machine can run; ONLY=a,b for some'
 	@echo 'make scale    measure passes of random models of 0.1 to 3 billion parameters'
+	@echo 'make serving  measure the server under 1 to 16 streams; LLAMA_SERVER=program to measure that beside it'
 	@echo 'make results  measure all of this and write it into the pages; PROMPTS=FILE to choose prompts'
 	@echo 'make load     256 streams at once for 10 minutes, then more requests than the server takes; SECONDS=n'
 	@echo 'make soak     an hour of requests of all kinds with faults among them; SECONDS=n for another time'
@@ -69,6 +70,11 @@ peers: $(VENV)/installed
 scale: $(VENV)/installed
 	$(PIP) 'matplotlib>=3.8'
 	$(BIN)/python -m benchmarks.scale --plot docs/scale.png
+
+serving: $(VENV)/installed-for-tests
+	$(BIN)/python -m benchmarks.serving $(if $(PROMPTS),--prompts $(PROMPTS)) \
+		$(foreach program,$(LLAMA_SERVER),--llama-server $(program))
+	$(BIN)/python -m benchmarks.tables
 
 RESULTS := benchmarks/results
 CHOSEN := $(if $(PROMPTS),--prompts $(PROMPTS),--limit 70)
