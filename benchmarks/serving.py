@@ -203,7 +203,8 @@ def paceline(options: argparse.Namespace, streams: int, port: int) -> list[objec
     return [
         *(sys.executable, "-m", "paceline", "serve", "--model", options.model, "--port", port),
         *("--drafter", options.drafter, "--threads", options.threads, "--max-batch", streams),
-        *("--context", options.context, "--log-level", "warning"),
+        *("--context", options.context, "--cache-tokens", streams * options.context),
+        *("--log-level", "warning"),
     ]
 
 

@@ -250,7 +250,9 @@ def _speculation(
         if asked.drafter not in info.drafters:
             known = ", ".join(info.drafters)
             raise refused(
-                f"speculative.drafter {asked.drafter[:60]!r} is not loaded; loaded are {known}", "speculative"
+                f"speculative.drafter {asked.drafter[:60]!r} is not loaded; loaded are {known}; "
+                "paceline serve --drafter NAME, which may be given several times, loads others",
+                "speculative",
             )
         drafter = asked.drafter
     if asked.off:
