@@ -26,7 +26,7 @@ from paceline.serve.wire import Build
 from tests.serve.program import Program, running
 
 RATE = 10
-ANSWER_S = 20.0
+ANSWER_S = 15.0
 """What an answer takes: memory must be flat over many of them, not while one grows."""
 SEEDS = 8
 LATE_S = 0.1
