@@ -8,7 +8,7 @@ SOURCES := $(shell find src CMakeLists.txt pyproject.toml -type f \
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test torch prove sim check format docs peers scale results \
+.PHONY: help demo test torch prove sim check format docs peers scale serving results \
 	load soak chaos fuzz clients clean
 
 help:
@@ -22,12 +22,13 @@ help:
 	@echo 'make docs     write the pages that are made from the code'
 	@echo 'make peers    install and measure every other engine this machine can run; ONLY=a,b for some'
 	@echo 'make scale    measure passes of random models of 0.1 to 3 billion parameters'
+	@echo 'make serving  measure the server under 1 to 16 streams; LLAMA_SERVER=program to measure that beside it'
 	@echo 'make results  measure all of this and write it into the pages; PROMPTS=FILE to choose prompts'
 	@echo 'make load     256 streams at once for 10 minutes, then more requests than the server takes; SECONDS=n'
 	@echo 'make soak     an hour of requests of all kinds with faults among them; SECONDS=n for another time'
 	@echo 'make chaos    the same for 10 minutes while engines are killed'
 	@echo 'make fuzz     5,000 cases made of the OpenAPI file'
-	@echo "make clients  sessions with OpenAI's clients of versions 2 and 3, and with llm"
+	@echo "make clients  sessions with OpenAI's clients of versions 2 and 3, with llm and with AIPerf"
 	@echo 'make clean    remove what was built'
 
 demo: $(VENV)/installed
@@ -70,6 +71,11 @@ scale: $(VENV)/installed
 	$(PIP) 'matplotlib>=3.8'
 	$(BIN)/python -m benchmarks.scale --plot docs/scale.png
 
+serving: $(VENV)/installed-for-tests
+	$(BIN)/python -m benchmarks.serving $(if $(PROMPTS),--prompts $(PROMPTS)) \
+		$(foreach program,$(LLAMA_SERVER),--llama-server $(program))
+	$(BIN)/python -m benchmarks.tables
+
 RESULTS := benchmarks/results
 CHOSEN := $(if $(PROMPTS),--prompts $(PROMPTS),--limit 70)
 FIXED := 'auto;suffix@fixed;suffix;auto@fixed:nodes=4;auto@fixed:nodes=8;suffix+recycling'
@@ -97,8 +103,9 @@ chaos: $(VENV)/installed-for-tests
 fuzz: $(VENV)/installed-for-tests $(VENV)-schemathesis/created
 	$(BIN)/python -m tests.serve.fuzz $(VENV)-schemathesis/bin/schemathesis
 
-clients: $(VENV)/installed-for-tests $(VENV)-openai2/created $(VENV)-openai3/created
-	$(BIN)/python -m tests.serve.clients $(VENV)-openai2/bin/python $(VENV)-openai3/bin/python
+clients: $(VENV)/installed-for-tests $(VENV)-openai2/created $(VENV)-openai3/created $(VENV)-aiperf/created
+	$(BIN)/python -m tests.serve.clients $(VENV)-openai2/bin/python $(VENV)-openai3/bin/python \
+		--aiperf $(VENV)-aiperf/bin/aiperf
 
 clean:
 	rm -rf $(VENV) $(VENV)-* build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
@@ -133,6 +140,7 @@ $(VENV)/created:
 $(VENV)-schemathesis/created: PACKAGES := 'schemathesis>=4,<5'
 $(VENV)-openai2/created: PACKAGES := 'openai>=2,<3' 'llm>=0.27,<1'
 $(VENV)-openai3/created: PACKAGES := 'openai>=3,<4'
+$(VENV)-aiperf/created: PACKAGES := 'aiperf>=0.13,<1'
 $(VENV)-%/created: $(VENV)/created
 	@echo 'Installing $(subst ',,$(PACKAGES))'
 	@$(BIN)/python -m venv $(VENV)-$*

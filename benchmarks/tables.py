@@ -3,8 +3,8 @@
     python -m benchmarks.tables
 
 Takes what `paceline bench step --json`, `paceline bench speed --json` (greedy and at temperature 1),
-`paceline bench sweep --json` (over batches), benchmarks/peers and benchmarks/scale.py left there: step.json,
-speed.json, sampled.json, batches.json, peers.json and scale.json.
+`paceline bench sweep --json` (over batches), benchmarks/serving.py, benchmarks/peers and benchmarks/scale.py
+left there: step.json, speed.json, sampled.json, batches.json, serving.json, peers.json and scale.json.
 """
 
 from __future__ import annotations
@@ -37,6 +37,40 @@ def readme(step: Report, speed: Report, peers: Report) -> str:
 def drafters(speed: Report, sampled: Report, batches: Report) -> str:
     """The part of docs/performance.md about drafters and policies."""
     return "\n\n".join((_where(speed) + ".", _speed(speed), _speed(sampled), _batches(batches)))
+
+
+def streams(serving: Report) -> str:
+    """The part of docs/performance.md about the server."""
+    different = sum(level["different_outputs"] for level in serving["levels"])
+    rival = f"; llama-server {serving['llama_server']}" if serving["llama_server"] else ""
+    lines = [
+        f"{_where(serving)}; {serving['model']}, drafter {serving['drafter']}, greedy, "
+        f"{serving['max_tokens']} tokens at most{rival}. Outputs that differ from plain decoding's: "
+        f"{different}.",
+        "",
+        "| streams | | requests | tokens/s | times as fast as plain, median (95 %) "
+        "| first token, ms: p50 | p99 | between chunks, ms: p50 | p99 |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for level in serving["levels"]:
+        ratio = f"{level['ratio']:.2f} ({level['ratio_low']:.2f} to {level['ratio_high']:.2f})"
+        for name, shown in (("plain", "plain"), ("drafted", serving["drafter"]), ("llama-server",) * 2):
+            if (own := level.get(name)) is None:
+                continue
+            times = " | ".join(
+                f"{own[time] * 1e3:.{digits}f}"
+                for time, digits in (
+                    ("first_p50_s", 0),
+                    ("first_p99_s", 0),
+                    ("between_p50_s", 1),
+                    ("between_p99_s", 1),
+                )
+            )
+            lines.append(
+                f"| {level['streams']} | {shown} | {own['requests']} | {own['tokens_per_second']:.0f} "
+                f"| {ratio if name == 'drafted' else ''} | {times} |"
+            )
+    return "\n".join(lines)
 
 
 def engines(peers: Report) -> str:
@@ -331,6 +365,7 @@ def _number(value: float | None, form: str) -> str:
 PARTS = (
     ("README.md", "results", readme, ("step", "speed", "peers")),
     ("docs/performance.md", "drafters", drafters, ("speed", "sampled", "batches")),
+    ("docs/performance.md", "serving", streams, ("serving",)),
     ("docs/performance.md", "peers", engines, ("peers",)),
     ("docs/performance.md", "step", passes, ("step",)),
     ("docs/performance.md", "scale", growth, ("scale",)),

@@ -53,6 +53,7 @@ RUNGS = (
         ("tests/native", "tests/lossless/test_real_model.py", *ALL),
     ),
     Rung("sequential", "the sequential test: false alarms and power", ("tests/audit", *ALL)),
+    Rung("server", "256 streams lose nothing, and after a soak everything is back", ("tests/serve", *ALL)),
     Rung("bugs", "planted bugs are found by the tests", ("-m", "tests.mutation", "bugs")),
     Rung("audit", "planted bugs are found by paceline audit", ("-m", "tests.mutation", "audit")),
     Rung(

@@ -16,7 +16,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 def names() -> set[str]:
     """All metrics of a server with one model."""
     load = Load(1, 1, 1, 1, 1, 1, 1, {"suffix": {"raised": 1}}, frozenset())
-    page, _ = Metrics().page({"m": (load, 1)})
+    page, _ = Metrics().page({"m": (load, 1)}, 1)
     kinds = dict(re.findall(r"^# TYPE (\S+) (\w+)$", page.decode(), re.MULTILINE))
     made = {name + "_bucket" for name, kind in kinds.items() if kind == "histogram"}
     return (

@@ -20,6 +20,7 @@ ENTRY = {
     "total_ratio": 1.28,
     "different_outputs": 0,
 }
+RATIO = {"ratio": 1.3, "ratio_low": 1.2, "ratio_high": 1.4, "different_outputs": 0}
 
 
 STEP = {
@@ -154,6 +155,31 @@ def test_the_tables_of_passes_and_of_larger_models_are_well_formed() -> None:
     well_formed(text)
     assert "| qkv | 0.50 | 0.75 |" in tables.passes(STEP)
     well_formed(tables.passes(STEP))
+
+
+def test_the_table_of_streams_has_a_row_for_each_way() -> None:
+    own = {
+        "requests": 40,
+        "tokens_per_second": 250.4,
+        "first_p50_s": 0.05,
+        "first_p99_s": 0.2,
+        "between_p50_s": 0.004,
+        "between_p99_s": 0.01,
+    }
+    level = {"streams": 2, **RATIO, "plain": own, "drafted": own, "llama-server": own}
+    serving = {
+        "machine": MACHINE,
+        "model": "m",
+        "drafter": "auto",
+        "max_tokens": 96,
+        "llama_server": "version 1",
+        "levels": [level, {**level, "streams": 4}],
+    }
+    text = tables.streams(serving)
+    assert "| 2 | plain | 40 | 250 |  | 50 | 200 | 4.0 | 10.0 |" in text
+    assert "| 4 | auto | 40 | 250 | 1.30 (1.20 to 1.40) | 50 | 200 | 4.0 | 10.0 |" in text
+    assert "| 4 | llama-server | 40 | 250 |  | 50 | 200 | 4.0 | 10.0 |" in text
+    well_formed(text)
 
 
 def test_every_part_has_its_marks_once() -> None:

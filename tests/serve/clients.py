@@ -1,17 +1,17 @@
-"""Sessions with clients in environments of their own: python -m tests.serve.clients PYTHON...
+"""Sessions with clients in environments of their own: python -m tests.serve.clients PYTHON... [--aiperf PATH]
 
 Each PYTHON has OpenAI's client of some version; where `llm` is installed beside it, that is used too.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
-from tests.serve import sessions
+from tests.serve import generator, sessions
 from tests.serve.program import running
 
 MODELS = """
@@ -50,12 +50,19 @@ def use_llm(program: Path, url: str) -> None:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("pythons", nargs="*", type=Path, metavar="PYTHON")
+    parser.add_argument("--aiperf", type=Path, help="the load generator's program")
+    options = parser.parse_args()
     with running() as program:
-        for python in map(Path, sys.argv[1:]):
+        for python in options.pythons:
             subprocess.run([python, sessions.__file__, program.url], check=True)
             if (llm := python.with_name("llm")).exists():
                 use_llm(llm, program.url)
                 print("llm: the session went as it should")
+        if options.aiperf:
+            generator.use(options.aiperf, program.url)
+            print("AIPerf: the session went as it should")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def main() -> None:
                 *(options.program, "run", f"{program.url}/openapi.json"),
                 *("--checks", "not_a_server_error,status_code_conformance,content_type_conformance"),
                 *("--phases", "coverage,fuzzing", "--max-examples", str(options.cases // OPERATIONS)),
-                *("--seed", str(options.seed), "--continue-on-failure"),
+                *("--seed", str(options.seed), "--continue-on-failure", "--request-timeout", "60"),
             ],
             check=False,
         )

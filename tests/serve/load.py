@@ -1,9 +1,9 @@
 """Many streams at once: python -m tests.serve.load [--streams 256] [--seconds 600]
 
-Every stream is one long answer of the tiny model, paced to 10 tokens a second. Of each are checked: all of
-its text, in order, against the library's; when its chunks came; and what memory the server takes. Then
-four times as many requests as the server takes at a time: how fast the rest is refused, and what is still
-answered.
+Every client streams answers of the tiny model, paced to 10 tokens a second, one after the other, so that all
+streams are open all the time. Of each answer are checked: all of its text, in order, against the library's;
+when its chunks came; and what memory and processor time the server takes. Then four times as many requests
+as the server takes at a time: how fast the rest is refused, and what is still answered.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import os
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,9 +26,14 @@ from paceline.serve.wire import Build
 from tests.serve.program import Program, running
 
 RATE = 10
+ANSWER_S = 15.0
+"""What an answer takes: memory must be flat over many of them, not while one grows."""
 SEEDS = 8
 LATE_S = 0.1
-PAGE = os.sysconf("SC_PAGE_SIZE")
+REFUSED_S = 0.05
+GOODPUT = 0.9
+GROWTH = 0.02
+PAGE, TICKS = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_CLK_TCK")
 PLAIN = {"off": True}
 
 
@@ -35,19 +41,35 @@ PLAIN = {"off": True}
 class Figures:
     """What a load came to.
 
-    wrong     streams whose text is not the library's
+    wrong     answers whose text is not the library's
     lateness  of a chunk: how much later it came than a tenth of a second after the one before
-    growth    of the memory of both processes, from a fifth of the time on
+    growth    of the memory of both processes, from a fifth of the time on, or one and a half answers
+    cores     processor seconds a second, of the process that listens and of the engine
     """
 
     streams: int
     seconds: float
+    answers: int
     tokens: int
     wrong: int
     lateness_p50_s: float
     lateness_p99_s: float
     memory_bytes: int
     growth: float
+    http_cores: float
+    engine_cores: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a client saw of one request; times: when each chunk with text came; answered: when the status
+    did."""
+
+    status: int
+    headers: dict[str, str]
+    text: str
+    times: list[float]
+    answered: float
 
 
 def question(seed: int, tokens: int) -> dict[str, Any]:
@@ -70,8 +92,8 @@ def library(seed: int, tokens: int, context: int) -> str:
     return answer.text
 
 
-async def ask(url: str, body: dict[str, Any]) -> tuple[int, str, list[float], float]:
-    """Status, text, times of the chunks with text, and when the status came. A client as lean as can be."""
+async def ask(url: str, body: dict[str, Any]) -> Reply:
+    """A client as lean as can be."""
     host, port = url.removeprefix("http://").split(":")
     data = json.dumps(body).encode()
     reader, writer = await asyncio.open_connection(host, int(port), limit=1 << 20)
@@ -82,60 +104,82 @@ async def ask(url: str, body: dict[str, Any]) -> tuple[int, str, list[float], fl
         )
         status = int((await reader.readline()).split()[1])
         answered = time.perf_counter()
+        headers = {}
+        while line := (await reader.readline()).strip():
+            name, _, value = line.decode().partition(":")
+            headers[name.lower()] = value.strip()
         text, times = [], []
         while line := await reader.readline():
             choices = json.loads(line[6:]).get("choices") if line.startswith(b"data: {") else None
             if choices and (said := choices[0]["delta"].get("content")):
                 text.append(said)
                 times.append(time.perf_counter())
-        return status, "".join(text), times, answered
+        return Reply(status, headers, "".join(text), times, answered)
     finally:
         writer.close()
 
 
 def memory(program: Program) -> int:
     """Bytes that both processes have resident."""
-    total = 0
-    for process in (program.process.pid, program.engine()):
-        with open(f"/proc/{process}/statm", encoding="ascii") as file:  # noqa: PTH123
-            total += int(file.read().split()[1]) * PAGE
-    return total
+    return PAGE * sum(
+        int(Path(f"/proc/{process}/statm").read_text().split()[1])
+        for process in (program.process.pid, program.engine())
+    )
+
+
+def processor(process: int) -> float:
+    """Seconds that a process has computed."""
+    user, system = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / TICKS
 
 
 def streams(count: int, seconds: float) -> Figures:
-    """`count` streams for so long."""
-    tokens = max(2, int(seconds * RATE))
-    context = tokens + 64
+    """`count` streams for so long; the first answers begin spread over the time that one takes."""
+    answer_s = min(ANSWER_S, seconds)
+    tokens = max(2, round(answer_s * RATE))
+    each = max(1, round(seconds / answer_s))
+    settled = min(max(each * answer_s / 5, 1.5 * answer_s), each * answer_s)
     with running(
-        *("--model", f"table:pace={1 / RATE}", "--max-batch", str(count), "--context", str(context)),
-        *("--cache-tokens", str(count * (context + 64))),
+        *("--model", f"table:pace={1 / RATE}", "--max-batch", str(count), "--context", str(tokens + 64)),
+        *("--cache-tokens", str(count * (tokens + 128))),
     ) as program:
-        before = 0
+        processes = (program.process.pid, program.engine())
+        held = []
 
-        async def settled() -> None:
-            nonlocal before
-            await asyncio.sleep(seconds / 5)
-            before = memory(program)
+        async def client(number: int) -> list[Reply]:
+            await asyncio.sleep(number / count * answer_s)
+            return [await ask(program.url, question(number % SEEDS, tokens)) for _ in range(each)]
 
-        async def all_at_once() -> list[Any]:
-            asked = [ask(program.url, question(number % SEEDS, tokens)) for number in range(count)]
-            return await asyncio.gather(*asked, settled())
+        async def watch() -> None:
+            await asyncio.sleep(settled)
+            held.append(memory(program))
+            await asyncio.sleep(each * answer_s - settled)
+            held.append(memory(program))
+
+        async def all_of_them() -> list[Any]:
+            return await asyncio.gather(watch(), *(client(number) for number in range(count)))
 
         begin = time.perf_counter()
-        *answers, _ = asyncio.run(all_at_once())
+        computed = [-processor(process) for process in processes]
+        _, *replies = asyncio.run(all_of_them())
         taken = time.perf_counter() - begin
-        after = memory(program)
-    right = [library(seed, tokens, context) for seed in range(min(SEEDS, count))]
-    late = np.concatenate([np.diff(times) - 1 / RATE for _, _, times, _ in answers])
+        http, engine = (
+            (before + processor(process)) / taken for before, process in zip(computed, processes, strict=True)
+        )
+    right = [library(seed, tokens, tokens + 64) for seed in range(min(SEEDS, count))]
+    late = np.concatenate([np.diff(reply.times) - 1 / RATE for own in replies for reply in own])
     return Figures(
         streams=count,
         seconds=taken,
-        tokens=count * tokens,
-        wrong=sum(text != right[number % SEEDS] for number, (_, text, _, _) in enumerate(answers)),
+        answers=count * each,
+        tokens=count * each * tokens,
+        wrong=sum(reply.text != right[number % SEEDS] for number, own in enumerate(replies) for reply in own),
         lateness_p50_s=float(np.quantile(late, 0.5)),
         lateness_p99_s=float(np.quantile(late, 0.99)),
-        memory_bytes=after,
-        growth=after / before - 1,
+        memory_bytes=held[1],
+        growth=held[1] / held[0] - 1,
+        http_cores=http,
+        engine_cores=engine,
     )
 
 
@@ -153,13 +197,14 @@ def overload(batch: int, seconds: float, times: int = 4) -> dict[str, Any]:
             nonlocal tokens
             while time.perf_counter() < end:
                 begin = time.perf_counter()
-                status, text, _, answered = await ask(url, question(seed, 20))
-                if status == 429:
-                    refusals.append(answered - begin)
-                    await asyncio.sleep(0.25)
+                reply = await ask(url, question(seed, 20))
+                if reply.status == 429:
+                    assert int(reply.headers["retry-after"]) >= 1
+                    refusals.append(reply.answered - begin)
+                    await asyncio.sleep(0.25)  # a client that does not wait as long as it is told
                 else:
-                    assert status == 200, status
-                    tokens += len(text)
+                    assert reply.status == 200, reply.status
+                    tokens += len(reply.text)
 
         begin = time.perf_counter()
         await asyncio.gather(*(client(seed) for seed in range(count)))
@@ -191,9 +236,9 @@ def main() -> None:
     failed = Counter(
         wrong=figures.wrong,
         late=figures.lateness_p99_s > LATE_S,
-        memory=figures.growth > 0.02,
-        refusals=over["refused_in_s_p99"] > 0.05,
-        goodput=over["goodput"] < 0.9,
+        memory=figures.growth > GROWTH,
+        refusals=over["refused_in_s_p99"] > REFUSED_S,
+        goodput=over["goodput"] < GOODPUT,
     )
     raise SystemExit(f"not held: {[name for name, bad in failed.items() if bad]}" if +failed else 0)
 

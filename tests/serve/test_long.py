@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.serve import load, sessions, soak
 from tests.serve.program import Program
 
+LONG = pytest.mark.prove
 
-def test_streams_lose_nothing_and_keep_time() -> None:
-    figures = load.streams(32, 3)
+
+@pytest.mark.parametrize(("count", "seconds"), [(32, 3), pytest.param(256, 30, marks=LONG)])
+def test_streams_lose_nothing_and_keep_time(count: int, seconds: int) -> None:
+    figures = load.streams(count, seconds)
     assert figures.wrong == 0
-    assert figures.tokens == 32 * 30
+    assert figures.tokens == count * seconds * load.RATE
     assert figures.lateness_p50_s < 0.05  # the tail is for a quiet machine: make load
 
 
@@ -20,8 +25,9 @@ def test_overload_is_refused_and_the_rest_is_served() -> None:
     assert figures["goodput"] > 0.5  # on a busy machine; make load asks for 0.9
 
 
-def test_after_a_soak_everything_is_back() -> None:
-    figures = soak.soak(3)
+@pytest.mark.parametrize("seconds", [3, pytest.param(120, marks=LONG)])
+def test_after_a_soak_everything_is_back(seconds: int) -> None:
+    figures = soak.soak(seconds)
     assert figures["answered"] > 20
 
 

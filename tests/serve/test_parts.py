@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncGenerator
 from itertools import pairwise
 from typing import Any
 
@@ -15,7 +16,7 @@ from starlette.applications import Starlette
 
 from paceline.results import Event, TokenLogprobs
 from paceline.sampling import SamplingParams
-from paceline.serve import wire
+from paceline.serve import stream, wire
 from paceline.serve.channel import MAX_BYTES, Channel
 from paceline.serve.failures import ApiError, refused
 from paceline.serve.fleet import Fleet
@@ -159,3 +160,27 @@ def test_a_server_without_its_packages_says_how_to_get_them(
     assert run(["serve", "--model", "table"]) == 2
     said = capsys.readouterr().err
     assert said == 'paceline: error: serving needs no_such_package: pip install "paceline[serve]"\n'
+
+
+@pytest.mark.parametrize(("patience", "noted"), [(0.05, stream.CLIENT_GONE), (60.0, 200)])
+def test_a_client_that_takes_nothing_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, patience: float, noted: int
+) -> None:
+    monkeypatch.setattr(stream, "WRITE_TIMEOUT_S", patience)
+    monkeypatch.setattr(stream, "PATROL_S", 0.02)
+    ended: list[int] = []
+
+    async def records() -> AsyncGenerator[dict[str, Any], None]:
+        yield {"a": 1}
+
+    async def receive() -> dict[str, Any]:
+        await asyncio.Event().wait()
+        raise AssertionError("nothing comes")
+
+    async def send(message: Any) -> None:
+        if message.get("body"):
+            await asyncio.sleep(0.3)
+
+    response = stream.EventStream(records(), headers={}, named=False, on_end=ended.append)
+    asyncio.run(response({"type": "http"}, receive, send))
+    assert ended == [noted]

@@ -80,6 +80,7 @@ class Visit:
         self._model = wanted.model
         backend, (info, tokenizer) = await self._server.fleet.ready(self._model)
         self._backend = backend
+        backend.check_room(1)  # before a prompt is read for nothing
         brings_schema = any(getattr(wanted, name) for name in self._form.brings_schema)
         job = await self._server.aside(
             self._form.job,

@@ -22,9 +22,10 @@ LEAST_LOGPROB = -9999.0
 
 @dataclass(slots=True)
 class Choice:
-    """One answer as it comes in."""
+    """One answer as it comes in. characters: of all its text."""
 
     text: list[str] = field(default_factory=list)
+    characters: int = 0
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     calls: CallReader = field(default_factory=CallReader)
@@ -33,6 +34,7 @@ class Choice:
     def take(self, event: Event) -> None:
         """Add what an event brings."""
         self.text.append(event.text)
+        self.characters += len(event.text)
         self.token_ids += event.token_ids
         self.logprobs += event.logprobs or ()
         self.finish = event.finish
@@ -130,10 +132,10 @@ class Choices(Answer):
         """See `Answer`. The last choice to end brings the figures, unless usage was asked for, which comes
         in a chunk of its own, and they with it."""
         choice = self.choices[index]
-        tokens, characters = len(choice.token_ids), sum(map(len, choice.text))
+        offset = choice.characters
         choice.take(event)
         if event.text or event.finish is not None or event.logprobs:
-            body = self._part(index, event, tokens, characters)
+            body = self._part(index, event, offset)
             chunk = self._chunk([{"index": index, **body, **self._ending(choice)}])
             if self.complete and not self.job.include_usage:
                 chunk |= self.made()
@@ -155,8 +157,8 @@ class Choices(Answer):
         ...
 
     @abstractmethod
-    def _part(self, index: int, event: Event, tokens: int, characters: int) -> Json:
-        """A choice of a chunk; tokens, characters: how many of them came before."""
+    def _part(self, index: int, event: Event, offset: int) -> Json:
+        """A choice of a chunk; offset: characters that came before."""
         ...
 
     def _chunk(self, choices: Sequence[Json]) -> Json:
@@ -212,7 +214,7 @@ class ChatAnswer(Choices):
     def _opening(self, index: int) -> Json:
         return {"delta": {"role": "assistant", "content": ""}}
 
-    def _part(self, index: int, event: Event, tokens: int, characters: int) -> Json:
+    def _part(self, index: int, event: Event, offset: int) -> Json:
         delta: Json = {"content": event.text} if event.text else {}
         if self.job.tools:
             calls = self.choices[index].calls
@@ -260,11 +262,11 @@ class CompletionAnswer(Choices):
             return None
         return {"text": self._tokenizer.decode(self.job.prompts[index // self.job.n])}
 
-    def _part(self, index: int, event: Event, tokens: int, characters: int) -> Json:
+    def _part(self, index: int, event: Event, offset: int) -> Json:
         stated = [(token.token_id, token) for token in event.logprobs or ()]
         return {
             "text": "" if self.job.hollow else event.text,
-            "logprobs": self._logprobs(stated, characters),
+            "logprobs": self._logprobs(stated, offset),
         }
 
     def _logprobs(self, stated: Sequence[tuple[int, TokenLogprobs | None]], offset: int) -> Json | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from functools import partial
 
 from starlette.applications import Starlette
@@ -53,7 +54,7 @@ async def health(request: Request) -> Response:
 async def metrics(request: Request) -> Response:
     """For Prometheus."""
     server = _server(request)
-    content, kind = server.metrics.page(server.fleet.loads())
+    content, kind = server.metrics.page(server.fleet.loads(), len(asyncio.all_tasks()))
     return Response(content, headers={"Content-Type": kind})
 
 

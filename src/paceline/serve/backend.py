@@ -26,7 +26,8 @@ LAST_DELAY_S = 5.0
 LONG_LIFE_S = 60.0
 """An engine that lived so long did not die of starting."""
 STALL_S = 60.0
-"""An engine that has requests and says nothing for so long is hanging: no pass takes that long."""
+"""An engine that has requests and says nothing for so long is hanging: no pass takes that long. It is counted
+in two halves: where all of us were stopped for a while, the engine has the second to be heard again."""
 FAREWELL_S = 3.0
 IDLE = Load(0, 0, 0, 0, 0, 0, 0, {}, frozenset())
 READ_BYTES = 1 << 16
@@ -129,14 +130,17 @@ class Backend:
 
     async def _listen(self, reader: asyncio.StreamReader) -> str | None:
         splitter = wire.Splitter()
+        silent = 0
         while True:
             try:
-                async with asyncio.timeout(STALL_S):
+                async with asyncio.timeout(STALL_S / 2):
                     data = await reader.read(READ_BYTES)
             except TimeoutError:
-                if self._waits_since(asyncio.get_running_loop().time() - STALL_S):
+                silent += 1
+                if silent >= 2 and self._waits_since(asyncio.get_running_loop().time() - STALL_S):
                     raise
                 continue
+            silent = 0
             if not data:
                 return None
             for frame in splitter.push(data):
@@ -168,6 +172,13 @@ class Backend:
         if self._writer is not None:
             self._writer.write(wire.pack(frame))
 
+    def check_room(self, count: int) -> None:
+        """Raises ApiError: 503 if the engine is not there, 429 if it has no room for so many requests."""
+        if self.model is None:
+            raise self.down()
+        if self.in_flight + count > self.capacity:
+            raise queue_full(self.in_flight, self._patience())
+
     async def submit(self, orders: Sequence[wire.Submit], channel: Channel) -> list[int]:
         """Give the engine the requests of one HTTP request; their numbers, in order.
 
@@ -175,10 +186,7 @@ class Backend:
         Raises ApiError: 429 at once if there is no room, 503 if the engine is not there, 400 for what the
         engine refuses; then none of the requests is left behind.
         """
-        if self.model is None:
-            raise self.down()
-        if self.in_flight + len(orders) > self.capacity:
-            raise queue_full(self.in_flight, self._patience())
+        self.check_room(len(orders))
         ids = [next(self._ids) for _ in orders]
         loop = asyncio.get_running_loop()
         for place, (id, order) in enumerate(zip(ids, orders, strict=True)):

@@ -152,7 +152,10 @@ async def on_http_error(request: Request, error: Exception) -> Response:
     """Handler for what the router raises: no such path, no such method."""
     assert isinstance(error, HTTPException), "it is registered for these"
     codes = {404: "not_found", 405: "method_not_allowed"}
-    said = {404: "there is no such path", 405: f"this path does not take {request.method[:20]}"}
+    said = {
+        404: "there is no such path; /openapi.json has those there are",
+        405: f"this path does not take {request.method[:20]}",
+    }
     status = error.status_code
     return error_response(
         ApiError(

@@ -250,11 +250,13 @@ def _speculation(
         if asked.drafter not in info.drafters:
             known = ", ".join(info.drafters)
             raise refused(
-                f"speculative.drafter {asked.drafter[:60]!r} is not loaded; loaded are {known}", "speculative"
+                f"speculative.drafter {asked.drafter[:60]!r} is not loaded; loaded are {known}; "
+                "paceline serve --drafter NAME, which may be given several times, loads others",
+                "speculative",
             )
         drafter = asked.drafter
     if asked.off:
-        return drafter, (0, 0)
+        return "none", (0, 0)  # a drafter that learns from answers learns nothing from this one
     if asked.nodes is None and asked.depth is None:
         return drafter, None
     return drafter, (

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from prometheus_client import (
     CollectorRegistry,
     Counter,
+    Gauge,
     Histogram,
     disable_created_metrics,
     generate_latest,
@@ -41,6 +42,9 @@ class Metrics:
         def histogram(name: str, help: str, buckets: Sequence[float]) -> Histogram:
             return Histogram(prefix + name, help, ("model_name",), buckets=buckets, registry=self._registry)
 
+        self._tasks = Gauge(
+            prefix + "http_tasks", "Tasks of the process that listens", registry=self._registry
+        )
         self._requests = counter("http_requests", "Requests for answers", "path", "status")
         self._success = counter("request_success", "Answers by what ended them", "finished_reason")
         self._read = counter("prompt_tokens", "Tokens of prompts")
@@ -79,9 +83,10 @@ class Metrics:
             for place in range(accepted):
                 self._by_place.labels(model, str(place)).inc(passes)
 
-    def page(self, loads: Loads) -> tuple[bytes, str]:
+    def page(self, loads: Loads, tasks: int) -> tuple[bytes, str]:
         """All figures in Prometheus' text format, and the content type. loads: what engines say, and how
-        often each was started again."""
+        often each was started again. tasks: of this process, now."""
+        self._tasks.set(tasks)
         now = CollectorRegistry()
         now.register(_Engines(self._prefix, loads))
         return generate_latest(self._registry) + generate_latest(now), CONTENT_TYPE_LATEST

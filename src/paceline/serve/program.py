@@ -94,13 +94,14 @@ def bound(listening: Listening) -> Iterator[tuple[socket.socket, str]]:
             f"--host {listening.host} lets other machines in: set API keys (--api-key-file, or the variable "
             "PACELINE_API_KEYS), or allow it with --insecure"
         )
+    if not 0 <= listening.port <= 65535:
+        raise ConfigError(f"--port must be 0 to 65535, got {listening.port}")
     family = socket.AF_INET6 if ":" in listening.host else socket.AF_INET
     try:
         connection = socket.create_server((listening.host, listening.port), family=family, backlog=BACKLOG)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise ConfigError(
-            f"cannot listen on {listening.host}:{listening.port}: "
-            f"{getattr(error, 'strerror', None) or error}; "
+            f"cannot listen on {listening.host}:{listening.port}: {error.strerror or error}; "
             "choose another --port or --host"
         ) from None
     with connection:

@@ -68,7 +68,7 @@ def read_models(path: Path) -> tuple[dict[str, ModelSettings], int | None]:
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror or error}") from None
+        raise ConfigError(f"--models {path}: {error.strerror or error}") from None
     except ValueError as error:  # not TOML, or not UTF-8
         raise ConfigError(f"{path}: {error}") from None
     memory = values.pop("memory", None)
@@ -120,7 +120,7 @@ def keys_of(path: Path | None, environment: str | None) -> list[str]:
             mode = path.stat().st_mode
             lines = path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+            raise ConfigError(f"--api-key-file {path}: {getattr(error, 'strerror', None) or error}") from None
         if mode & 0o077:
             raise ConfigError(f"{path}: others can read the keys; chmod 600 {path}")
         found = [line.strip() for line in lines if line.strip() and not line.startswith("#")]

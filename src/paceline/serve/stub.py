@@ -42,6 +42,8 @@ class PacedTable(TableTarget):
     def forward(self, draft: Draft, taps: frozenset[str]) -> Scores:
         """See `Target.forward`."""
         scores = super().forward(draft, taps)
+        if not self._pace:
+            return scores
         now = time.perf_counter()
         self._due = max(self._due, now - self._pace) + self._pace  # an idle time is nothing to catch up with
         time.sleep(max(0.0, self._due - now))
