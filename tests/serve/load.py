@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from paceline import SamplingParams
 from paceline.serve import stub
@@ -42,7 +43,7 @@ class Figures:
     """What a load came to.
 
     wrong     answers whose text is not the library's
-    lateness  of a chunk: how much later it came than a tenth of a second after the one before
+    lateness  of a chunk: how much later it came than a tenth of a second for each token after the one before
     growth    of the memory of both processes, from a fifth of the time on, or one and a half answers
     cores     processor seconds a second, of the process that listens and of the engine
     """
@@ -85,11 +86,28 @@ def question(seed: int, tokens: int) -> dict[str, Any]:
     }
 
 
-def library(seed: int, tokens: int, context: int) -> str:
+@dataclass(frozen=True, slots=True)
+class Known:
+    """The library's answer: its text, and which tokens have any, for some have none: a chunk with text may
+    come two tokens after the one before."""
+
+    text: str
+    places: list[int]
+
+
+def library(seed: int, tokens: int, context: int) -> Known:
     engine = stub.build(Build("table", drafters=("none",), context=context))
     params = SamplingParams(seed=seed, max_tokens=tokens, min_tokens=tokens, ignore_eos=True)
-    (answer,) = engine.generate([[{"role": "user", "content": "Hello"}]], params)
-    return answer.text
+    events = list(engine.stream([{"role": "user", "content": "Hello"}], params))
+    return Known(
+        "".join(event.text for event in events), [place for place, event in enumerate(events) if event.text]
+    )
+
+
+def lateness(reply: Reply, known: Known) -> NDArray[np.float64]:
+    """Seconds by which each chunk came later than its tokens take."""
+    assert len(reply.times) == len(known.places), "a chunk for each token that has text"
+    return np.diff(reply.times) - np.diff(known.places) / RATE
 
 
 async def ask(url: str, body: dict[str, Any]) -> Reply:
@@ -167,13 +185,16 @@ def streams(count: int, seconds: float) -> Figures:
             (before + processor(process)) / taken for before, process in zip(computed, processes, strict=True)
         )
     right = [library(seed, tokens, tokens + 64) for seed in range(min(SEEDS, count))]
-    late = np.concatenate([np.diff(reply.times) - 1 / RATE for own in replies for reply in own])
+    wrong = [reply.text != right[number % SEEDS].text for number, own in enumerate(replies) for reply in own]
+    late = np.concatenate(
+        [lateness(reply, right[number % SEEDS]) for number, own in enumerate(replies) for reply in own]
+    )
     return Figures(
         streams=count,
         seconds=taken,
         answers=count * each,
         tokens=count * each * tokens,
-        wrong=sum(reply.text != right[number % SEEDS] for number, own in enumerate(replies) for reply in own),
+        wrong=sum(wrong),
         lateness_p50_s=float(np.quantile(late, 0.5)),
         lateness_p99_s=float(np.quantile(late, 0.99)),
         memory_bytes=held[1],
