@@ -19,10 +19,13 @@ from paceline.models.dflash_folder import HEAD, DFlashConfig, DFlashWeights
 from paceline.trained.dflash import NativeDFlash
 from paceline.trained.dflash_export import export_dflash
 from tests.toys import state_width
-from tests.trained import SMOLLM2, TINY, embedding_of, random_ids, random_tensors
+from tests.trained import REAL, TINY, embedding_of, random_ids, random_tensors
 
 CONFIG = DFlashConfig(**TINY, layers=2, layer_ids=(1, 2, 3), block=5, mask_token=202)
 """A drafter for `tests.native.models.CONFIG`."""
+
+SMOLLM2 = replace(CONFIG, **REAL, layers=1, layer_ids=(2, 15, 27), block=6, mask_token=0)
+"""A drafter for SmolLM2-135M."""
 
 
 def random_drafter(config: DFlashConfig = CONFIG, seed: int = 0, *, head: bool = True) -> DFlashWeights:
@@ -115,5 +118,4 @@ def following_drafter(successors: NDArray[np.int64]) -> tuple[DFlashWeights, Emb
 
 
 if __name__ == "__main__":
-    config = replace(CONFIG, **SMOLLM2, layers=1, layer_ids=(2, 15, 27), block=6, mask_token=0)
-    print(folder_of(random_drafter(config), Path(sys.argv[1])))
+    print(folder_of(random_drafter(SMOLLM2), Path(sys.argv[1])))

@@ -19,7 +19,7 @@ from paceline.models.eagle3_folder import Eagle3Config, Eagle3Weights
 from paceline.trained.eagle3 import NativeEagle3
 from paceline.trained.export import export
 from tests.toys import state_width
-from tests.trained import SMOLLM2, TINY, random_ids, random_tensors
+from tests.trained import REAL, TINY, random_ids, random_tensors
 
 CONFIG = Eagle3Config(
     **TINY,
@@ -31,6 +31,9 @@ CONFIG = Eagle3Config(
     norm_output=False,
 )
 """A drafter for `tests.native.models.CONFIG`."""
+
+SMOLLM2 = replace(CONFIG, **REAL, target_hidden=576, layer_ids=(2, 15, 27))
+"""A drafter for SmolLM2-135M."""
 
 
 def random_drafter(
@@ -116,5 +119,4 @@ def additive_drafter(before: NDArray[np.float64], last: NDArray[np.float64]) -> 
 
 
 if __name__ == "__main__":
-    config = replace(CONFIG, **SMOLLM2, target_hidden=576, layer_ids=(2, 15, 27))
-    print(folder_of(random_drafter(config), Path(sys.argv[1])))
+    print(folder_of(random_drafter(SMOLLM2), Path(sys.argv[1])))

@@ -33,7 +33,7 @@ TINY: dict[str, Any] = {
 }
 """Of drafters for `tests.native.models.CONFIG`."""
 
-SMOLLM2: dict[str, Any] = {
+REAL: dict[str, Any] = {
     "hidden": 576,
     "ffn": 1536,
     "heads": 9,
