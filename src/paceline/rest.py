@@ -8,19 +8,20 @@ FIRST_STEPS = 32
 """Steps before the first judgement."""
 TRIAL_STEPS = 4
 SHORTEST, LONGEST = 8, 256
-"""Steps of a pause: the first one, and after many trials in vain; then 4 steps of 260 are trials."""
+"""Steps of a pause: the first one after success, and after many trials in vain; then 4 steps of 260 are trials."""
 
 
 class Rest:
-    """Whether something that costs time works or rests."""
+    """Whether something that costs time works or rests. steps: that were worked in."""
 
-    __slots__ = ("_balance", "_left", "_pause", "resting")
+    __slots__ = ("_balance", "_left", "_pause", "resting", "steps")
 
     def __init__(self) -> None:
         self._balance = 0.0
         self._left = FIRST_STEPS
         self._pause = SHORTEST
         self.resting = False
+        self.steps = 0
 
     def begin(self) -> bool:
         """A step begins; whether it is to be worked in."""
@@ -33,10 +34,18 @@ class Rest:
 
     def worked(self, gained: float) -> None:
         """A step that was worked in gained so many seconds: what was saved less what was spent."""
+        self.steps += 1
         self._balance = MEMORY * self._balance + gained
         self._left -= 1
-        if self._left > 0:
-            return
+        if self._left <= 0:
+            self._judge()
+
+    def hurry(self, pause: int) -> None:
+        """Judge now. A pause has so many steps at least."""
+        self._pause = max(self._pause, pause)
+        self._judge()
+
+    def _judge(self) -> None:
         if self._balance < 0:
             self.resting, self._left = True, self._pause
             self._pause = min(2 * self._pause, LONGEST)

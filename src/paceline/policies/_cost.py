@@ -45,6 +45,10 @@ class PassCost:
         last = len(table) - 1
         return table[n] if n <= last else table[last] + (n - last) * (table[last] - table[last - 1])
 
+    def full(self, n: int) -> bool:
+        """Whether a pass over n tokens is bound by arithmetic, so that a drafted token costs what it saves."""
+        return n >= SIZES[-1] and n * (self.relative(n + 1) - self.relative(n)) >= self.relative(n) / 2
+
     def learn(self, n: int, seconds: float) -> None:
         """A pass over n tokens took so long. One that reads much of a prompt says nothing of smaller ones."""
         if n > SIZES[-1] or seconds <= 0:

@@ -8,7 +8,9 @@ path, and the prefix of that ranking is scored which maximises
 
 No choice of as many candidates has a larger sum, and since a path is never likelier than its beginning, every
 prefix holds with a token all tokens above it. Costs are measured (`_cost.py`), probabilities learned from
-every proposal (`_calibration.py`). Where drafting saves less than its own time, it rests (`paceline.rest`).
+every proposal (`_calibration.py`). Where drafting saves less than it costs, it rests (`paceline.rest`): for each
+request, which gets fewer steps to prove itself where the first steps of others were a loss. In a pass that prompts
+fill nothing is drafted.
 
 Under a rule that compares laws a drawn token must not be left out because of what it is. There the number of
 levels that are drawn is decided beforehand, in `allot`, from how often earlier levels were accepted; fixed
@@ -44,6 +46,7 @@ class Throughput:
         self._calibrations: dict[str, Calibration] = {}
         self._levels: dict[str, Levels] = {}
         self._rests: dict[int, Rest] = {}  # by slot
+        self._firsts: dict[str, float] = {}  # by drafter: what the first steps of requests gained lately
         self._names: dict[int, str] = {}  # by slot
         self._nodes = 0
         self._started = 0.0
@@ -57,13 +60,19 @@ class Throughput:
         self._nodes = nodes
         budgets = list(limits)
         drafting = 0
+        known = sum(view.ends) - sum(view.starts)
+        full = self._cost.full(known)
         for row, limit in enumerate(limits):
             if limit.nodes:
+                # What a grammar forces is certain, whatever the drafter is worth.
+                forced = view.controls[row].matcher is not None
+                if full and not forced:
+                    budgets[row] = NOTHING_LEFT
+                    continue
                 rest = self._rests.get(view.slots[row])
                 if rest is None:
                     rest = self._rests[view.slots[row]] = Rest()
-                # What a grammar forces is certain, whatever the drafter is worth.
-                if rest.begin() or view.controls[row].matcher is not None:
+                if rest.begin() or forced:
                     drafting += 1
                 else:
                     budgets[row] = NOTHING_LEFT
@@ -72,7 +81,6 @@ class Throughput:
             budgets = [budget if budget.nodes <= room else Budget(room, budget.depth) for budget in budgets]
         elif drafting:
             budgets = even(budgets, nodes)
-            known = sum(view.ends) - sum(view.starts)
             for row, budget in enumerate(budgets):
                 levels = self._levels.get(view.drafters[row])
                 if levels is not None and budget.nodes:
@@ -138,16 +146,24 @@ class Throughput:
         view, cost = step.view, self._cost
         size = len(step.draft.tokens)
         drafted = sum(self._drafted)
+        full = cost.full(size - drafted)
         cost.learn(size, step.seconds)
-        # Whether drafting is worth its own time; the time of the wider pass is accounted for in `choose`.
+        # Whether drafting is worth its own time and that of the longer pass, which the rows share by what they drafted.
         working = sum(bool(tree.tokens) for tree in self._proposed) or 1
         worth = cost.seconds(size - drafted) / max(1, sum(root >= 0 for root in step.draft.roots))
+        each = (cost.seconds(size) - cost.seconds(size - drafted)) / max(1, drafted)
         for row, tree in enumerate(self._proposed):
             slot = view.slots[row]
             rest = self._rests.get(slot)
-            if rest is None or rest.resting:
+            if rest is None or rest.resting or full:
                 continue
-            rest.worked(len(step.verdict.paths[row]) * worth - self._spent / working)
+            gained = len(step.verdict.paths[row]) * worth - self._drafted[row] * each - self._spent / working
+            rest.worked(gained)
+            if rest.steps <= FEW_STEPS:
+                name = view.drafters[row]
+                self._firsts[name] = FIRSTS_KEPT * self._firsts.get(name, 0.0) + gained
+                if rest.steps == FEW_STEPS and self._firsts[name] < 0:
+                    rest.hurry(LONG_PAUSE)
             if row in self._cells:
                 name = view.drafters[row]
                 self._calibrations[name].learn(slot, tree, self._cells[row], step.emitted(row))
@@ -165,6 +181,10 @@ class Throughput:
 
 
 MIN_CANDIDATES = 4
+FEW_STEPS, LONG_PAUSE = 8, 32
+"""Steps after which a request is judged, and of its first pause, where others had better not drafted so long."""
+FIRSTS_KEPT = 0.99
+"""What the balance of first steps keeps of its weight with each further one: a dozen requests count."""
 
 
 def build(cost: PassCost, *, candidates: int = 32) -> Throughput:
