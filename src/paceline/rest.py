@@ -8,7 +8,7 @@ FIRST_STEPS = 32
 """Steps before the first judgement."""
 TRIAL_STEPS = 4
 SHORTEST, LONGEST = 8, 256
-"""Steps of a pause: the first one after success, and after many trials in vain; then 4 steps of 260 are trials."""
+"""Steps of a pause: after success, and after many trials in vain; then 4 steps of 260 are trials."""
 
 
 class Rest:

@@ -46,7 +46,7 @@ class PassCost:
         return table[n] if n <= last else table[last] + (n - last) * (table[last] - table[last - 1])
 
     def full(self, n: int) -> bool:
-        """Whether a pass over n tokens is bound by arithmetic, so that a drafted token costs what it saves."""
+        """Whether arithmetic bounds a pass over n tokens, so that a drafted one costs what it saves."""
         return n >= SIZES[-1] and n * (self.relative(n + 1) - self.relative(n)) >= self.relative(n) / 2
 
     def learn(self, n: int, seconds: float) -> None:

@@ -8,9 +8,9 @@ path, and the prefix of that ranking is scored which maximises
 
 No choice of as many candidates has a larger sum, and since a path is never likelier than its beginning, every
 prefix holds with a token all tokens above it. Costs are measured (`_cost.py`), probabilities learned from
-every proposal (`_calibration.py`). Where drafting saves less than it costs, it rests (`paceline.rest`): for each
-request, which gets fewer steps to prove itself where the first steps of others were a loss. In a pass that prompts
-fill nothing is drafted.
+every proposal (`_calibration.py`). Where drafting saves less than it costs, it rests (`paceline.rest`): for
+each request, which gets fewer steps to prove itself where the first steps of others were a loss. In a pass
+that prompts fill nothing is drafted.
 
 Under a rule that compares laws a drawn token must not be left out because of what it is. There the number of
 levels that are drawn is decided beforehand, in `allot`, from how often earlier levels were accepted; fixed
@@ -148,7 +148,7 @@ class Throughput:
         drafted = sum(self._drafted)
         full = cost.full(size - drafted)
         cost.learn(size, step.seconds)
-        # Whether drafting is worth its own time and that of the longer pass, which the rows share by what they drafted.
+        # Whether drafting is worth its own time and its row's share of the longer pass.
         working = sum(bool(tree.tokens) for tree in self._proposed) or 1
         worth = cost.seconds(size - drafted) / max(1, sum(root >= 0 for root in step.draft.roots))
         each = (cost.seconds(size) - cost.seconds(size - drafted)) / max(1, drafted)
@@ -182,7 +182,7 @@ class Throughput:
 
 MIN_CANDIDATES = 4
 FEW_STEPS, LONG_PAUSE = 8, 32
-"""Steps after which a request is judged, and of its first pause, where others had better not drafted so long."""
+"""Steps after which a request is judged, and of its first pause, where drafting did not pay for others."""
 FIRSTS_KEPT = 0.99
 """What the balance of first steps keeps of its weight with each further one: a dozen requests count."""
 
