@@ -12,12 +12,13 @@ import pytest
 from paceline.core import NOTHING, Draft, View
 from paceline.engine import Engine
 from paceline.errors import ConfigError, TrainingError
+from paceline.lookups.reference import BOUNDARY
 from paceline.models.bfloat16 import to_bfloat16, to_float32
 from paceline.models.safetensors_file import map_safetensors, write_safetensors
 from paceline.models.tokenizer import Tokenizer
 from paceline.noise import choice_seed
 from paceline.sampling import SamplingParams
-from paceline.stores.datastore import BOUNDARY, KIND
+from paceline.stores.datastore import KIND
 from paceline.stores.token_file import TokenFile
 from paceline.targets.native import NativeTarget
 from paceline.train import answers as data

@@ -12,12 +12,14 @@ import pytest
 from paceline.core import Budget, Drafter, Tree, View
 from paceline.drafters import load
 from paceline.drafters._acceptance import Acceptance
-from paceline.drafters._best_first import Calibration, best_first
+from paceline.drafters._promises import Promises
 from paceline.drafters.lookahead import Lookahead, Pool
 from paceline.drafters.prediction import Follower
 from paceline.drafters.recycling import Recycling, likeliest
 from paceline.engine import Engine
 from paceline.errors import ConfigError
+from paceline.lookups import Continuations, Text
+from paceline.lookups.best_first import best_first
 from paceline.results import Completion
 from paceline.sampling import SamplingParams
 from paceline.targets.table import TableTarget
@@ -83,21 +85,19 @@ def test_best_first_takes_the_likeliest_node_next_and_stops_at_its_price() -> No
 
 
 def test_confidences_shrink_where_promises_are_not_kept() -> None:
-    calibration = Calibration(weight=1)
-    matches = (2, [(1.0, [7, 8], 0)])
-
-    def confidence() -> float:
-        return next(iter(calibration.followers(matches)))[1]
-
-    fresh, history = confidence(), [1]
+    promises = Promises(weight=1)
+    found = Continuations([1])
+    found.add(Text([7, 8]), 0, 2, 1.0)
+    history = [1]
     for _ in range(20):
-        calibration.expect(0, history, matches)
+        promises.expect(0, history, found)
         history.append(3)
-    assert confidence() < fresh / 5
+    assert promises.scales[2] < 0.2
+    assert promises.scales[3] == 1
     for _ in range(200):
-        calibration.expect(0, history, matches)
+        promises.expect(0, history, found)
         history.append(7)
-    assert confidence() == pytest.approx(fresh, rel=0.2)
+    assert promises.scales[2] == pytest.approx(1, rel=0.2)
 
 
 @pytest.mark.parametrize("size", [5, 12, 300, 1000, 1023])
@@ -176,7 +176,10 @@ def test_following_token_by_token_equals_following_at_once() -> None:
         for end in range(1, len(history) + 1):
             slow.read(history[:end], 1)
         fast.read(history, 1)
-        assert slow.places(history, 1) == fast.places(history, 1)
+        both = [follower.continuations(history, 1) for follower in (slow, fast)]
+        assert len({found.longest for found in both}) == 1
+        assert both[0].first() == both[1].first()
+        assert both[0].tree(9, 9, 0.0) == both[1].tree(9, 9, 0.0)
 
 
 def test_the_pool_keeps_the_latest_n_grams_of_a_token() -> None:

@@ -11,8 +11,9 @@ import pytest
 from paceline import shipped
 from paceline.drafters import load
 from paceline.errors import TokenFileError
+from paceline.lookups.reference import BOUNDARY
 from paceline.mixture import Mixture
-from paceline.stores.datastore import BOUNDARY, KIND, Datastore
+from paceline.stores.datastore import KIND, Datastore
 from paceline.stores.token_file import TokenFile
 from paceline.targets.table import TableTarget
 
@@ -38,12 +39,12 @@ def test_it_is_small_whole_and_called_by_its_tokenizer(path: Path) -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem[:8])
 def test_what_it_holds_is_found_in_it(path: Path) -> None:
     store = Datastore(**TokenFile.read(path, KIND).arrays)
-    tokens = np.array(store.tokens[:2000])
-    for at in np.flatnonzero(tokens[1:] == BOUNDARY)[:3].tolist():
+    tokens = store.arrays["tokens"]
+    for at in np.flatnonzero(tokens[1:2000] == BOUNDARY)[:3].tolist():
         ending = tokens[at - 8 : at][::-1].tolist()
-        longest, place = next(store.matches(ending, 24))
+        longest, place = store.places.matches(ending, 24)[0]
         assert longest == 8
-        assert np.array(store.tokens[place - 8 : place]).tolist() == tokens[at - 8 : at].tolist()
+        assert tokens[place - 8 : place].tolist() == tokens[at - 8 : at].tolist()
 
 
 def test_it_is_found_by_its_tokens_and_by_no_others() -> None:

@@ -98,7 +98,7 @@ class _Source(NamedTuple):
 
 def _text(text: str, tokenizer: Tokenizer) -> _Source:
     """One text, in pieces that end with a line or are its last."""
-    from paceline.stores.datastore import BOUNDARY
+    from paceline.lookups.reference import BOUNDARY
 
     def read(advance: Callable[[int], object]) -> Iterator[NDArray[np.int32]]:
         start = 0
@@ -114,7 +114,7 @@ def _text(text: str, tokenizer: Tokenizer) -> _Source:
 
 def _answers(folder: Path, vocabulary: str) -> _Source:
     """The answers of a data set. Raises TrainingError if the folder holds none, or one of other tokens."""
-    from paceline.stores.datastore import BOUNDARY
+    from paceline.lookups.reference import BOUNDARY
     from paceline.train.dataset import Manifest
 
     manifest = Manifest.read(folder)

@@ -14,12 +14,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from paceline.core import NOTHING, Budget, Drawn, Step, TargetInfo, Tree, View
-from paceline.drafters._best_first import MIN_PROBABILITY, Calibration, Place, best_first
+from paceline.drafters._promises import Promises
 from paceline.errors import ConfigError
-from paceline.stores.datastore import LONGEST, Datastore
+from paceline.lookups import Continuations
+from paceline.lookups.best_first import MIN_PROBABILITY
+from paceline.lookups.reference import LONGEST
+from paceline.stores.datastore import Datastore
 
 LOOKED_AT = 24  # places that are merged: bounds the time of a step
-DECAY = 2.0  # a place where one more token matches weighs so many times as much
 
 
 class Retrieval:
@@ -31,7 +33,7 @@ class Retrieval:
 
     def __init__(self, store: Datastore, max_nodes: int, min_probability: float) -> None:
         self._store = store
-        self._calibration = Calibration(weight=10)
+        self._promises = Promises(weight=10)
         self._max_nodes = max_nodes
         self._min_probability = min_probability
 
@@ -43,16 +45,14 @@ class Retrieval:
         ]
 
     def _propose(self, slot: int, history: Sequence[int], budget: Budget) -> Tree:
-        tokens, longest = self._store.tokens, 0
-        places: list[Place] = []
-        for matched, place in self._store.matches(history[: -LONGEST - 1 : -1], LOOKED_AT):
-            longest = longest or matched
-            places.append((DECAY ** (matched - longest), tokens, place))
-        self._calibration.expect(slot, history, (longest, places))
+        found = Continuations(history[: -LONGEST - 1 : -1])
+        found.look_in(self._store.places, LOOKED_AT, 1.0)
+        self._promises.expect(slot, history, found)
         nodes = min(self._max_nodes, budget.nodes)
-        return best_first(
-            (longest, places), self._calibration.followers, nodes, budget.depth, self._min_probability
+        tokens, parents, confidences = found.tree(
+            nodes, budget.depth, self._min_probability, self._promises.scales
         )
+        return Tree(tokens, parents, confidences=confidences)
 
     def observe(self, step: Step) -> None:
         """The histories say all there is to know."""
@@ -60,7 +60,7 @@ class Retrieval:
     def release(self, slots: Sequence[int]) -> None:
         """Forget what was expected of these sequences."""
         for slot in slots:
-            self._calibration.release(slot)
+            self._promises.release(slot)
 
 
 def build(

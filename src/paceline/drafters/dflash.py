@@ -17,13 +17,13 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from paceline.core import Budget, TargetInfo, Tree, View
-from paceline.drafters._best_first import best_first
 from paceline.drafters._blocks import BlockModel, BlockScorer
 from paceline.drafters._model import Path
 from paceline.drafters._options import MAX_WIDTH, Growth, parse_growth
 from paceline.drafters._trained import LoadTrained, TrainedDrafter, load_folder
 from paceline.drafting import warped
 from paceline.errors import ConfigError
+from paceline.lookups.best_first import best_first
 
 
 class DFlash(TrainedDrafter):

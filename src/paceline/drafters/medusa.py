@@ -17,12 +17,12 @@ from itertools import pairwise
 
 from paceline.core import Array, Budget, Step, TargetInfo, Tree, View
 from paceline.drafters._acceptance import TRUST, Acceptance, Successors
-from paceline.drafters._best_first import best_first
 from paceline.drafters._heads import Heads, HeadScorer
 from paceline.drafters._model import Path
 from paceline.drafters._options import Growth, parse_growth
 from paceline.drafters._trained import LoadTrained, TrainedDrafter, load_folder
 from paceline.drafting import Paths, Subset, foremost, warped
+from paceline.lookups.best_first import best_first
 
 EDGES = (*(2.0**-power for power in range(7, 3, -1)), *(eighth / 8 for eighth in range(1, 8)))
 """Between the classes of probabilities whose acceptance is learned: narrow where they are small, for of many

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from paceline.core import NOTHING, Budget, Drawn, Step, TargetInfo, Tree, View
-from paceline.drafters._best_first import certainty
 from paceline.errors import ConfigError
+from paceline.lookups.reference import certainty
 
 
 class Index:

@@ -14,8 +14,9 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 
 from paceline.core import NOTHING, Budget, Drawn, Step, TargetInfo, Tree, View
-from paceline.drafters._best_first import Calibration, Place, best_first
+from paceline.drafters._promises import Promises
 from paceline.errors import ConfigError
+from paceline.lookups import Continuations, Text
 
 COMPARED = 12  # tokens compared at most at each place where the last token stands
 LOOKED_AT = 16  # such places before and behind the expected one, nearest first: bounds the time of a step
@@ -28,10 +29,11 @@ TRUST = 6  # a prediction is believed at first as if so many tokens had agreed
 class Follower:
     """Follows one answer through its prediction, token by token."""
 
-    __slots__ = ("_agreed", "_expected", "_places", "_prediction", "_read")
+    __slots__ = ("_agreed", "_expected", "_places", "_prediction", "_read", "_text")
 
     def __init__(self, prediction: Sequence[int]) -> None:
         self._prediction = prediction
+        self._text = Text(prediction)
         self._places: dict[int, list[int]] = {}  # of each token, the places behind it, ascending
         for place, token in enumerate(prediction, 1):
             self._places.setdefault(token, []).append(place)
@@ -54,13 +56,15 @@ class Follower:
                     _, self._expected, self._agreed = likeliest
         self._read = len(history) - prompt
 
-    def places(self, history: Sequence[int], prompt: int) -> tuple[int, list[Place]]:
-        """Tokens that agree at the likeliest place, and all places where the answer may go on."""
+    def continuations(self, history: Sequence[int], prompt: int) -> Continuations:
+        """Where the answer may go on."""
         found = {self._expected: 1.0}
         if self._agreed < SURE:
             found |= {place: weight for weight, place, _ in self._candidates(history, prompt, len(history))}
-        heaviest = max(found.values())
-        return self._agreed, [(weight / heaviest, self._prediction, place) for place, weight in found.items()]
+        continuations = Continuations(history[-1:])
+        for place, weight in found.items():
+            continuations.add(self._text, place, self._agreed, weight)
+        return continuations
 
     def _candidates(self, history: Sequence[int], prompt: int, end: int) -> Iterator[tuple[float, int, int]]:
         """(weight, place, agreeing tokens) where the answer up to history[end - 1] may go on."""
@@ -88,7 +92,7 @@ class Prediction:
         self._max_nodes = max_nodes
         self._min_probability = min_probability
         self._followers: dict[int, Follower] = {}
-        self._calibrations: dict[int, Calibration] = {}
+        self._promises: dict[int, Promises] = {}
 
     def propose(self, view: View, budgets: Sequence[Budget]) -> Sequence[Tree]:
         """A tree for each row that has a prediction."""
@@ -100,14 +104,17 @@ class Prediction:
                 follower = self._followers.get(slot)
                 if follower is None:
                     follower = self._followers[slot] = Follower(view.predictions[slot])
-                    self._calibrations[slot] = Calibration(weight=1)
+                    self._promises[slot] = Promises(weight=1)
                 history, prompt = view.histories[row], view.prompts[row]
                 follower.read(history, prompt)
-                places = follower.places(history, prompt)
-                calibration = self._calibrations[slot]
-                calibration.expect(slot, history, places)
+                found = follower.continuations(history, prompt)
+                promises = self._promises[slot]
+                promises.expect(slot, history, found)
                 nodes = min(self._max_nodes, budget.nodes)
-                tree = best_first(places, calibration.followers, nodes, budget.depth, self._min_probability)
+                tokens, parents, confidences = found.tree(
+                    nodes, budget.depth, self._min_probability, promises.scales
+                )
+                tree = Tree(tokens, parents, confidences=confidences)
             trees.append(tree)
         return trees
 
@@ -118,7 +125,7 @@ class Prediction:
         """Forget where these answers are in their predictions."""
         for slot in slots:
             self._followers.pop(slot, None)
-            self._calibrations.pop(slot, None)
+            self._promises.pop(slot, None)
 
 
 def build(info: TargetInfo, *, max_nodes: int = 15, min_probability: float = 0.03) -> Prediction:

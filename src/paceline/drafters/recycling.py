@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from paceline.core import NOTHING, Array, Budget, Drawn, Step, TargetInfo, Tree, View
 from paceline.drafters._acceptance import SHARES, Acceptance, Successors
-from paceline.drafters._best_first import MIN_PROBABILITY, best_first
 from paceline.errors import ConfigError
+from paceline.lookups.best_first import MIN_PROBABILITY, best_first
 
 SWEEP = 32  # stretches of a row of logits
 

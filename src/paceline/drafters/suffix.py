@@ -18,49 +18,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from paceline.core import NOTHING, Budget, Drawn, Step, TargetInfo, Tree, View
-from paceline.drafters._best_first import MIN_PROBABILITY, best_first, continuations
 from paceline.errors import ConfigError
+from paceline.lookups import Continuations, Text
+from paceline.lookups.best_first import MIN_PROBABILITY
+from paceline.lookups.reference import BOUNDARY
 from paceline.stores.answers import AnswersFile
 
 LOOKED_AT = 32  # the latest occurrences that are compared, per text: bounds the time of a step
-DECAY = 2.0  # a place where one more token matches weighs so many times as much
 STORE_WEIGHT = 0.1  # weight of a place in earlier answers; one in the request itself weighs 1
-
-
-class Suffixes:
-    """The suffix tree of a growing text, unfolded where it is asked for.
-
-    Kept is its first level only: for each token the places that follow its occurrences. The deeper levels
-    are read off the text, for the few occurrences a step looks at. So a token costs one list append, and
-    the tree is never larger than the text. A negative token separates texts and follows nothing.
-    """
-
-    __slots__ = ("_followers", "_read", "tokens")
-
-    def __init__(self, tokens: Sequence[int]) -> None:
-        self.tokens = tokens
-        self._followers: dict[int, list[int]] = {}
-        self._read = 1
-
-    def read(self) -> None:
-        """Take in what was added to `tokens` since the last call."""
-        tokens, followers = self.tokens, self._followers
-        for place in range(self._read, len(tokens)):
-            followers.setdefault(tokens[place - 1], []).append(place)
-        self._read = max(self._read, len(tokens))
-
-    def matches(self, ending: Sequence[int]) -> Iterator[tuple[int, int]]:
-        """(matching tokens, place behind them) for the latest occurrences of the last tokens of `ending`.
-
-        ending: the last tokens of the text to continue, newest first; no match is longer.
-        """
-        tokens = self.tokens
-        for place in self._followers.get(ending[0], ())[: -LOOKED_AT - 1 : -1]:
-            matched, before = 1, place - 2
-            while matched < len(ending) and before >= 0 and tokens[before] == ending[matched]:
-                matched += 1
-                before -= 1
-            yield matched, place
 
 
 class Store:
@@ -69,28 +34,24 @@ class Store:
 
     def __init__(self, limit: int) -> None:
         self._half = limit // 2
-        self._young: list[int] = []
-        self.texts = (Suffixes(self._young), Suffixes([]))
+        self.texts = (Text(), Text())
 
     def add(self, answer: Sequence[int]) -> None:
         """Learn an answer; of one longer than half the store, the last part."""
         answer = answer[max(0, len(answer) + 1 - self._half) :]
         if not answer or self._half < 2:
             return
-        if len(self._young) + len(answer) + 1 > self._half:
-            self._young = []
-            self.texts = (Suffixes(self._young), self.texts[0])
-        self._young += answer
-        self._young.append(-1)
-        self.texts[0].read()
+        if len(self.texts[0]) + len(answer) + 1 > self._half:
+            self.texts = (Text(), self.texts[0])
+        self.texts[0].extend([*answer, BOUNDARY])
 
     def answers(self) -> Iterator[list[int]]:
         """All answers in it, oldest first."""
         for text in reversed(self.texts):
-            start = 0
-            for place, token in enumerate(text.tokens):
-                if token < 0:
-                    yield list(text.tokens[start:place])
+            tokens, start = text.tokens, 0
+            for place, token in enumerate(tokens):
+                if token == BOUNDARY:
+                    yield tokens[start:place]
                     start = place + 1
 
 
@@ -119,7 +80,7 @@ class Suffix:
                 store.add(answer)
             # There is no last call to a drafter: this is when it is forgotten, or the program ends.
             weakref.finalize(self, file.close)
-        self._texts: dict[int, Suffixes] = {}
+        self._texts: dict[int, Text] = {}
         self._prompts: dict[int, int] = {}
 
     def propose(self, view: View, budgets: Sequence[Budget]) -> Sequence[Tree]:
@@ -129,26 +90,20 @@ class Suffix:
             slot, history = view.slots[row], view.histories[row]
             text = self._texts.get(slot)
             if text is None:
-                text = self._texts[slot] = Suffixes(history)
+                text = self._texts[slot] = Text()
                 self._prompts[slot] = view.prompts[row]
-            text.tokens = history
-            text.read()
-            trees.append(self._propose(text, budget) if min(budget) > 0 else NOTHING)
+            text.extend(history[len(text) :])
+            trees.append(self._propose(text, history, budget) if min(budget) > 0 else NOTHING)
         return trees
 
-    def _propose(self, text: Suffixes, budget: Budget) -> Tree:
-        ending = text.tokens[: -self._max_match - 1 : -1]
-        longest, heaviest, found = 0, 0.0, []
-        for own, searched in ((1.0, text), *((STORE_WEIGHT, earlier) for earlier in self._store.texts)):
-            for matched, place in searched.matches(ending):
-                weight = own * DECAY**matched
-                longest, heaviest = max(longest, matched), max(heaviest, weight)
-                found.append((weight, searched.tokens, place))
-        if not found:
-            return NOTHING
-        places = [(weight / heaviest, tokens, place) for weight, tokens, place in found]
+    def _propose(self, text: Text, history: Sequence[int], budget: Budget) -> Tree:
+        found = Continuations(history[: -self._max_match - 1 : -1])
+        found.look_in(text, LOOKED_AT, 1.0)
+        for earlier in self._store.texts:
+            found.look_in(earlier, LOOKED_AT, STORE_WEIGHT)
         nodes = min(self._max_nodes, budget.nodes)
-        return best_first((longest, places), continuations, nodes, budget.depth, self._min_probability)
+        tokens, parents, confidences = found.tree(nodes, budget.depth, self._min_probability)
+        return Tree(tokens, parents, confidences=confidences)
 
     def observe(self, step: Step) -> None:
         """The histories say all there is to know."""

@@ -2,6 +2,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -9,6 +10,7 @@
 #include <chrono>
 #include <optional>
 
+#include "lookups.hpp"
 #include "model.hpp"
 
 namespace nb = nanobind;
@@ -212,6 +214,41 @@ NB_MODULE(_kernels, m) {
                             values.empty() ? nullptr : values.data(), groups, 1}, out.data(), out.shape(1));
         },
         nb::arg("type"), nb::arg("rows"), nb::arg("columns"), nb::arg("packed"), nb::arg("x"), nb::arg("out"), nb::arg("isa") = "");
+
+    nb::class_<Source>(m, "Source").def("at", &Source::at).def("matches", [](const Source& source, const std::vector<int32_t>& ending, int64_t most) {
+        if (ending.empty()) throw std::invalid_argument("a text that goes on has a last token");
+        std::vector<std::pair<int, int32_t>> found;
+        for (const Match& match : source.matches(ending, most)) found.push_back({match.agreed, match.place});
+        return found;
+    });
+    nb::class_<Text, Source>(m, "Text")
+        .def("__init__", [](Text* text, const std::vector<int32_t>& tokens) { (new (text) Text())->extend(tokens); }, nb::arg("tokens") = std::vector<int32_t>())
+        .def("__len__", [](const Text& text) { return text.tokens().size(); })
+        .def("extend", &Text::extend)
+        .def_prop_ro("tokens", &Text::tokens);
+    nb::class_<Index, Source>(m, "Index")
+        .def("__init__",
+             [](Index* index, Ints tokens, Ints order, Ints starts) {
+                 new (index) Index(tokens.data(), (int64_t)tokens.size(), order.data(), (int64_t)order.size(), starts.data(), (int64_t)starts.size() - 1);
+             },
+             nb::arg("tokens"), nb::arg("order"), nb::arg("starts"), nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>(), nb::keep_alive<1, 4>());
+    nb::class_<Continuations>(m, "Continuations")
+        .def(nb::init<std::vector<int32_t>>(), nb::arg("ending"))
+        .def("look_in", &Continuations::look_in, nb::keep_alive<1, 2>())
+        .def("add", &Continuations::add, nb::keep_alive<1, 2>())
+        .def("first",
+             [](const Continuations& found) {
+                 nb::dict tokens;
+                 for (const auto& [token, confidence] : found.first()) tokens[nb::int_(token)] = confidence;
+                 return tokens;
+             })
+        .def("tree",
+             [](const Continuations& found, int nodes, int depth, double min_probability, const std::vector<double>& scales) {
+                 Grown grown = found.tree(nodes, depth, min_probability, scales);
+                 return nb::make_tuple(std::move(grown.tokens), std::move(grown.parents), std::move(grown.confidences));
+             },
+             nb::arg("nodes"), nb::arg("depth"), nb::arg("min_probability"), nb::arg("scales") = std::vector<double>())
+        .def_prop_ro("longest", &Continuations::longest);
 
     nb::class_<BoundModel>(m, "Model")
         .def(nb::init<nb::dict, nb::dict, const std::vector<int>&, Doubles, int, int, int, const std::string&>(), nb::arg("shape"), nb::arg("tensors"),
