@@ -327,6 +327,7 @@ class Step:
     """What happened in one step, for drafters and policies. A chunk of prompt is a step with an empty path.
 
     seconds: how long the target's pass took
+    drafting: how long drafters and policy took: to look at the step before, and to propose for this one
     """
 
     view: View
@@ -334,6 +335,7 @@ class Step:
     scores: Scores
     verdict: Verdict
     seconds: float = 0.0
+    drafting: float = 0.0
 
     def emitted(self, row: int) -> list[int]:
         """The tokens that the row's answer grew by; none where it drew nothing."""
@@ -360,6 +362,7 @@ class Step:
                 [self.verdict.next_tokens[row] for row in rows],
             ),
             self.seconds,
+            self.drafting,
         )
 
 

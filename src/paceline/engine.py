@@ -114,6 +114,7 @@ class Engine:
         self.drafters = dict(drafters)
         self.drafter = self._known_drafter(drafter)
         self.watch = Stopwatch(clock)
+        self._observing = 0.0  # seconds of the last step
         self.rule = rule
         self.policy = Fixed() if policy is None else policy
         self._nodes = nodes
@@ -189,7 +190,7 @@ class Engine:
             watch.lap("plan")
             budgets = self.policy.allot(view, limits, self._nodes)
             trees = self.policy.choose(view, self._router.propose(view, budgets))
-            watch.lap("propose")
+            drafting = self._observing + watch.lap("propose")
             draft = Draft.pack(view, trees)
             watch.lap("pack")
             try:
@@ -205,11 +206,11 @@ class Engine:
                 why = " ".join(f"the target's pass failed: {type(error).__name__}: {error}".split())
                 self._release(self._scheduler.fail(why))
             else:
-                happened = Step(view, draft, scores, verdict, seconds)
+                happened = Step(view, draft, scores, verdict, seconds, drafting)
                 if laws.sound:
                     self._router.observe(happened)
                 self.policy.observe(happened)
-                watch.lap("observe")
+                self._observing = watch.lap("observe")
                 self._release(self._scheduler.apply(draft, verdict, laws))
                 watch.lap("apply")
         events, self._outbox[:] = self._outbox[:], []

@@ -6,6 +6,7 @@ import itertools
 import json
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -154,6 +155,18 @@ def test_a_request_in_which_drafts_fail_is_told_from_others() -> None:
     assert fresh == pytest.approx(0.5, abs=0.1)
 
 
+def test_claims_that_are_too_sure_are_put_right_for_all_that_the_same_sources_claim() -> None:
+    calibration = Calibration()
+    for slot in range(30):
+        tree = Tree([1], [-1], confidences=[0.9], sources=[1])
+        cells, _ = calibration.estimate(slot, tree)
+        calibration.learn(slot, tree, cells, [2])
+    fresh = [Tree([1], [-1], confidences=[0.5], sources=[source]) for source in (1, 2)]
+    estimates = [calibration.estimate(99, tree)[1][0] for tree in fresh]
+    assert estimates[0] < 0.1
+    assert estimates[1] == pytest.approx(0.5)
+
+
 # When to rest -----------------------------------------------------------------------------------------
 
 
@@ -172,6 +185,19 @@ def test_what_loses_is_tried_ever_more_rarely_and_what_gains_goes_on() -> None:
     worked(rest, 2000, -1.0)
     assert worked(rest, 10 * LONGEST, -1.0) <= 45
     assert worked(rest, 4 * LONGEST, 1.0) >= 2 * LONGEST
+
+
+def test_in_a_hurry_it_is_judged_before_its_first_steps_are_over() -> None:
+    for gain, resting in ((-1.0, True), (1.0, False)):
+        rest = Rest()
+        worked(rest, 3, gain)
+        assert not rest.resting
+        rest.hurry(50)
+        assert rest.resting is resting
+    rest = Rest()
+    worked(rest, 1, -1.0)
+    rest.hurry(50)
+    assert [rest.begin() for _ in range(51)] == [False] * 50 + [True]
 
 
 # The policies -----------------------------------------------------------------------------------------
@@ -249,6 +275,35 @@ def test_throughput_rests_where_nothing_is_ever_accepted() -> None:
         trees = policy.choose(view(), [Tree.chain([1, 2]) if budgets[0].nodes else Tree((), ())])
         policy.observe(step(view(), trees, [0], 3e-6))
     assert given < 100
+
+
+def test_throughput_gives_a_request_fewer_steps_where_those_before_it_lost() -> None:
+    policy = load("throughput", PassCost(CURVE))
+    given = []
+    for slot in (0, 1):
+        seen, count = replace(view(), slots=[slot]), 0
+        for _ in range(40):
+            budgets = policy.allot(seen, [Budget(8, 8)], 8)
+            count += budgets[0].nodes > 0
+            trees = policy.choose(seen, [Tree.chain([1, 2]) if budgets[0].nodes else Tree((), ())])
+            policy.observe(replace(step(seen, trees, [0]), drafting=0.1))
+        policy.release([slot])
+        given.append(count)
+    assert given == [8, 8], "the first steps of the first one are known by its eighth"
+    winning = load("throughput", PassCost(CURVE))
+    for _ in range(40):
+        assert winning.allot(view(), [Budget(8, 8)], 8)[0].nodes
+        trees = winning.choose(view(), [Tree.chain([1, 2])._replace(confidences=[0.9, 0.9])])
+        winning.observe(replace(step(view(), trees, [len(trees[0].tokens)]), drafting=0.1))
+
+
+def test_throughput_drafts_nothing_in_a_pass_that_prompts_fill() -> None:
+    for curve, nodes in ((CURVE, 0), ({1: 1.0, 64: 1.1}, 16)):
+        for known, expected in ((127, nodes), (10, 16)):
+            policy = load("throughput", PassCost(curve))
+            seen = replace(view(2), starts=[2, 0], ends=[3, known], histories=[[1, 2, 3], [1] * 200])
+            budgets = policy.allot(seen, [Budget(16, 16), Budget(0, 0)], 16)
+            assert [budget.nodes for budget in budgets] == [expected, 0]
 
 
 def drawn(depth: int, law: Sequence[float] = (0.5, 0.5)) -> Tree:

@@ -3,8 +3,9 @@
 A proposal falls into a cell by who proposed it (the parts of a mixture, as a set), whether it is a draft's
 first token or a later one, and how confident they were, which is where the length of a match shows. Each
 cell counts its hits as a Beta distribution does, with forgetting: an average over about the last `MEMORY`
-proposals, which starts at the drafter's own claim. Each request has a factor beside that, for how much better
-or worse than the average the same sources do in it.
+proposals. It starts at the drafter's own claim, times how much of such claims the same sources kept lately:
+so a few dozen proposals put right what is too sure of itself everywhere, as at another temperature. Each
+request has a factor beside that, for how much better or worse than the average the same sources do in it.
 
 What was proposed but not scored is counted as well, as far as the answer shows the token that stands in its
 place: under the rule `match` answers do not depend on what was drafted, so this costs no pass and is not
@@ -24,6 +25,9 @@ MEMORY = 400.0
 REQUEST_PRIOR = 16.0
 REQUEST_MEMORY = 0.95
 """What a request's own proposals keep of their weight with each further one."""
+SOURCE_PRIOR = 4.0
+SOURCE_MEMORY = 0.995
+"""What claims keep of their weight with each further one of the same sources."""
 SUREST = 0.99
 
 
@@ -33,6 +37,7 @@ class Calibration:
     def __init__(self) -> None:
         self._rates: dict[int, float] = {}
         self._weights: dict[int, float] = {}
+        self._claims: dict[int, tuple[float, float]] = {}  # by source: kept and made
         self._requests: dict[int, dict[int, tuple[float, float]]] = {}
 
     def estimate(self, slot: int, tree: Tree) -> tuple[list[int], list[float]]:
@@ -46,7 +51,9 @@ class Calibration:
         sources = tree.sources or [1] * count
         for parent, confidence, source in zip(tree.parents, confidences, sources, strict=True):
             cell = (2 * source + (parent >= 0)) * BUCKETS + int(confidence * (BUCKETS - 0.001))
-            rate = rates.get(cell, confidence)
+            rate = rates.get(cell)
+            if rate is None:
+                rate = confidence * self._trust(source)
             if source in own:
                 hits, expected = own[source]
                 rate *= (hits + REQUEST_PRIOR) / (expected + REQUEST_PRIOR)
@@ -70,14 +77,22 @@ class Calibration:
                 reached[node] = depth + 1
             cell = cells[node]
             rate = rates.get(cell)
+            source = cell // (2 * BUCKETS)
+            claim = tree.confidences[node] if tree.confidences else UNSURE
             if rate is None:
-                rate = tree.confidences[node] if tree.confidences else UNSURE
+                rate = claim * self._trust(source)
                 weights[cell] = PRIOR
+            kept, made = self._claims.get(source, (0.0, 0.0))
+            self._claims[source] = (SOURCE_MEMORY * kept + hit, SOURCE_MEMORY * made + claim)
             weight = weights[cell] = min(weights[cell] + 1, MEMORY)
             rates[cell] = rate + (hit - rate) / weight
-            source = cell // (2 * BUCKETS)
             hits, expected = own.get(source, (0.0, 0.0))
             own[source] = (REQUEST_MEMORY * hits + hit, REQUEST_MEMORY * expected + rate)
+
+    def _trust(self, source: int) -> float:
+        """How much of what these sources claimed came true."""
+        kept, made = self._claims.get(source, (0.0, 0.0))
+        return (kept + SOURCE_PRIOR) / (made + SOURCE_PRIOR)
 
     def forget(self, slot: int) -> None:
         """The sequence ended."""

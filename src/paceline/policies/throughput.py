@@ -24,7 +24,6 @@ trees sized by the measured cost of a pass.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from time import perf_counter
 
 from paceline.core import Budget, Step, Tree, View
 from paceline.errors import ConfigError
@@ -49,8 +48,6 @@ class Throughput:
         self._firsts: dict[str, float] = {}  # by drafter: what the first steps of requests gained lately
         self._names: dict[int, str] = {}  # by slot
         self._nodes = 0
-        self._started = 0.0
-        self._spent = 0.0
         self._proposed: Sequence[Tree] = ()
         self._cells: dict[int, list[int]] = {}  # by row
         self._drafted: list[int] = []  # by row
@@ -86,7 +83,6 @@ class Throughput:
                 if levels is not None and budget.nodes:
                     depth = levels.best(drafting, known, budget, self._cost)
                     budgets[row] = Budget(budget.nodes if depth else 0, depth)
-        self._started = perf_counter()
         return budgets
 
     def choose(self, view: View, trees: Sequence[Tree]) -> Sequence[Tree]:
@@ -111,7 +107,6 @@ class Throughput:
             ranked.sort()
             trees = self._cut(view, trees, ranked[: self._best(view, ranked, drawn)])
         self._drafted = [len(tree.tokens) for tree in trees]
-        self._spent = perf_counter() - self._started
         return trees
 
     def _best(self, view: View, ranked: Sequence[tuple[float, int, int]], drawn: int) -> int:
@@ -157,7 +152,9 @@ class Throughput:
             rest = self._rests.get(slot)
             if rest is None or rest.resting or full:
                 continue
-            gained = len(step.verdict.paths[row]) * worth - self._drafted[row] * each - self._spent / working
+            gained = (
+                len(step.verdict.paths[row]) * worth - self._drafted[row] * each - step.drafting / working
+            )
             rest.worked(gained)
             if rest.steps <= FEW_STEPS:
                 name = view.drafters[row]
