@@ -18,6 +18,7 @@ from paceline.train.dataset import Manifest
 if find_spec("torch") is None or find_spec("safetensors") is None:
     collect_ignore = [
         "test_dflash.py",
+        "test_draft.py",
         "test_eagle3.py",
         "test_fast_paths.py",
         "test_loop.py",

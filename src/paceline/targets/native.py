@@ -63,7 +63,7 @@ class NativeTarget:
             cache_tokens=pages * LANES,
             page_tokens=LANES,
             taps=frozenset({LAST, *(f"hidden.{layer}" for layer in range(config.layers + 1))}),
-            vocabulary=fingerprint(weights.tokenizer_json),
+            vocabulary=fingerprint(weights.tokenizer_json) if weights.tokenizer_json else "",
             layers=config.layers,
             shares_pages=True,
         )
