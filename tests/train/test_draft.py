@@ -56,40 +56,17 @@ def test_the_folder_gives_the_logits_of_training(
             np.testing.assert_allclose(found, texts[row][base + 1 + depth], rtol=1e-3, atol=2e-4)
 
 
-def test_the_targets_own_layers_are_the_target(make: Make, tmp_path: Path, write_gguf: Any) -> None:
+def test_the_targets_own_layers_are_the_target(make: Make, tmp_path: Path, deep: Path) -> None:
     """All of them say what it says before anything was learnt; some of them do not."""
-    file = two_layers(write_gguf)
-    make(tmp_path / "data", file=file, tokens=200)
+    make(tmp_path / "data", file=deep, tokens=200)
     found = {}
-    for layers in (1, 2):
-        arch = f"draft:layers={layers},layers_of={file}"
+    for layers in (2, 3):
+        arch = f"draft:layers={layers},layers_of={deep}"
         run = run_of(arch, tmp_path / "data", tmp_path / str(layers))
         found[layers] = run.measure(run.drafter)
-    assert min(found[2]["agreement"]) > 0.95
-    assert min(found[2]["overlap"]) > 0.95
-    assert found[1]["overlap"][0] < 0.9
-
-
-def two_layers(write_gguf: Any) -> Path:
-    rng = np.random.default_rng(5)
-
-    def matrix(rows: int, columns: int) -> Any:
-        return rng.normal(0, 0.2, (rows, columns)).astype(np.float32)
-
-    layer = {
-        "attn_norm.weight": np.ones(64, np.float32),
-        "attn_q.weight": matrix(64, 64),
-        "attn_k.weight": matrix(32, 64),
-        "attn_v.weight": matrix(32, 64),
-        "attn_output.weight": matrix(64, 64),
-        "ffn_norm.weight": np.ones(64, np.float32),
-        "ffn_gate.weight": matrix(96, 64),
-        "ffn_up.weight": matrix(96, 64),
-        "ffn_down.weight": matrix(64, 96),
-    }
-    tensors = {f"blk.{number}.{name}": part for number in range(2) for name, part in layer.items()}
-    metadata = {"llama.context_length": 512, "llama.block_count": 2}
-    return Path(write_gguf(metadata, tensors | {"token_embd.weight": matrix(265, 64)}, name="two.gguf"))
+    assert min(found[3]["agreement"]) > 0.95
+    assert min(found[3]["overlap"]) > 0.95
+    assert found[2]["overlap"][0] < 0.9
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

@@ -43,6 +43,7 @@ def command(folder: str, to: str, out: str | None, target: str, layers: int | No
     from paceline.errors import ConfigError
     from paceline.models.dflash_folder import is_dflash, read_dflash
     from paceline.models.eagle3_folder import read_eagle3
+    from paceline.models.exit_folder import holds_exits
     from paceline.models.heads_folder import holds_heads, read_heads
     from paceline.models.llama_folder import holds_llama, read_llama
     from paceline.trained.dflash_export import export_dflash
@@ -51,6 +52,8 @@ def command(folder: str, to: str, out: str | None, target: str, layers: int | No
     from paceline.trained.heads_export import export_heads
 
     found, into = Path(folder), Path(out or f"{folder.rstrip('/')}-{to}")
+    if holds_exits(found):
+        raise ConfigError("no other engine drafts with trained exits of its target")
     if holds_heads(found):
         if layers is not None:
             raise ConfigError(f"--layers {layers}: heads read no hidden state but the last")
