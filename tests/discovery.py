@@ -22,12 +22,16 @@ from paceline.targets.native import NativeTarget
 from paceline.targets.weights import PackedWeights, aligned
 from paceline.trained.dflash import NativeDFlash
 from paceline.trained.eagle3 import NativeEagle3
+from paceline.trained.exits import NativeExits
 from paceline.trained.heads import NativeHeads
+from paceline.trained.load import Trained
 from tests.dflash import CONFIG as DFLASH
 from tests.dflash import random_drafter as random_dflash
 from tests.dflash import random_for
 from tests.dflash import run as run_dflash
 from tests.eagle3 import CONFIG, additive_drafter, random_drafter, run
+from tests.exits import random_exits, table_exits
+from tests.exits import run as run_exits
 from tests.heads import CONFIG as HEADS
 from tests.heads import chain_heads, random_heads, reading_heads
 from tests.heads import run as run_heads
@@ -102,9 +106,11 @@ def offered(target: Target) -> dict[str, Any]:
     }
 
 
-def trained(drafter: str, target: Target) -> NativeEagle3 | NativeDFlash | NativeHeads:
+def trained(drafter: str, target: Target) -> Trained:
     """A trained drafter for this target."""
-    return {"eagle3": features, "dflash": blocks}.get(drafter, partial(trained_heads, drafter))(target)
+    return {"eagle3": features, "dflash": blocks, "exit": exits}.get(
+        drafter, partial(trained_heads, drafter)
+    )(target)
 
 
 def features(target: Target) -> NativeEagle3:
@@ -140,6 +146,14 @@ def blocks(target: Target) -> NativeDFlash:
         mask_token=0,
     )
     return run_dflash(random_dflash(config), target.embedding(), target.head(), layers)
+
+
+def exits(target: Target) -> NativeExits:
+    """Exits for this target: of a table they know what a token says of the next one; of another target
+    nothing."""
+    if isinstance(target, NativeTarget):
+        return run_exits(random_exits(), target.head())
+    return table_exits(target.table)  # type: ignore[attr-defined]
 
 
 def trained_heads(kind: str, target: Target) -> NativeHeads:

@@ -44,6 +44,8 @@ class SketchingTable(TableTarget):
 
     def sketch(self, draft: Draft, shortcut: Shortcut) -> np.ndarray:
         """See `paceline.core.Sketch`."""
+        if shortcut.readout is not None:
+            return np.array(shortcut.readout(self._states[draft.tokens[draft.scored]]))
         before = np.where(draft.parents < 0, 0, draft.tokens[draft.parents])
         before[draft.offsets[:-1]] = [
             self.before(slot, start)

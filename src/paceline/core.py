@@ -415,11 +415,14 @@ class Shortcut(NamedTuple):
 
     skipped        layers, counted from 0, that are left out
     sinks, recent  of each row's cache at least so many first and last tokens are seen, and few others
+    readout        what makes logits float [S, V] of the hidden states float [S, H] behind the last layer that
+                   is run; None: the target's own last norm and head
     """
 
     skipped: frozenset[int] = frozenset()
     sinks: int = 0
     recent: int = 1 << 30
+    readout: Callable[[Array], Array] | None = None
 
 
 Sketch = Callable[[Draft, Shortcut], Array]

@@ -7,8 +7,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paceline.errors import ConfigError
+from paceline.errors import ConfigError, IncompatibleDrafter
 from paceline.models.cache import cache_dir
+from paceline.models.llama_folder import read_llama
 from paceline.models.registry import resolve
 from paceline.models.tokenizer import Tokenizer
 from paceline.targets._options import refuse_device, refuse_rows
@@ -40,9 +41,8 @@ def load_model(
     options: dict[str, Any] = {"threads": threads, "cache_tokens": cache_tokens, "context": context}
     hub = _on_hub(path)
     if path.is_dir() or hub:
-        if find_spec("torch") is None or find_spec("transformers") is None:
-            what = "a name of the Hugging Face hub, for there is no such file," if hub else "a folder"
-            raise ConfigError(f"{model}: {what} needs PyTorch: pip install 'paceline[torch]'")
+        what = "a name of the Hugging Face hub, for there is no such file," if hub else "a folder"
+        _need_pytorch(model, what)
         from paceline.targets.torch_folder import fetch, load_folder
 
         return load_folder(fetch(str(model)) if hub else path, rows=rows, device=device, **options)
@@ -68,6 +68,42 @@ def pass_cost(target: NativeTarget | TorchTarget) -> PassCost:
     return PassCost(kept_profile(target, cache_dir() / "passes", (*key, str(target.weight_bytes))))
 
 
+def _draft_model(
+    folder: Path, target: Any, *, threads: int | None, device: str | None
+) -> NativeTarget | TorchTarget:
+    """A draft model that was trained for the target, whose tokens it has: on PyTorch where the target is, or
+    where a device is named, otherwise on the CPU kernels.
+
+    Raises ModelFileError for the folder, ConfigError for an option, IncompatibleDrafter for a draft model
+    of a target with other tokens.
+    """
+    from paceline.targets.native import NativeTarget
+    from paceline.targets.weights import pack_llama
+
+    weights = read_llama(folder)
+    own, wanted = weights.config.vocab_size, target.info.vocab_size
+    if own != wanted:
+        raise IncompatibleDrafter(
+            f"the draft model was trained for a target of {own} tokens, this one has {wanted}"
+        )
+    cache_tokens = target.info.cache_tokens
+    if device is None and isinstance(target, NativeTarget):
+        packed = pack_llama(folder, weights)
+        return NativeTarget(packed, threads=threads or target.threads, cache_tokens=cache_tokens)
+    _need_pytorch(folder, "a draft model's folder beside such a target")
+    if threads is not None:
+        raise ConfigError(f"{folder} runs on PyTorch, whose threads are the whole process's; {threads=}")
+    from paceline.targets.torch_folder import load_draft
+
+    return load_draft(folder, device=device, cache_tokens=cache_tokens)
+
+
+def _need_pytorch(model: object, what: str) -> None:
+    """Raise ConfigError if PyTorch is not there."""
+    if find_spec("torch") is None or find_spec("transformers") is None:
+        raise ConfigError(f"{model}: {what} needs PyTorch: pip install 'paceline[torch]'")
+
+
 def offers(target: Target, tokenizer: Any) -> dict[str, Any]:
     """What drafters may be given beside the target's `info`: see `paceline.drafters.load`. A model that is
     loaded to draft gets as many tokens of cache, and unless told otherwise the target's threads."""
@@ -76,6 +112,9 @@ def offers(target: Target, tokenizer: Any) -> dict[str, Any]:
         model: str, *, threads: int | None = None, device: str | None = None
     ) -> tuple[NativeTarget | TorchTarget, Tokenizer]:
         path = resolve(model)
+        if path.is_dir() and not (path / "tokenizer.json").exists():
+            draft = _draft_model(path, target, threads=threads, device=device)
+            return draft, tokenizer
         if threads is not None and (path.is_dir() or _on_hub(path)):
             raise ConfigError(
                 f"{model} runs on PyTorch, whose threads are the whole process's; threads={threads}"

@@ -10,7 +10,7 @@ from typing import Any
 from paceline.models.dflash_folder import read_dflash
 from paceline.models.eagle3_folder import read_eagle3
 from paceline.models.heads_folder import read_heads
-from tests import dflash, heads
+from tests import dflash, draft_models, exits, heads
 from tests.cli.test_generate import one_line_error
 from tests.eagle3 import folder_of, random_drafter
 
@@ -58,6 +58,24 @@ def test_heads_are_written_for_vllm_alone(paceline: Paceline, tmp_path: Path) ->
     assert "sglang does not load medusa heads" in one_line_error(refused)
     refused = paceline("export", str(folder), "--to", "vllm", "--layers", "3")
     assert "--layers 3: heads read no hidden state but the last" in one_line_error(refused)
+
+
+def test_a_draft_model_is_written_for_vllm_alone(paceline: Paceline, tmp_path: Path) -> None:
+    folder = draft_models.folder_of(draft_models.random_model(), tmp_path / "drafter")
+    outcome = paceline("export", str(folder), "--to", "vllm", "--target", "org/model")
+    assert outcome.code == 0, outcome.err
+    assert '"method": "draft_model"' in outcome.out
+    assert "logits differ by 0\n" in outcome.err
+    refused = paceline("export", str(folder), "--to", "sglang", "--target", "org/model")
+    assert "draft models are written for vllm, not for sglang" in one_line_error(refused)
+    refused = paceline("export", str(folder), "--to", "vllm", "--layers", "3")
+    assert "--layers 3: a draft model reads no hidden states" in one_line_error(refused)
+
+
+def test_exits_are_for_this_engine_alone(paceline: Paceline, tmp_path: Path) -> None:
+    folder = exits.folder_of(exits.random_exits(), tmp_path / "exits")
+    refused = paceline("export", str(folder), "--to", "vllm", "--target", "org/model")
+    assert "no other engine drafts with trained exits" in one_line_error(refused)
 
 
 def test_bad_input_is_one_line(paceline: Paceline, tmp_path: Path) -> None:

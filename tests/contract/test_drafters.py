@@ -24,7 +24,7 @@ def make(spec: str) -> Drafter:
     return drafter_for(spec, Detached())
 
 
-SPECS = [*names(), "draft:model=near,min_probability=0,ahead=2"]
+SPECS = [*names(), "draft:model=near,min_probability=0,ahead=2", "exit:model=near,min_probability=0"]
 
 
 @pytest.fixture(params=SPECS)

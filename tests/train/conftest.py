@@ -18,7 +18,9 @@ from paceline.train.dataset import Manifest
 if find_spec("torch") is None or find_spec("safetensors") is None:
     collect_ignore = [
         "test_dflash.py",
+        "test_draft.py",
         "test_eagle3.py",
+        "test_exit.py",
         "test_fast_paths.py",
         "test_loop.py",
         "test_medusa.py",
@@ -64,6 +66,30 @@ def walking(write_gguf: Any) -> Path:
         "output.weight": (np.roll(embedding, 1, axis=0), gguf.GGMLQuantizationType.Q8_0),
     }
     return Path(write_gguf({"llama.context_length": 512}, tensors, name="walking.gguf"))
+
+
+@pytest.fixture
+def deep(write_gguf: Any) -> Path:
+    """Another, of three layers, each of which has its say."""
+    rng = np.random.default_rng(5)
+
+    def matrix(rows: int, columns: int) -> Any:
+        return rng.normal(0, 0.2, (rows, columns)).astype(np.float32)
+
+    shapes = {
+        "attn_q": (64, 64),
+        "attn_k": (32, 64),
+        "attn_v": (32, 64),
+        "attn_output": (64, 64),
+        "ffn_gate": (96, 64),
+        "ffn_up": (96, 64),
+        "ffn_down": (64, 96),
+    }
+    tensors = {"token_embd.weight": matrix(265, 64)}
+    for at in ("blk.0.", "blk.1.", "blk.2."):
+        tensors |= {f"{at}{name}.weight": matrix(*shape) for name, shape in shapes.items()}
+        tensors |= {f"{at}{name}.weight": np.ones(64, np.float32) for name in ("attn_norm", "ffn_norm")}
+    return Path(write_gguf({"llama.context_length": 512, "llama.block_count": 3}, tensors, name="deep.gguf"))
 
 
 @pytest.fixture

@@ -38,6 +38,8 @@ SMALL: dict[str, Any] = {
 
 CHAIN = {"dflash": "candidates=1"}
 """With which drafters draft a chain where widths do not say so."""
+OPTIONS = {"draft": "layers=1,hidden=64"}
+"""Of an architecture, if not draft_vocab=265."""
 EPOCHS = {"dflash": 400}
 """That an architecture takes, if not 150."""
 
@@ -79,11 +81,11 @@ def accepted(file: Path, answers: list[Answer], drafter: str) -> float:
     return sum(one.accepted for one in found) / sum(one.drafted for one in found)
 
 
-@pytest.mark.parametrize("arch", ["dflash", "eagle3", "hydra", "medusa"])
+@pytest.mark.parametrize("arch", ["dflash", "draft", "eagle3", "hydra", "medusa"])
 def test_a_drafter_overfits_a_tiny_target(make: Make, tmp_path: Path, walking: Path, arch: str) -> None:
     """By its own estimate, and in the engine."""
     manifest = make(tmp_path / "data", file=walking, tokens=150, max_tokens=16)
-    chosen = f"{arch}:depths=3,draft_vocab=265"
+    chosen = f"{arch}:depths=3,{OPTIONS.get(arch, 'draft_vocab=265')}"
     fresh = Run(tmp_path / "data", tmp_path / "fresh", Settings(**(SMALL | {"arch": chosen})), threads=1)
     before = fresh.measure(fresh.drafter)
     card = train(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from paceline.core import Budget, Draft, Scores, Tree, View
+from paceline.core import Budget, Draft, Scores, Shortcut, Tree, View
 from paceline.drafters import load
 from paceline.drafters._companion import CHUNK, Companion
 from paceline.drafters._vocabulary import Spelling, same_tokens
@@ -287,7 +287,8 @@ def test_the_search_wanders_less_once_it_finds_nothing_better() -> None:
 
 
 def test_the_exit_that_brings_most_per_layer_is_chosen_and_a_change_is_noticed() -> None:
-    exits, rng = Exits(20, [4, 8, 12, 16], 4), random.Random(1)
+    passes = {exit: Shortcut(frozenset(range(exit, 20))) for exit in (4, 8, 12, 16)}
+    exits, rng = Exits(20, passes, 4), random.Random(1)
     for rates, best in (({4: 0.1, 8: 0.85, 12: 0.9, 16: 0.95}, 8), ({4: 0.9, 8: 0.2, 12: 0.3, 16: 0.3}, 4)):
         used = []
         for _ in range(1500):
@@ -364,4 +365,4 @@ def test_a_target_with_too_few_layers_is_refused() -> None:
     info = replace(Detached().info, layers=1)
     for name in ("skip", "exit"):
         with pytest.raises(ConfigError, match=f"{name} needs a target of at least . layers, table has 1"):
-            load(name, info, sketch=Detached().sketch)
+            load(name, info, **offered(Detached()))

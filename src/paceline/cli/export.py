@@ -36,22 +36,32 @@ from paceline.cli.help import examples
 def command(folder: str, to: str, out: str | None, target: str, layers: int | None, as_json: bool) -> None:
     """Write the trained drafter in FOLDER as another engine loads it, read it back and compare.
 
-    For vLLM in the form of the speculators library, or its own of Medusa heads; for SGLang in the native
-    form of EAGLE-3 or DFlash. Prints the command that serves the target with it.
+    For vLLM in the form of the speculators library, its own of Medusa heads, or transformers' of draft
+    models; for SGLang in the native form of EAGLE-3 or DFlash. Prints the command that serves the target
+    with it.
     """  # fmt: skip
     from paceline.errors import ConfigError
     from paceline.models.dflash_folder import is_dflash, read_dflash
     from paceline.models.eagle3_folder import read_eagle3
+    from paceline.models.exit_folder import holds_exits
     from paceline.models.heads_folder import holds_heads, read_heads
+    from paceline.models.llama_folder import holds_llama, read_llama
     from paceline.trained.dflash_export import export_dflash
+    from paceline.trained.draft_export import export_draft
     from paceline.trained.export import export
     from paceline.trained.heads_export import export_heads
 
     found, into = Path(folder), Path(out or f"{folder.rstrip('/')}-{to}")
+    if holds_exits(found):
+        raise ConfigError("no other engine drafts with trained exits of its target")
     if holds_heads(found):
         if layers is not None:
             raise ConfigError(f"--layers {layers}: heads read no hidden state but the last")
         written = export_heads(read_heads(found), to, into, target)
+    elif holds_llama(found):
+        if layers is not None:
+            raise ConfigError(f"--layers {layers}: a draft model reads no hidden states")
+        written = export_draft(read_llama(found), to, into, target)
     elif is_dflash(found):
         if layers is not None:
             raise ConfigError(f"--layers {layers}: a DFlash drafter says which hidden states it reads")

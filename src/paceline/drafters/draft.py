@@ -43,7 +43,7 @@ def build(
 ) -> Drafter:
     """A second model as drafter.
 
-    model            a known model's name, or a file
+    model            a known model's name, a file, or a folder, such as one that was trained for the target
     widths           children of a node on each level: 1x1x1 is a chain of three tokens, 2x2x1 a tree
     min_probability  a token is drafted only where the likeliest path through it is likelier than this
     drawn            how siblings are drawn under a rule that compares laws: "iid" (independently) or

@@ -94,6 +94,8 @@ class Model:
         skipped: list[int],
         sinks: int,
         recent: int,
+        tap_layers: list[int] = ...,
+        taps: list[NDArray[np.float32]] = ...,
     ) -> None:
         """A pass without the `skipped` layers that sees of each row's cache the pages of its first `sinks`
         and its last `recent` tokens. Raises like `forward`; cannot be committed."""

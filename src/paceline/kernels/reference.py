@@ -163,6 +163,8 @@ class Model:
         skipped: Sequence[int],
         sinks: int,
         recent: int,
+        tap_layers: Sequence[int] = (),
+        taps: Sequence[Floats] = (),
     ) -> None:
         """A pass without some layers, which sees the first and last pages of each row's cache only."""
         seen = []
@@ -179,8 +181,8 @@ class Model:
             positions,
             scored,
             logits,
-            (),
-            (),
+            tap_layers,
+            taps,
             skipped=set(skipped),
             seen=seen,
         )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ class NativeTarget:
             cache_tokens=pages * LANES,
             page_tokens=LANES,
             taps=frozenset({LAST, *(f"hidden.{layer}" for layer in range(config.layers + 1))}),
-            vocabulary=fingerprint(weights.tokenizer_json),
+            vocabulary=fingerprint(weights.tokenizer_json) if weights.tokenizer_json else "",
             layers=config.layers,
             shares_pages=True,
         )
@@ -129,8 +130,14 @@ class NativeTarget:
 
         The cache is seen by whole pages. Raises like `forward`.
         """
-        skipped = sorted(shortcut.skipped)
-        return self._pass(self.model.sketch, draft, skipped, shortcut.sinks, shortcut.recent)
+        how = sorted(shortcut.skipped), shortcut.sinks, shortcut.recent
+        if shortcut.readout is None:
+            return self._pass(self.model.sketch, draft, *how)
+        states = np.empty((len(draft.tokens), self.config.hidden), np.float32)
+        unscored = replace(draft, scored=np.empty(0, np.int32))
+        self._pass(self.model.sketch, unscored, *how, [self.config.layers], [states])
+        logits: NDArray[np.float32] = shortcut.readout(states[draft.scored])
+        return logits
 
     def _pass(self, run: Callable[..., None], draft: Draft, *more: Any) -> NDArray[np.float32]:
         scored = len(draft.scored)

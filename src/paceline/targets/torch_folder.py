@@ -34,6 +34,16 @@ def load_folder(
         torch.set_num_threads(within("threads", threads, threads, 1, 256))
     where = _device(device)
     tokenizer = Tokenizer(read_folder_tokenizer(folder))
+    target = _load(folder, where, vocabulary=fingerprint(tokenizer.to_json()), **options)
+    return target, tokenizer
+
+
+def load_draft(folder: Path, *, device: str | None = None, **options: Any) -> TorchTarget:
+    """The target of a folder without a tokenizer. Otherwise as `load_folder`."""
+    return _load(folder, _device(device), vocabulary="", **options)
+
+
+def _load(folder: Path, where: str, **options: Any) -> TorchTarget:
     try:
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype="auto", local_files_only=True, use_safetensors=True, trust_remote_code=False
@@ -41,8 +51,7 @@ def load_folder(
     except (ImportError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()
         raise ModelFileError(f"{folder}: {reason[0] if reason else type(error).__name__}") from None
-    target = TorchTarget(model.to(where).eval(), vocabulary=fingerprint(tokenizer.to_json()), **options)
-    return target, tokenizer
+    return TorchTarget(model.to(where).eval(), **options)
 
 
 def _device(name: str | None) -> str:

@@ -19,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paceline.errors import ModelFileError
-from paceline.kernels.packing import GROUP, Bytes, pack
+from paceline.kernels.packing import GROUP, Bytes, pack, quantise_weights
 from paceline.models.cache import cache_dir, write_atomically
 from paceline.models.config import ROPE_FACTORS, ModelConfig
+from paceline.models.llama_folder import LlamaWeights, gguf_name
 
 MAGIC = b"PACELN03"
 _ALIGNMENT = 64
@@ -90,13 +91,7 @@ def pack_gguf(path: Path) -> PackedWeights:
 
     checkpoint = read_gguf(path)
     config = checkpoint.config
-    for what, value in (
-        ("embedding_length", config.hidden),
-        ("head width", config.head_dim),
-        ("feed_forward_length", config.ffn),
-    ):
-        if value % GROUP:
-            raise ModelFileError(f"{path}: {what} is {value}, the kernels need a multiple of {GROUP}")
+    _check_widths(path, config)
     tensors: dict[str, Any] = {}
     for name, tensor in checkpoint.tensors.items():
         data = tensor.data if config.rope_interleaved else _interleave(name, tensor.data, config.head_dim)
@@ -108,6 +103,33 @@ def pack_gguf(path: Path) -> PackedWeights:
     return PackedWeights(config, json.dumps(checkpoint.tokenizer), tensors)
 
 
+def pack_llama(path: Path, model: LlamaWeights) -> PackedWeights:
+    """The weights of a model of Llama's form without a tokenizer, matrices rounded to 8 bits with a scale per
+    32, Q8_0. path: where they are from. Raises ModelFileError for widths that the kernels do not take."""
+    config = model.config
+    _check_widths(path, config)
+    tensors: dict[str, Any] = {}
+    for own, data in model.tensors.items():
+        name = gguf_name(own)
+        data = _interleave(name, data, config.head_dim)
+        if data.ndim == 1:
+            tensors[name] = aligned(data.view(np.uint8))
+        else:
+            tensors[name] = aligned(pack("Q8_0", quantise_weights(data)))
+            tensors[name + ".type"] = "Q8_0"
+    return PackedWeights(config, "", tensors)
+
+
+def _check_widths(path: Path, config: ModelConfig) -> None:
+    for what, value in (
+        ("embedding_length", config.hidden),
+        ("head width", config.head_dim),
+        ("feed_forward_length", config.ffn),
+    ):
+        if value % GROUP:
+            raise ModelFileError(f"{path}: {what} is {value}, the kernels need a multiple of {GROUP}")
+
+
 def _interleave(name: str, data: NDArray[Any], head_dim: int) -> NDArray[Any]:
     return interleave(data, head_dim) if name.split(".")[-2].startswith(("attn_q", "attn_k")) else data
 
@@ -116,6 +138,12 @@ def interleave(data: NDArray[Any], head_dim: int) -> NDArray[Any]:
     """Rows of queries or keys in the order of the kernels, which rotate neighbours (2i, 2i+1), where the file
     has pairs (i, i + head_dim/2). Scores do not change: both are put in the same order."""
     heads = data.reshape(-1, 2, head_dim // 2, *data.shape[1:])
+    return np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(data.shape)
+
+
+def halves(data: NDArray[Any], head_dim: int) -> NDArray[Any]:
+    """The inverse of `interleave`."""
+    heads = data.reshape(-1, head_dim // 2, 2, *data.shape[1:])
     return np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(data.shape)
 
 

@@ -160,22 +160,22 @@ class Run:
     def _step(self, step: int, places: list[list[int]]) -> dict[str, Any]:
         """One step of the optimiser over some batches; what is logged of it."""
         settings, rate = self.settings, self._rate(step)
-        depths = self.drafter.depths
-        totals = [max(1, self.plan.bases(places, depth)) for depth in range(depths)]
-        weights = [settings.depth_decay**depth for depth in range(depths)]
-        losses, overlaps = [0.0] * depths, [0.0] * depths
+        depths = self.drafter.lessons
+        totals = [max(1, self.plan.bases(places, depth)) for depth in depths]
+        weights = [settings.depth_decay**depth for depth in depths]
+        losses, overlaps = [0.0] * len(depths), [0.0] * len(depths)
         for own in places:
             batch = collate(self.corpus, own, self.device)
             total: Tensor | float = 0.0
             with self._autocast():
-                laws = Laws(self.teacher, self.drafter.vocabulary, batch, depths, whole=False)
-                for depth, read in enumerate(self.drafter(batch)):
+                laws = Laws(self.teacher, self.drafter.vocabulary, batch, max(depths) + 1, whole=False)
+                for place, read in enumerate(self.drafter.study(batch)):
                     loss, overlap = head_divergence(
-                        settings.loss, read, self.drafter.head, laws.laws, laws.rows(depth)
+                        settings.loss, read, self.drafter.head, laws.laws, laws.rows(depths[place])
                     )
-                    total = total + weights[depth] / totals[depth] * loss
-                    losses[depth] += float(loss.detach()) / totals[depth]
-                    overlaps[depth] += float(overlap) / totals[depth]
+                    total = total + weights[place] / totals[place] * loss
+                    losses[place] += float(loss.detach()) / totals[place]
+                    overlaps[place] += float(overlap) / totals[place]
             if isinstance(total, Tensor) and total.requires_grad:
                 total.backward()
         norm = torch.nn.utils.clip_grad_norm_(self._named.values(), settings.clip)

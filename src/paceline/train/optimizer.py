@@ -1,4 +1,4 @@
-"""The optimiser: Muon for the matrices inside of a drafter, AdamW for its head and its vectors.
+"""The optimiser: Muon for the matrices inside of a drafter, AdamW for its head, embeddings and vectors.
 
 On drafters of this size Muon learns more than AdamW from the same tokens (docs/log.md).
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from paceline.train.architectures._base import Architecture
 
@@ -25,9 +25,13 @@ class Optimizer:
 
     def __init__(self, drafter: Architecture, weight_decay: float) -> None:
         self._named = dict(drafter.named_parameters())
-        inner = [weight for weight in self._named.values() if weight.ndim == 2 and weight is not drafter.head]
+        tables = {
+            id(part.weight): part.weight for part in drafter.modules() if isinstance(part, nn.Embedding)
+        }
+        outer = tables | {id(drafter.head): drafter.head}
+        inner = [weight for weight in self._named.values() if weight.ndim == 2 and id(weight) not in outer]
         vectors = [weight for weight in self._named.values() if weight.ndim == 1]
-        others = [{"params": [drafter.head], "weight_decay": weight_decay}]
+        others = [{"params": [*outer.values()], "weight_decay": weight_decay}]
         if vectors:
             others.append({"params": vectors, "weight_decay": 0.0})
         self._parts: list[torch.optim.Optimizer] = [torch.optim.AdamW(others, betas=_BETAS)]

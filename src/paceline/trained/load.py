@@ -10,10 +10,14 @@ from paceline.core import TargetInfo
 from paceline.kernels.packing import Embedding
 from paceline.models.dflash_folder import read_dflash
 from paceline.models.eagle3_folder import read_eagle3
+from paceline.models.exit_folder import read_exits
 from paceline.models.heads_folder import read_heads
 from paceline.trained.dflash import NativeDFlash
 from paceline.trained.eagle3 import NativeEagle3
+from paceline.trained.exits import NativeExits
 from paceline.trained.heads import NativeHeads
+
+Trained = NativeEagle3 | NativeDFlash | NativeExits | NativeHeads
 
 
 class Lender(Protocol):
@@ -31,7 +35,7 @@ class Lender(Protocol):
         ...
 
 
-def load_trained(drafter: str, folder: Path, target: Lender) -> NativeEagle3 | NativeDFlash | NativeHeads:
+def load_trained(drafter: str, folder: Path, target: Lender) -> Trained:
     """The model in a folder, of the kind that the drafter of that name runs. It runs on the CPU kernels, as
     wide and as long as the target. Raises ModelFileError naming what is wrong with the folder,
     IncompatibleDrafter for a drafter that was not trained for such a target."""
@@ -60,6 +64,10 @@ def _dflash(folder: Path, target: Lender) -> NativeDFlash:
     )
 
 
+def _exit(folder: Path, target: Lender) -> NativeExits:
+    return NativeExits(read_exits(folder), target.head(), _layers(target))
+
+
 def _medusa(folder: Path, target: Lender) -> NativeHeads:
     return NativeHeads(read_heads(folder, "medusa"), target.embedding())
 
@@ -68,9 +76,10 @@ def _hydra(folder: Path, target: Lender) -> NativeHeads:
     return NativeHeads(read_heads(folder, "hydra"), target.embedding())
 
 
-_LOADERS: dict[str, Callable[[Path, Lender], NativeEagle3 | NativeDFlash | NativeHeads]] = {
+_LOADERS: dict[str, Callable[[Path, Lender], Trained]] = {
     "eagle3": _eagle3,
     "dflash": _dflash,
+    "exit": _exit,
     "medusa": _medusa,
     "hydra": _hydra,
 }

@@ -114,10 +114,10 @@ class BoundModel {
     }
 
     void sketch(Ints slots, Ints offsets, Ints starts, Ints tokens, Ints parents, Ints positions, Ints scored, StridedRows logits,
-                const std::vector<int32_t>& skipped, int sinks, int recent) {
+                const std::vector<int32_t>& skipped, int sinks, int recent, const std::vector<int32_t>& tap_layers, const std::vector<Floats>& taps) {
         Shortcut shortcut{std::vector<uint8_t>(model_->record().layers), sinks, recent};
         for (const int32_t layer : skipped) shortcut.skipped.at(layer) = 1;
-        forward(slots, offsets, starts, tokens, parents, positions, scored, logits, {}, {}, {}, &shortcut);
+        forward(slots, offsets, starts, tokens, parents, positions, scored, logits, tap_layers, taps, {}, &shortcut);
     }
 
     Model& model() { return *model_; }
@@ -260,7 +260,9 @@ NB_MODULE(_kernels, m) {
              },
              nb::arg("slots"), nb::arg("offsets"), nb::arg("starts"), nb::arg("tokens"), nb::arg("parents"), nb::arg("positions"), nb::arg("scored"),
              nb::arg("logits"), nb::arg("tap_layers"), nb::arg("taps"), nb::arg("features") = nb::none())
-        .def("sketch", &BoundModel::sketch)
+        .def("sketch", &BoundModel::sketch, nb::arg("slots"), nb::arg("offsets"), nb::arg("starts"), nb::arg("tokens"), nb::arg("parents"),
+             nb::arg("positions"), nb::arg("scored"), nb::arg("logits"), nb::arg("skipped"), nb::arg("sinks"), nb::arg("recent"),
+             nb::arg("tap_layers") = std::vector<int32_t>(), nb::arg("taps") = std::vector<Floats>())
         .def("commit", [](BoundModel& b, const std::vector<int>& known, const std::vector<std::vector<int>>& kept) { b.model().commit(known, kept); })
         .def("release", [](BoundModel& b, const std::vector<int>& slots) { b.model().release(slots); })
         .def("pages", [](BoundModel& b, int slot) { return b.model().pages(slot); })

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -34,6 +34,15 @@ class Architecture(nn.Module):
         A base is a position t whose hidden states are known and whose next token is, too; the logits of depth
         j are for token t + 2 + j, with the tokens before it known.
         """
+
+    @property
+    def lessons(self) -> Sequence[int]:
+        """The depths that are learnt, in the order of `study`; by default all."""
+        return range(self.depths)
+
+    def study(self, batch: Batch) -> Iterator[Tensor]:
+        """For each of the `lessons` what the head reads, as `forward` gives it for their depths."""
+        return self(batch)  # type: ignore[no-any-return]
 
     def logits(self, batch: Batch) -> Iterator[Tensor]:
         """Logits [n, D] for each depth."""
