@@ -10,7 +10,7 @@ from typing import Any
 from paceline.models.dflash_folder import read_dflash
 from paceline.models.eagle3_folder import read_eagle3
 from paceline.models.heads_folder import read_heads
-from tests import dflash, heads
+from tests import dflash, heads, pads
 from tests.cli.test_generate import one_line_error
 from tests.eagle3 import folder_of, random_drafter
 
@@ -58,6 +58,12 @@ def test_heads_are_written_for_vllm_alone(paceline: Paceline, tmp_path: Path) ->
     assert "sglang does not load medusa heads" in one_line_error(refused)
     refused = paceline("export", str(folder), "--to", "vllm", "--layers", "3")
     assert "--layers 3: heads read no hidden state but the last" in one_line_error(refused)
+
+
+def test_pads_are_written_for_nobody(paceline: Paceline, tmp_path: Path) -> None:
+    folder = pads.folder_of(pads.random_pads(), tmp_path / "pads")
+    refused = paceline("export", str(folder), "--to", "vllm", "--target", "org/model")
+    assert "vllm reads no pads in a model's passes" in one_line_error(refused)
 
 
 def test_bad_input_is_one_line(paceline: Paceline, tmp_path: Path) -> None:

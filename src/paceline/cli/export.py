@@ -43,11 +43,14 @@ def command(folder: str, to: str, out: str | None, target: str, layers: int | No
     from paceline.models.dflash_folder import is_dflash, read_dflash
     from paceline.models.eagle3_folder import read_eagle3
     from paceline.models.heads_folder import holds_heads, read_heads
+    from paceline.models.pads_folder import holds_pads
     from paceline.trained.dflash_export import export_dflash
     from paceline.trained.export import export
     from paceline.trained.heads_export import export_heads
 
     found, into = Path(folder), Path(out or f"{folder.rstrip('/')}-{to}")
+    if holds_pads(found):
+        raise ConfigError(f"{to} reads no pads in a model's passes; no other engine does")
     if holds_heads(found):
         if layers is not None:
             raise ConfigError(f"--layers {layers}: heads read no hidden state but the last")

@@ -27,7 +27,9 @@ class Optimizer:
         self._named = dict(drafter.named_parameters())
         inner = [weight for weight in self._named.values() if weight.ndim == 2 and weight is not drafter.head]
         vectors = [weight for weight in self._named.values() if weight.ndim == 1]
-        others = [{"params": [drafter.head], "weight_decay": weight_decay}]
+        others = []
+        if isinstance(drafter.head, torch.nn.Parameter):
+            others.append({"params": [drafter.head], "weight_decay": weight_decay})
         if vectors:
             others.append({"params": vectors, "weight_decay": 0.0})
         self._parts: list[torch.optim.Optimizer] = [torch.optim.AdamW(others, betas=_BETAS)]

@@ -7,13 +7,18 @@ from pathlib import Path
 from typing import Protocol
 
 from paceline.core import TargetInfo
+from paceline.errors import IncompatibleDrafter
 from paceline.kernels.packing import Embedding
 from paceline.models.dflash_folder import read_dflash
 from paceline.models.eagle3_folder import read_eagle3
 from paceline.models.heads_folder import read_heads
+from paceline.models.pads_folder import read_pads
 from paceline.trained.dflash import NativeDFlash
 from paceline.trained.eagle3 import NativeEagle3
 from paceline.trained.heads import NativeHeads
+from paceline.trained.pads import NativePads
+
+Trained = NativeEagle3 | NativeDFlash | NativeHeads | NativePads
 
 
 class Lender(Protocol):
@@ -31,7 +36,7 @@ class Lender(Protocol):
         ...
 
 
-def load_trained(drafter: str, folder: Path, target: Lender) -> NativeEagle3 | NativeDFlash | NativeHeads:
+def load_trained(drafter: str, folder: Path, target: Lender) -> Trained:
     """The model in a folder, of the kind that the drafter of that name runs. It runs on the CPU kernels, as
     wide and as long as the target. Raises ModelFileError naming what is wrong with the folder,
     IncompatibleDrafter for a drafter that was not trained for such a target."""
@@ -68,9 +73,17 @@ def _hydra(folder: Path, target: Lender) -> NativeHeads:
     return NativeHeads(read_heads(folder, "hydra"), target.embedding())
 
 
-_LOADERS: dict[str, Callable[[Path, Lender], NativeEagle3 | NativeDFlash | NativeHeads]] = {
+def _pads(folder: Path, target: Lender) -> NativePads:
+    look_ahead = getattr(target, "look_ahead", None)
+    if look_ahead is None:
+        raise IncompatibleDrafter(f"drafter pads needs a target that reads pads; {target.info.name} does not")
+    return NativePads(read_pads(folder), target.head(), look_ahead)
+
+
+_LOADERS: dict[str, Callable[[Path, Lender], Trained]] = {
     "eagle3": _eagle3,
     "dflash": _dflash,
     "medusa": _medusa,
     "hydra": _hydra,
+    "pads": _pads,
 }
