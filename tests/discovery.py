@@ -36,6 +36,7 @@ from tests.heads import CONFIG as HEADS
 from tests.heads import chain_heads, random_heads, reading_heads
 from tests.heads import run as run_heads
 from tests.native.models import random_weights
+from tests.pads import pads_for
 from tests.toys import Signs, SketchingTable, state_width
 from tests.trained import embedding_of
 
@@ -54,6 +55,7 @@ EAGER = {
     "hydra": "hydra:model=near,min_probability=0",
     "medusa": "medusa:model=near,widths=3x2x1,min_probability=0",
     "ngram": "ngram:shortest=1",
+    "pads": "pads:model=near,widths=3x2x1,min_probability=0",
     "prediction": "prediction:min_probability=1e-6",
     "recycling": "recycling:min_probability=1e-6",
     "skip": "skip:min_probability=0",
@@ -64,7 +66,7 @@ EAGER = {
 """Options with which a drafter drafts much even in a large batch of short texts, and those it cannot do
 without: "near" is a model like the target."""
 
-RUN_MODELS = {"dflash", "draft", "eagle3", "exit", "hydra", "medusa", "skip", "slem", "sparse"}
+RUN_MODELS = {"dflash", "draft", "eagle3", "exit", "hydra", "medusa", "pads", "skip", "slem", "sparse"}
 """Drafters whose drafts take time: the long suites leave most of their work to `make prove`."""
 
 
@@ -108,9 +110,8 @@ def offered(target: Target) -> dict[str, Any]:
 
 def trained(drafter: str, target: Target) -> Trained:
     """A trained drafter for this target."""
-    return {"eagle3": features, "dflash": blocks, "exit": exits}.get(
-        drafter, partial(trained_heads, drafter)
-    )(target)
+    known = {"eagle3": features, "dflash": blocks, "exit": exits, "pads": pads_for}
+    return known.get(drafter, partial(trained_heads, drafter))(target)
 
 
 def features(target: Target) -> NativeEagle3:

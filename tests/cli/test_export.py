@@ -10,7 +10,7 @@ from typing import Any
 from paceline.models.dflash_folder import read_dflash
 from paceline.models.eagle3_folder import read_eagle3
 from paceline.models.heads_folder import read_heads
-from tests import dflash, draft_models, exits, heads
+from tests import dflash, draft_models, exits, heads, pads
 from tests.cli.test_generate import one_line_error
 from tests.eagle3 import folder_of, random_drafter
 
@@ -76,6 +76,12 @@ def test_exits_are_for_this_engine_alone(paceline: Paceline, tmp_path: Path) -> 
     folder = exits.folder_of(exits.random_exits(), tmp_path / "exits")
     refused = paceline("export", str(folder), "--to", "vllm", "--target", "org/model")
     assert "no other engine drafts with trained exits" in one_line_error(refused)
+
+
+def test_pads_are_written_for_nobody(paceline: Paceline, tmp_path: Path) -> None:
+    folder = pads.folder_of(pads.random_pads(), tmp_path / "pads")
+    refused = paceline("export", str(folder), "--to", "vllm", "--target", "org/model")
+    assert "vllm reads no pads in a model's passes" in one_line_error(refused)
 
 
 def test_bad_input_is_one_line(paceline: Paceline, tmp_path: Path) -> None:

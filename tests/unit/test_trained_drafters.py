@@ -18,12 +18,15 @@ from paceline.errors import ConfigError, IncompatibleDrafter, ModelFileError
 from paceline.models.dflash_folder import read_dflash
 from paceline.models.eagle3_folder import read_eagle3
 from paceline.models.heads_folder import read_heads
+from paceline.models.pads_folder import read_pads
 from paceline.rules import load as load_rule
 from paceline.sampling import SamplingParams
 from tests import dflash as dflash_drafters
 from tests import eagle3 as eagle3_drafters
 from tests import heads as heads_drafters
-from tests.toys import SketchingTable
+from tests import pads as pads_drafters
+from tests.pads import pads_for
+from tests.toys import AHEAD, SketchingTable
 from tests.trained import Late, answers, same, tokens_per_pass
 from tests.unit import test_dflash as dflash
 from tests.unit import test_eagle3 as eagle3
@@ -63,6 +66,7 @@ def cases() -> dict[str, Case]:
     blocks, embedding = dflash_drafters.following_drafter(dflash.SUCCESSORS)
     around, around_heads = medusa.chain(8)
     chain, reading, _ = hydra.chain(2)
+    known = pads_drafters.table_pads(around.info.vocab_size)
     return {
         "eagle3": Case(
             target=additive,
@@ -110,7 +114,23 @@ def cases() -> dict[str, Case]:
             kept=lambda drafter: [drafter._trained._states],
             needs=frozenset({LAST}),
         ),
+        "pads": Case(
+            target=around,
+            made=partial(padded, around),
+            least={0.0: 4.3, 1.0: 4.3},
+            late=1.5,
+            write=lambda folder: pads_drafters.folder_of(known, folder),
+            read=lambda folder: pads_drafters.run(read_pads(folder), around),
+            kept=lambda drafter: [drafter._levels._states, drafter._levels._levels, drafter._proposed],
+            needs=frozenset({AHEAD}),
+        ),
     }
+
+
+def padded(target: SketchingTable, options: str = medusa.CHAIN) -> TrainedDrafter:
+    made = load(f"pads:model=here,{options}", target.info, load_trained=lambda *_: pads_for(target))
+    assert isinstance(made, TrainedDrafter)
+    return made
 
 
 CASES = cases()
@@ -222,6 +242,7 @@ def test_bad_options_are_refused(name: str, case: Case) -> None:
         ("hydra:model=x,frontier=65", "hydra:frontier must be from 0 to 64, got 65"),
         ("dflash:model=x,candidates=0", "dflash:candidates must be from 1 to 64, got 0"),
         ("medusa:model=x,frontier=2", "medusa has no option 'frontier'"),
+        ("pads:model=x,frontier=2", "pads has no option 'frontier'"),
     ],
 )
 def test_bad_options_of_one_of_them_are_refused(spec: str, message: str) -> None:

@@ -46,6 +46,7 @@ def command(folder: str, to: str, out: str | None, target: str, layers: int | No
     from paceline.models.exit_folder import holds_exits
     from paceline.models.heads_folder import holds_heads, read_heads
     from paceline.models.llama_folder import holds_llama, read_llama
+    from paceline.models.pads_folder import holds_pads
     from paceline.trained.dflash_export import export_dflash
     from paceline.trained.draft_export import export_draft
     from paceline.trained.export import export
@@ -54,6 +55,8 @@ def command(folder: str, to: str, out: str | None, target: str, layers: int | No
     found, into = Path(folder), Path(out or f"{folder.rstrip('/')}-{to}")
     if holds_exits(found):
         raise ConfigError("no other engine drafts with trained exits of its target")
+    if holds_pads(found):
+        raise ConfigError(f"{to} reads no pads in a model's passes; no other engine does")
     if holds_heads(found):
         if layers is not None:
             raise ConfigError(f"--layers {layers}: heads read no hidden state but the last")

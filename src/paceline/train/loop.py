@@ -68,6 +68,7 @@ class Run:
             corpus.counts(self._train.tolist()),
             _scales(corpus, self._train[:_SAMPLE].tolist()),
             self.device,
+            corpus.manifest.target,
         )
         self.drafter, self._averaged = self._fresh(), self._fresh().requires_grad_(False)
         self._named = dict(self.drafter.named_parameters())

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from paceline.core import LAST
 from paceline.kernels.packing import Embedding
 from paceline.models.drafter_folder import Floats
 from paceline.models.heads_folder import HeadsWeights
@@ -28,6 +29,7 @@ class NativeHeads:
         target."""
         config = weights.config
         _check(weights, embedding)
+        self.tap = LAST
         self.depths = config.depths
         self.token_ids = weights.token_ids
         self._config = config

@@ -7,17 +7,20 @@ from pathlib import Path
 from typing import Protocol
 
 from paceline.core import TargetInfo
+from paceline.errors import IncompatibleDrafter
 from paceline.kernels.packing import Embedding
 from paceline.models.dflash_folder import read_dflash
 from paceline.models.eagle3_folder import read_eagle3
 from paceline.models.exit_folder import read_exits
 from paceline.models.heads_folder import read_heads
+from paceline.models.pads_folder import read_pads
 from paceline.trained.dflash import NativeDFlash
 from paceline.trained.eagle3 import NativeEagle3
 from paceline.trained.exits import NativeExits
 from paceline.trained.heads import NativeHeads
+from paceline.trained.pads import NativePads
 
-Trained = NativeEagle3 | NativeDFlash | NativeExits | NativeHeads
+Trained = NativeEagle3 | NativeDFlash | NativeExits | NativeHeads | NativePads
 
 
 class Lender(Protocol):
@@ -76,10 +79,18 @@ def _hydra(folder: Path, target: Lender) -> NativeHeads:
     return NativeHeads(read_heads(folder, "hydra"), target.embedding())
 
 
+def _pads(folder: Path, target: Lender) -> NativePads:
+    look_ahead = getattr(target, "look_ahead", None)
+    if look_ahead is None:
+        raise IncompatibleDrafter(f"drafter pads needs a target that reads pads; {target.info.name} does not")
+    return NativePads(read_pads(folder), target.head(), look_ahead)
+
+
 _LOADERS: dict[str, Callable[[Path, Lender], Trained]] = {
     "eagle3": _eagle3,
     "dflash": _dflash,
     "exit": _exit,
     "medusa": _medusa,
     "hydra": _hydra,
+    "pads": _pads,
 }

@@ -25,7 +25,8 @@ class Architecture(nn.Module):
     @property
     @abstractmethod
     def head(self) -> Tensor:
-        """The rows [D, H] that turn what `forward` gives into logits."""
+        """The rows [D, H] that turn what `forward` gives into logits; no parameter where they are not
+        trained."""
 
     @abstractmethod
     def forward(self, batch: Batch) -> Iterator[Tensor]:
