@@ -23,6 +23,7 @@ from paceline.targets.weights import PackedWeights, aligned
 from paceline.trained.dflash import NativeDFlash
 from paceline.trained.eagle3 import NativeEagle3
 from paceline.trained.heads import NativeHeads
+from paceline.trained.peagle import NativePEagle
 from tests.dflash import CONFIG as DFLASH
 from tests.dflash import random_drafter as random_dflash
 from tests.dflash import random_for
@@ -32,6 +33,9 @@ from tests.heads import CONFIG as HEADS
 from tests.heads import chain_heads, random_heads, reading_heads
 from tests.heads import run as run_heads
 from tests.native.models import random_weights
+from tests.peagle import CONFIG as PEAGLE
+from tests.peagle import random_drafter as random_peagle
+from tests.peagle import run as run_peagle
 from tests.toys import Signs, SketchingTable, state_width
 from tests.trained import embedding_of
 
@@ -50,6 +54,7 @@ EAGER = {
     "hydra": "hydra:model=near,min_probability=0",
     "medusa": "medusa:model=near,widths=3x2x1,min_probability=0",
     "ngram": "ngram:shortest=1",
+    "peagle": "peagle:model=near,min_probability=0",
     "prediction": "prediction:min_probability=1e-6",
     "recycling": "recycling:min_probability=1e-6",
     "skip": "skip:min_probability=0",
@@ -60,7 +65,7 @@ EAGER = {
 """Options with which a drafter drafts much even in a large batch of short texts, and those it cannot do
 without: "near" is a model like the target."""
 
-RUN_MODELS = {"dflash", "draft", "eagle3", "exit", "hydra", "medusa", "skip", "slem", "sparse"}
+RUN_MODELS = {"dflash", "draft", "eagle3", "exit", "hydra", "medusa", "peagle", "skip", "slem", "sparse"}
 """Drafters whose drafts take time: the long suites leave most of their work to `make prove`."""
 
 
@@ -104,7 +109,8 @@ def offered(target: Target) -> dict[str, Any]:
 
 def trained(drafter: str, target: Target) -> NativeEagle3 | NativeDFlash | NativeHeads:
     """A trained drafter for this target."""
-    return {"eagle3": features, "dflash": blocks}.get(drafter, partial(trained_heads, drafter))(target)
+    made = {"eagle3": features, "peagle": parallel, "dflash": blocks}
+    return made.get(drafter, partial(trained_heads, drafter))(target)
 
 
 def features(target: Target) -> NativeEagle3:
@@ -124,6 +130,24 @@ def features(target: Target) -> NativeEagle3:
         embedding_of(np.zeros((info.vocab_size, state_width(info.vocab_size)), np.float32)),
         info.layers,
     )
+
+
+def parallel(target: Target) -> NativePEagle:
+    """A P-EAGLE drafter for this target, which knows nothing of it."""
+    info = target.info
+    native = isinstance(target, NativeTarget)
+    hidden = target.config.hidden if native else state_width(info.vocab_size)
+    layers = target.config.layers if native else info.layers
+    config = replace(
+        PEAGLE,
+        vocab_size=info.vocab_size,
+        draft_vocab_size=min(PEAGLE.draft_vocab_size, info.vocab_size),
+        target_hidden=hidden,
+        layer_ids=(0, layers // 2, layers),
+        mask_token=0,
+    )
+    nothing = embedding_of(np.zeros((info.vocab_size, hidden), np.float32))
+    return run_peagle(random_peagle(config, embeddings=True), nothing, layers)
 
 
 def blocks(target: Target) -> NativeDFlash:

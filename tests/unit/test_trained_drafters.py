@@ -23,12 +23,14 @@ from paceline.sampling import SamplingParams
 from tests import dflash as dflash_drafters
 from tests import eagle3 as eagle3_drafters
 from tests import heads as heads_drafters
+from tests import peagle as peagle_drafters
 from tests.toys import SketchingTable
 from tests.trained import Late, answers, same, tokens_per_pass
 from tests.unit import test_dflash as dflash
 from tests.unit import test_eagle3 as eagle3
 from tests.unit import test_hydra as hydra
 from tests.unit import test_medusa as medusa
+from tests.unit import test_peagle as peagle
 
 STATES = frozenset({"hidden.1", "hidden.2", "hidden.3"})
 
@@ -61,6 +63,7 @@ class Case:
 def cases() -> dict[str, Case]:
     additive, additive_weights = eagle3.additive()
     blocks, embedding = dflash_drafters.following_drafter(dflash.SUCCESSORS)
+    parallel = peagle_drafters.following_drafter(dflash.SUCCESSORS)
     around, around_heads = medusa.chain(8)
     chain, reading, _ = hydra.chain(2)
     return {
@@ -86,6 +89,21 @@ def cases() -> dict[str, Case]:
                 drafter._blocks._drafted,
                 drafter._blocks._room._held,
                 drafter._blocks._model._texts,
+            ],
+            needs=STATES,
+            tokens=dflash.MASK,
+        ),
+        "peagle": Case(
+            target=dflash.following(),
+            made=peagle.drafter,
+            least={0.0: 4.6, 1.0: 3.3},
+            late=2,
+            write=lambda folder: peagle_drafters.folder_of(parallel, folder),
+            read=lambda folder: peagle.on_kernels(read_eagle3(folder, "peagle")),
+            kept=lambda drafter: [
+                drafter._trained._readings,
+                drafter._trained._drafted,
+                drafter._trained._room._held,
             ],
             needs=STATES,
             tokens=dflash.MASK,
@@ -219,6 +237,7 @@ def test_bad_options_are_refused(name: str, case: Case) -> None:
     ("spec", "message"),
     [
         ("eagle3:model=x,frontier=-1", "eagle3:frontier must be from 0 to 64, got -1"),
+        ("peagle:model=x,frontier=-1", "peagle:frontier must be from 0 to 64, got -1"),
         ("hydra:model=x,frontier=65", "hydra:frontier must be from 0 to 64, got 65"),
         ("dflash:model=x,candidates=0", "dflash:candidates must be from 1 to 64, got 0"),
         ("medusa:model=x,frontier=2", "medusa has no option 'frontier'"),

@@ -41,7 +41,7 @@ def command(folder: str, to: str, out: str | None, target: str, layers: int | No
     """  # fmt: skip
     from paceline.errors import ConfigError
     from paceline.models.dflash_folder import is_dflash, read_dflash
-    from paceline.models.eagle3_folder import read_eagle3
+    from paceline.models.eagle3_folder import is_peagle, read_eagle3
     from paceline.models.heads_folder import holds_heads, read_heads
     from paceline.trained.dflash_export import export_dflash
     from paceline.trained.export import export
@@ -57,7 +57,8 @@ def command(folder: str, to: str, out: str | None, target: str, layers: int | No
             raise ConfigError(f"--layers {layers}: a DFlash drafter says which hidden states it reads")
         written = export_dflash(read_dflash(found), to, into, target)
     else:
-        written = export(read_eagle3(found), to, into, target, layers)
+        kind = "peagle" if is_peagle(found) else "eagle3"
+        written = export(read_eagle3(found, kind), to, into, target, layers)
     if as_json:
         record = {**written._asdict(), "folder": str(written.folder)}
         click.echo(json.dumps(record))

@@ -26,7 +26,7 @@ class Optimizer:
     def __init__(self, drafter: Architecture, weight_decay: float) -> None:
         self._named = dict(drafter.named_parameters())
         inner = [weight for weight in self._named.values() if weight.ndim == 2 and weight is not drafter.head]
-        vectors = [weight for weight in self._named.values() if weight.ndim == 1]
+        vectors = [weight for weight in self._named.values() if weight.ndim != 2]
         others = [{"params": [drafter.head], "weight_decay": weight_decay}]
         if vectors:
             others.append({"params": vectors, "weight_decay": 0.0})

@@ -1,8 +1,8 @@
 """An EAGLE-3 drafter on the CPU kernels, with a paged cache of its own.
 
-Its layer is one of `paceline.kernels`' decoder layers that reads embeddings beside the residual stream, which
-starts as a feature. Weights are rounded to 8 bits with a scale per 32, Q8_0; the embeddings are the target's
-own packed ones. `paceline.trained.eagle3_reference` says what is computed.
+Its first layer is one of `paceline.kernels`' decoder layers that reads embeddings beside the residual
+stream, which starts as a feature. Weights are rounded to 8 bits with a scale per 32, Q8_0; the embeddings are
+the target's own packed ones. `paceline.trained.eagle3_reference` says what is computed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _MATRICES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-"""The kernels' names of the layer's matrices, and the folder's."""
+"""The kernels' names of a layer's matrices, and the folder's."""
 
 
 class NativeEagle3:
@@ -67,7 +67,7 @@ class NativeEagle3:
         self._model = kernels.make_model(
             {
                 "hidden": config.hidden,
-                "layers": 1,
+                "layers": config.layers,
                 "heads": config.heads,
                 "kv_heads": config.kv_heads,
                 "head_dim": config.head_dim,
@@ -81,7 +81,7 @@ class NativeEagle3:
                 "takes_features": True,
             },
             _packed(weights, embedding),
-            windows=[0],
+            windows=[0] * config.layers,
             frequencies=np.stack([frequencies, frequencies]),
             cache_pages=self.cache_tokens // LANES,
             max_positions=max_positions + LANES,
@@ -118,7 +118,7 @@ class NativeEagle3:
             draft.positions,
             draft.scored,
             logits,
-            [1] if scored else [],
+            [self._config.layers] if scored else [],
             [fed_on] if scored else [],
             features,
         )
@@ -135,7 +135,8 @@ class NativeEagle3:
         self._model.release(list(slots))
 
     def read_cache(self, slot: int) -> tuple[Floats, Floats]:
-        """Committed keys and values, float32 [length, kv_heads, head_dim] each. For tests."""
+        """Committed keys and values of the first layer, float32 [length, kv_heads, head_dim] each. For
+        tests."""
         shape = (self._model.length(slot), self._config.kv_heads, self._config.head_dim)
         keys, values = np.empty(shape, np.float32), np.empty(shape, np.float32)
         self._model.read_cache(slot, 0, keys, values)
@@ -185,13 +186,17 @@ def _packed(weights: Eagle3Weights, embedding: Embedding) -> dict[str, Any]:
         found["layers.0.hidden_norm.weight"],
     )
     add("blk.0.token_norm.weight", found["layers.0.input_layernorm.weight"])
-    add("blk.0.ffn_norm.weight", found["layers.0.post_attention_layernorm.weight"])
+    for number in range(config.layers):
+        ours, at = f"blk.{number}.", f"layers.{number}."
+        if number:
+            add(ours + "attn_norm.weight", found[at + "input_layernorm.weight"])
+        add(ours + "ffn_norm.weight", found[at + "post_attention_layernorm.weight"])
+        for name, theirs in _MATRICES.items():
+            values = found[f"{at}{theirs}.weight"]
+            add(
+                f"{ours}{name}.weight",
+                interleave(values, config.head_dim) if name in ("attn_q", "attn_k") else values,
+            )
     add("output_norm.weight", found["norm.weight"])
     add("output.weight", found["lm_head.weight"])
-    for name, theirs in _MATRICES.items():
-        values = found[f"layers.0.{theirs}.weight"]
-        add(
-            f"blk.0.{name}.weight",
-            interleave(values, config.head_dim) if name in ("attn_q", "attn_k") else values,
-        )
     return tensors

@@ -14,6 +14,7 @@ from paceline.models.heads_folder import read_heads
 from paceline.trained.dflash import NativeDFlash
 from paceline.trained.eagle3 import NativeEagle3
 from paceline.trained.heads import NativeHeads
+from paceline.trained.peagle import NativePEagle
 
 
 class Lender(Protocol):
@@ -53,6 +54,17 @@ def _eagle3(folder: Path, target: Lender) -> NativeEagle3:
     )
 
 
+def _peagle(folder: Path, target: Lender) -> NativePEagle:
+    return NativePEagle(
+        read_eagle3(folder, "peagle"),
+        target.embedding(),
+        _layers(target),
+        threads=target.threads,
+        cache_tokens=target.info.cache_tokens,
+        max_positions=target.info.max_positions,
+    )
+
+
 def _dflash(folder: Path, target: Lender) -> NativeDFlash:
     weights, cache_tokens = read_dflash(folder), target.info.cache_tokens
     return NativeDFlash(
@@ -70,6 +82,7 @@ def _hydra(folder: Path, target: Lender) -> NativeHeads:
 
 _LOADERS: dict[str, Callable[[Path, Lender], NativeEagle3 | NativeDFlash | NativeHeads]] = {
     "eagle3": _eagle3,
+    "peagle": _peagle,
     "dflash": _dflash,
     "medusa": _medusa,
     "hydra": _hydra,
