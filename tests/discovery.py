@@ -23,6 +23,7 @@ from paceline.targets.weights import PackedWeights, aligned
 from paceline.trained.dflash import NativeDFlash
 from paceline.trained.eagle3 import NativeEagle3
 from paceline.trained.heads import NativeHeads
+from paceline.trained.mtp import NativeMtp
 from paceline.trained.peagle import NativePEagle
 from tests.dflash import CONFIG as DFLASH
 from tests.dflash import random_drafter as random_dflash
@@ -32,6 +33,9 @@ from tests.eagle3 import CONFIG, additive_drafter, random_drafter, run
 from tests.heads import CONFIG as HEADS
 from tests.heads import chain_heads, random_heads, reading_heads
 from tests.heads import run as run_heads
+from tests.mtp import CONFIG as MTP
+from tests.mtp import random_drafter as random_mtp
+from tests.mtp import run as run_mtp
 from tests.native.models import random_weights
 from tests.peagle import CONFIG as PEAGLE
 from tests.peagle import random_drafter as random_peagle
@@ -53,6 +57,7 @@ EAGER = {
     "exit": "exit:min_probability=0",
     "hydra": "hydra:model=near,min_probability=0",
     "medusa": "medusa:model=near,widths=3x2x1,min_probability=0",
+    "mtp": "mtp:model=near,min_probability=0",
     "ngram": "ngram:shortest=1",
     "peagle": "peagle:model=near,min_probability=0",
     "prediction": "prediction:min_probability=1e-6",
@@ -65,7 +70,19 @@ EAGER = {
 """Options with which a drafter drafts much even in a large batch of short texts, and those it cannot do
 without: "near" is a model like the target."""
 
-RUN_MODELS = {"dflash", "draft", "eagle3", "exit", "hydra", "medusa", "peagle", "skip", "slem", "sparse"}
+RUN_MODELS = {
+    "dflash",
+    "draft",
+    "eagle3",
+    "exit",
+    "hydra",
+    "medusa",
+    "mtp",
+    "peagle",
+    "skip",
+    "slem",
+    "sparse",
+}
 """Drafters whose drafts take time: the long suites leave most of their work to `make prove`."""
 
 
@@ -107,9 +124,9 @@ def offered(target: Target) -> dict[str, Any]:
     }
 
 
-def trained(drafter: str, target: Target) -> NativeEagle3 | NativeDFlash | NativeHeads:
+def trained(drafter: str, target: Target) -> NativeEagle3 | NativeDFlash | NativeHeads | NativeMtp:
     """A trained drafter for this target."""
-    made = {"eagle3": features, "peagle": parallel, "dflash": blocks}
+    made = {"eagle3": features, "peagle": parallel, "mtp": module, "dflash": blocks}
     return made.get(drafter, partial(trained_heads, drafter))(target)
 
 
@@ -148,6 +165,17 @@ def parallel(target: Target) -> NativePEagle:
     )
     nothing = embedding_of(np.zeros((info.vocab_size, hidden), np.float32))
     return run_peagle(random_peagle(config, embeddings=True), nothing, layers)
+
+
+def module(target: Target) -> NativeMtp:
+    """An MTP module for this target, which knows nothing of it."""
+    info = target.info
+    native = isinstance(target, NativeTarget)
+    hidden = target.config.hidden if native else state_width(info.vocab_size)
+    reduced = min(MTP.draft_vocab_size, info.vocab_size)
+    config = replace(MTP, hidden=hidden, vocab_size=info.vocab_size, draft_vocab_size=reduced)
+    table = np.random.default_rng(0).standard_normal((info.vocab_size, hidden), np.float32)
+    return run_mtp(random_mtp(config), embedding_of(table))
 
 
 def blocks(target: Target) -> NativeDFlash:

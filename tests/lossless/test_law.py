@@ -93,6 +93,8 @@ def test_a_hundred_thousand_answers_follow_the_targets_law(
         ("recursive", "dflash:model=near,widths=2x2,drawn=without_replacement,min_probability=0"),
         ("rejection", "eagle3:model=near,widths=1x1"),
         ("recursive", "eagle3:model=near,widths=2x2,drawn=without_replacement"),
+        ("rejection", "mtp:model=near,widths=1x1,min_probability=0"),
+        ("recursive", "mtp:model=near,widths=2x2,min_probability=0,drawn=without_replacement"),
         ("block", "peagle:model=near,widths=1x1,min_probability=0"),
         ("recursive", "peagle:model=near,widths=2x2,min_probability=0,drawn=without_replacement"),
         ("block", "hydra:model=near,widths=1x1,min_probability=0"),

@@ -16,7 +16,7 @@ from paceline.engine import Engine
 from paceline.pretrained import offers
 from paceline.results import Completion
 from paceline.sampling import SamplingParams
-from tests import dflash, eagle3, heads, peagle
+from tests import dflash, eagle3, heads, mtp, peagle
 from tests.discovery import RUN_MODELS, Record, drafter
 from tests.real_model import MODEL, prompts, target, tokenizer
 from tests.toys import ADVERSARIES, trusting
@@ -52,7 +52,7 @@ HELPFUL = {
 }
 
 
-TRAINED = {"dflash", "eagle3", "hydra", "medusa", "peagle"}
+TRAINED = {"dflash", "eagle3", "hydra", "medusa", "mtp", "peagle"}
 """Drafters that need a folder."""
 
 SAME = {"draft", "sparse"}
@@ -76,6 +76,8 @@ def untrained(name: str, folder: Path) -> Path:
     """A folder with a random drafter of this target's size."""
     if name == "eagle3":
         return eagle3.folder_of(eagle3.random_drafter(eagle3.SMOLLM2), folder)
+    if name == "mtp":
+        return mtp.folder_of(mtp.random_drafter(mtp.SMOLLM2), folder)
     if name == "peagle":
         return peagle.folder_of(peagle.random_drafter(peagle.SMOLLM2), folder)
     if name == "dflash":

@@ -22,6 +22,7 @@ if find_spec("torch") is None or find_spec("safetensors") is None:
         "test_fast_paths.py",
         "test_loop.py",
         "test_medusa.py",
+        "test_mtp.py",
         "test_peagle.py",
         "test_run_command.py",
     ]

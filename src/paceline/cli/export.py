@@ -43,9 +43,11 @@ def command(folder: str, to: str, out: str | None, target: str, layers: int | No
     from paceline.models.dflash_folder import is_dflash, read_dflash
     from paceline.models.eagle3_folder import is_peagle, read_eagle3
     from paceline.models.heads_folder import holds_heads, read_heads
+    from paceline.models.mtp_folder import is_mtp, read_mtp
     from paceline.trained.dflash_export import export_dflash
     from paceline.trained.export import export
     from paceline.trained.heads_export import export_heads
+    from paceline.trained.mtp_export import export_mtp
 
     found, into = Path(folder), Path(out or f"{folder.rstrip('/')}-{to}")
     if holds_heads(found):
@@ -56,6 +58,10 @@ def command(folder: str, to: str, out: str | None, target: str, layers: int | No
         if layers is not None:
             raise ConfigError(f"--layers {layers}: a DFlash drafter says which hidden states it reads")
         written = export_dflash(read_dflash(found), to, into, target)
+    elif is_mtp(found):
+        if layers is not None:
+            raise ConfigError(f"--layers {layers}: an MTP module reads no hidden state but the last")
+        written = export_mtp(read_mtp(found), to, into, target)
     else:
         kind = "peagle" if is_peagle(found) else "eagle3"
         written = export(read_eagle3(found, kind), to, into, target, layers)

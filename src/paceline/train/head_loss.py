@@ -59,12 +59,13 @@ class _HeadDivergence(torch.autograd.Function):  # type: ignore[misc]
         return loss, overlap
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, Tensor | None, None, None]:
         slopes, x, w = ctx.saved_tensors
         of_read, of_head = ctx.dtypes
         grad = grads[0]
         below = (slopes @ w)[: ctx.count].to(of_read) * grad
-        return None, below, (slopes.T @ x).to(of_head) * grad, None, None
+        above = (slopes.T @ x).to(of_head) * grad if ctx.needs_input_grad[2] else None
+        return None, below, above, None, None
 
 
 def _block(kind: str, logits: Tensor, law: Tensor) -> tuple[Tensor, Tensor, Tensor]:

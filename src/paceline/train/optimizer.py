@@ -25,9 +25,11 @@ class Optimizer:
 
     def __init__(self, drafter: Architecture, weight_decay: float) -> None:
         self._named = dict(drafter.named_parameters())
-        inner = [weight for weight in self._named.values() if weight.ndim == 2 and weight is not drafter.head]
+        head = drafter.head  # no parameter where it is the target's
+        inner = [weight for weight in self._named.values() if weight.ndim == 2 and weight is not head]
         vectors = [weight for weight in self._named.values() if weight.ndim != 2]
-        others = [{"params": [drafter.head], "weight_decay": weight_decay}]
+        own = [weight for weight in self._named.values() if weight is head]
+        others = [{"params": own, "weight_decay": weight_decay}] if own else []
         if vectors:
             others.append({"params": vectors, "weight_decay": 0.0})
         self._parts: list[torch.optim.Optimizer] = [torch.optim.AdamW(others, betas=_BETAS)]

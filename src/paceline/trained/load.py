@@ -11,9 +11,11 @@ from paceline.kernels.packing import Embedding
 from paceline.models.dflash_folder import read_dflash
 from paceline.models.eagle3_folder import read_eagle3
 from paceline.models.heads_folder import read_heads
+from paceline.models.mtp_folder import read_mtp
 from paceline.trained.dflash import NativeDFlash
 from paceline.trained.eagle3 import NativeEagle3
 from paceline.trained.heads import NativeHeads
+from paceline.trained.mtp import NativeMtp
 from paceline.trained.peagle import NativePEagle
 
 
@@ -32,7 +34,10 @@ class Lender(Protocol):
         ...
 
 
-def load_trained(drafter: str, folder: Path, target: Lender) -> NativeEagle3 | NativeDFlash | NativeHeads:
+Native = NativeEagle3 | NativeDFlash | NativeHeads | NativeMtp
+
+
+def load_trained(drafter: str, folder: Path, target: Lender) -> Native:
     """The model in a folder, of the kind that the drafter of that name runs. It runs on the CPU kernels, as
     wide and as long as the target. Raises ModelFileError naming what is wrong with the folder,
     IncompatibleDrafter for a drafter that was not trained for such a target."""
@@ -65,6 +70,17 @@ def _peagle(folder: Path, target: Lender) -> NativePEagle:
     )
 
 
+def _mtp(folder: Path, target: Lender) -> NativeMtp:
+    return NativeMtp(
+        read_mtp(folder),
+        target.embedding(),
+        target.head(),
+        threads=target.threads,
+        cache_tokens=target.info.cache_tokens,
+        max_positions=target.info.max_positions,
+    )
+
+
 def _dflash(folder: Path, target: Lender) -> NativeDFlash:
     weights, cache_tokens = read_dflash(folder), target.info.cache_tokens
     return NativeDFlash(
@@ -80,9 +96,10 @@ def _hydra(folder: Path, target: Lender) -> NativeHeads:
     return NativeHeads(read_heads(folder, "hydra"), target.embedding())
 
 
-_LOADERS: dict[str, Callable[[Path, Lender], NativeEagle3 | NativeDFlash | NativeHeads]] = {
+_LOADERS: dict[str, Callable[[Path, Lender], Native]] = {
     "eagle3": _eagle3,
     "peagle": _peagle,
+    "mtp": _mtp,
     "dflash": _dflash,
     "medusa": _medusa,
     "hydra": _hydra,

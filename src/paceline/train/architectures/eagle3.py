@@ -123,13 +123,21 @@ class Attention(nn.Module):
     def forward(self, read: Tensor, seen: list[Pair]) -> Tensor:
         """What the slots of one depth attend to: [B, L, H]. read: [B, L, width]."""
         depth = len(seen)
-        q = self._rotated(self._heads(self.q_proj(read)), depth)
-        k = self._rotated(self._heads(self.k_proj(read)), depth).repeat_interleave(self._groups, 1)
+        q = self._rotated(self.queries(read), depth)
+        k = self._rotated(self.keys(read), depth).repeat_interleave(self._groups, 1)
         v = self._heads(self.v_proj(read)).repeat_interleave(self._groups, 1)
         seen.append((k, v))
         attended = draft_attention(q, seen)
         out: Tensor = self.o_proj(attended.transpose(1, 2).flatten(2))
         return out
+
+    def queries(self, read: Tensor) -> Tensor:
+        """[B, heads, L, dim], before they are rotated."""
+        return self._heads(self.q_proj(read))
+
+    def keys(self, read: Tensor) -> Tensor:
+        """[B, kv_heads, L, dim], before they are rotated."""
+        return self._heads(self.k_proj(read))
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self._dim)).transpose(1, 2)
