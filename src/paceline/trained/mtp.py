@@ -8,6 +8,7 @@ target's. `paceline.trained.mtp_reference` says what is computed.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from paceline.core import LAST, Draft
 from paceline.kernels.packing import Embedding, dequantise
 from paceline.models.drafter_folder import Floats
 from paceline.models.mtp_folder import MtpWeights
-from paceline.trained._fit import check_target, check_widths, product
+from paceline.trained._fit import REMEMBERED, check_target, check_widths, product
 from paceline.trained._layers import PagedLayers, packed, packed_layer
 from paceline.trained.eagle3_reference import norm
 
@@ -59,7 +60,8 @@ class NativeMtp(PagedLayers):
             max_positions=max_positions,
         )
         self.token_ids = weights.token_ids
-        self._embedding, self._eps, self._parts = embedding, config.norm_eps, weights.parts
+        self._eps, self._parts = config.norm_eps, weights.parts
+        self._row = lru_cache(REMEMBERED)(embedding.row)
         self._project = product(weights.parts["input_proj"])
 
     def fuse(self, hidden_states: Sequence[Floats]) -> Floats:
@@ -74,7 +76,7 @@ class NativeMtp(PagedLayers):
         features: float32 [N, hidden], states of the target or fed on. Raises CapacityError if the cache is
         too full, and then nothing has changed.
         """
-        embedded = np.stack([self._embedding.row(token) for token in draft.tokens.tolist()])
+        embedded = np.stack([self._row(token) for token in draft.tokens.tolist()])
         read = (self._norm(embedded, "token_layernorm"), self._norm(features, "hidden_layernorm"))
         projected = self._project(np.concatenate(read, axis=-1))
         logits, reached = self.run(draft, np.ascontiguousarray(projected))
