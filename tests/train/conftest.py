@@ -25,6 +25,8 @@ if find_spec("torch") is None or find_spec("safetensors") is None:
         "test_loop.py",
         "test_medusa.py",
         "test_pads.py",
+        "test_mtp.py",
+        "test_peagle.py",
         "test_run_command.py",
     ]
 else:

@@ -18,13 +18,16 @@ from paceline.errors import ConfigError, IncompatibleDrafter, ModelFileError
 from paceline.models.dflash_folder import read_dflash
 from paceline.models.eagle3_folder import read_eagle3
 from paceline.models.heads_folder import read_heads
+from paceline.models.mtp_folder import read_mtp
 from paceline.models.pads_folder import read_pads
 from paceline.rules import load as load_rule
 from paceline.sampling import SamplingParams
 from tests import dflash as dflash_drafters
 from tests import eagle3 as eagle3_drafters
 from tests import heads as heads_drafters
+from tests import mtp as mtp_drafters
 from tests import pads as pads_drafters
+from tests import peagle as peagle_drafters
 from tests.pads import pads_for
 from tests.toys import AHEAD, SketchingTable
 from tests.trained import Late, answers, same, tokens_per_pass
@@ -32,6 +35,8 @@ from tests.unit import test_dflash as dflash
 from tests.unit import test_eagle3 as eagle3
 from tests.unit import test_hydra as hydra
 from tests.unit import test_medusa as medusa
+from tests.unit import test_mtp as mtp
+from tests.unit import test_peagle as peagle
 
 STATES = frozenset({"hidden.1", "hidden.2", "hidden.3"})
 
@@ -64,6 +69,7 @@ class Case:
 def cases() -> dict[str, Case]:
     additive, additive_weights = eagle3.additive()
     blocks, embedding = dflash_drafters.following_drafter(dflash.SUCCESSORS)
+    parallel = peagle_drafters.following_drafter(dflash.SUCCESSORS)
     around, around_heads = medusa.chain(8)
     chain, reading, _ = hydra.chain(2)
     known = pads_drafters.table_pads(around.info.vocab_size)
@@ -92,6 +98,32 @@ def cases() -> dict[str, Case]:
                 drafter._blocks._model._texts,
             ],
             needs=STATES,
+            tokens=dflash.MASK,
+        ),
+        "peagle": Case(
+            target=dflash.following(),
+            made=peagle.drafter,
+            least={0.0: 4.6, 1.0: 3.3},
+            late=2,
+            write=lambda folder: peagle_drafters.folder_of(parallel, folder),
+            read=lambda folder: peagle.on_kernels(read_eagle3(folder, "peagle")),
+            kept=lambda drafter: [
+                drafter._trained._readings,
+                drafter._trained._drafted,
+                drafter._trained._room._held,
+            ],
+            needs=STATES,
+            tokens=dflash.MASK,
+        ),
+        "mtp": Case(
+            target=dflash.following(),
+            made=mtp.drafter,
+            least={0.0: 4.6, 1.0: 3.3},
+            late=2,
+            write=lambda folder: mtp_drafters.folder_of(mtp.MODULE, folder),
+            read=lambda folder: mtp.on_kernels(read_mtp(folder)),
+            kept=lambda drafter: [drafter._trained._readings, drafter._trained._room._held],
+            needs=frozenset({LAST}),
             tokens=dflash.MASK,
         ),
         "medusa": Case(
@@ -239,6 +271,8 @@ def test_bad_options_are_refused(name: str, case: Case) -> None:
     ("spec", "message"),
     [
         ("eagle3:model=x,frontier=-1", "eagle3:frontier must be from 0 to 64, got -1"),
+        ("mtp:model=x,frontier=-1", "mtp:frontier must be from 0 to 64, got -1"),
+        ("peagle:model=x,frontier=-1", "peagle:frontier must be from 0 to 64, got -1"),
         ("hydra:model=x,frontier=65", "hydra:frontier must be from 0 to 64, got 65"),
         ("dflash:model=x,candidates=0", "dflash:candidates must be from 1 to 64, got 0"),
         ("medusa:model=x,frontier=2", "medusa has no option 'frontier'"),

@@ -28,7 +28,7 @@ class Optimizer:
         rows = [part.weight for part in drafter.modules() if isinstance(part, nn.Embedding)]
         outer = {id(weight): weight for weight in (*rows, drafter.head) if isinstance(weight, nn.Parameter)}
         inner = [weight for weight in self._named.values() if weight.ndim == 2 and id(weight) not in outer]
-        vectors = [weight for weight in self._named.values() if weight.ndim == 1]
+        vectors = [weight for weight in self._named.values() if weight.ndim != 2]
         groups = [(list(outer.values()), weight_decay), (vectors, 0.0)]
         others = [{"params": weights, "weight_decay": decay} for weights, decay in groups if weights]
         self._parts: list[torch.optim.Optimizer] = [torch.optim.AdamW(others, betas=_BETAS)] if others else []

@@ -18,6 +18,9 @@ Product = Callable[[Floats], Floats]
 TYPE = "Q8_0"
 """Weights are rounded to."""
 
+REMEMBERED = 4096
+"""Embeddings of so many tokens are kept unpacked."""
+
 
 def check_target(vocab_size: int, hidden: int, embedding: Embedding) -> None:
     """Raise IncompatibleDrafter unless the target whose embeddings these are has so many tokens, and hidden

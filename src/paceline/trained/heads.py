@@ -14,11 +14,8 @@ from paceline.core import LAST
 from paceline.kernels.packing import Embedding
 from paceline.models.drafter_folder import Floats
 from paceline.models.heads_folder import HeadsWeights
-from paceline.trained._fit import check_target, check_widths, product
+from paceline.trained._fit import REMEMBERED, check_target, check_widths, product
 from paceline.trained.heads_reference import unit
-
-REMEMBERED = 4096
-"""Embeddings of so many tokens are kept unpacked."""
 
 
 class NativeHeads:

@@ -13,14 +13,17 @@ from paceline.models.dflash_folder import read_dflash
 from paceline.models.eagle3_folder import read_eagle3
 from paceline.models.exit_folder import read_exits
 from paceline.models.heads_folder import read_heads
+from paceline.models.mtp_folder import read_mtp
 from paceline.models.pads_folder import read_pads
 from paceline.trained.dflash import NativeDFlash
 from paceline.trained.eagle3 import NativeEagle3
 from paceline.trained.exits import NativeExits
 from paceline.trained.heads import NativeHeads
+from paceline.trained.mtp import NativeMtp
 from paceline.trained.pads import NativePads
+from paceline.trained.peagle import NativePEagle
 
-Trained = NativeEagle3 | NativeDFlash | NativeExits | NativeHeads | NativePads
+Trained = NativeEagle3 | NativeDFlash | NativeExits | NativeHeads | NativeMtp | NativePads
 
 
 class Lender(Protocol):
@@ -60,6 +63,28 @@ def _eagle3(folder: Path, target: Lender) -> NativeEagle3:
     )
 
 
+def _peagle(folder: Path, target: Lender) -> NativePEagle:
+    return NativePEagle(
+        read_eagle3(folder, "peagle"),
+        target.embedding(),
+        _layers(target),
+        threads=target.threads,
+        cache_tokens=target.info.cache_tokens,
+        max_positions=target.info.max_positions,
+    )
+
+
+def _mtp(folder: Path, target: Lender) -> NativeMtp:
+    return NativeMtp(
+        read_mtp(folder),
+        target.embedding(),
+        target.head(),
+        threads=target.threads,
+        cache_tokens=target.info.cache_tokens,
+        max_positions=target.info.max_positions,
+    )
+
+
 def _dflash(folder: Path, target: Lender) -> NativeDFlash:
     weights, cache_tokens = read_dflash(folder), target.info.cache_tokens
     return NativeDFlash(
@@ -88,6 +113,8 @@ def _pads(folder: Path, target: Lender) -> NativePads:
 
 _LOADERS: dict[str, Callable[[Path, Lender], Trained]] = {
     "eagle3": _eagle3,
+    "peagle": _peagle,
+    "mtp": _mtp,
     "dflash": _dflash,
     "exit": _exit,
     "medusa": _medusa,
