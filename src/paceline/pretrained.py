@@ -12,7 +12,7 @@ from paceline.models.cache import cache_dir
 from paceline.models.llama_folder import read_llama
 from paceline.models.registry import resolve
 from paceline.models.tokenizer import Tokenizer
-from paceline.targets._options import refuse_device, refuse_rows
+from paceline.targets._options import refuse_device, refuse_rows, within
 
 if TYPE_CHECKING:
     from paceline.core import Target
@@ -29,13 +29,15 @@ def load_model(
     context: int | None = None,
     rows: int | None = None,
     device: str | None = None,
+    layers: int | None = None,
 ) -> tuple[NativeTarget | TorchTarget, Tokenizer]:
     """The target and the tokenizer of a model, fetched first if need be.
 
     model: a known name or the path of a GGUF file, for the native target; a folder with safetensors or a
     name of the Hugging Face hub, such as "org/name", for the PyTorch target. The other options are those of
     NativeTarget.load and TorchTarget; `rows` is of the latter only, and `device` says where PyTorch runs it:
-    None for a GPU if there is one. Raises ConfigError and ModelFileError.
+    None for a GPU if there is one. layers: of a GGUF file, the first ones that are run; None: all. Raises
+    ConfigError and ModelFileError.
     """
     path = resolve(model)
     options: dict[str, Any] = {"threads": threads, "cache_tokens": cache_tokens, "context": context}
@@ -43,6 +45,8 @@ def load_model(
     if path.is_dir() or hub:
         what = "a name of the Hugging Face hub, for there is no such file," if hub else "a folder"
         _need_pytorch(model, what)
+        if layers is not None:
+            raise ConfigError(f"{model}: {what} is run whole; {layers=} is for GGUF files and draft models")
         from paceline.targets.torch_folder import fetch, load_folder
 
         return load_folder(fetch(str(model)) if hub else path, rows=rows, device=device, **options)
@@ -50,7 +54,7 @@ def load_model(
     refuse_device(model, device)
     from paceline.targets.native import NativeTarget
 
-    target = NativeTarget.load(path, **options)
+    target = NativeTarget.load(path, layers=layers, **options)
     return target, Tokenizer.from_json(target.tokenizer_json)
 
 
@@ -69,10 +73,10 @@ def pass_cost(target: NativeTarget | TorchTarget) -> PassCost:
 
 
 def _draft_model(
-    folder: Path, target: Any, *, threads: int | None, device: str | None
+    folder: Path, target: Any, *, threads: int | None, device: str | None, layers: int | None
 ) -> NativeTarget | TorchTarget:
     """A draft model that was trained for the target, whose tokens it has: on PyTorch where the target is, or
-    where a device is named, otherwise on the CPU kernels.
+    where a device is named, otherwise on the CPU kernels. layers: the first ones that are run; None: all.
 
     Raises ModelFileError for the folder, ConfigError for an option, IncompatibleDrafter for a draft model
     of a target with other tokens.
@@ -89,13 +93,16 @@ def _draft_model(
     cache_tokens = target.info.cache_tokens
     if device is None and isinstance(target, NativeTarget):
         packed = pack_llama(folder, weights)
+        if layers is not None:
+            packed = packed.first(layers)
         return NativeTarget(packed, threads=threads or target.threads, cache_tokens=cache_tokens)
     _need_pytorch(folder, "a draft model's folder beside such a target")
     if threads is not None:
         raise ConfigError(f"{folder} runs on PyTorch, whose threads are the whole process's; {threads=}")
     from paceline.targets.torch_folder import load_draft
 
-    return load_draft(folder, device=device, cache_tokens=cache_tokens)
+    layers = within("layers", layers, weights.config.layers, 1, weights.config.layers)
+    return load_draft(folder, layers, device=device, cache_tokens=cache_tokens)
 
 
 def _need_pytorch(model: object, what: str) -> None:
@@ -109,18 +116,19 @@ def offers(target: Target, tokenizer: Any) -> dict[str, Any]:
     loaded to draft gets as many tokens of cache, and unless told otherwise the target's threads."""
 
     def load(
-        model: str, *, threads: int | None = None, device: str | None = None
+        model: str, *, threads: int | None = None, device: str | None = None, layers: int | None = None
     ) -> tuple[NativeTarget | TorchTarget, Tokenizer]:
         path = resolve(model)
         if path.is_dir() and not (path / "tokenizer.json").exists():
-            draft = _draft_model(path, target, threads=threads, device=device)
+            draft = _draft_model(path, target, threads=threads, device=device, layers=layers)
             return draft, tokenizer
         if threads is not None and (path.is_dir() or _on_hub(path)):
             raise ConfigError(
                 f"{model} runs on PyTorch, whose threads are the whole process's; threads={threads}"
             )
         threads = threads or getattr(target, "threads", None)
-        return load_model(model, threads=threads, cache_tokens=target.info.cache_tokens, device=device)
+        cache_tokens = target.info.cache_tokens
+        return load_model(model, threads=threads, cache_tokens=cache_tokens, device=device, layers=layers)
 
     lender: Any = target if hasattr(target, "embedding") else None
 

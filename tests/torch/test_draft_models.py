@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from paceline.drafters import load
 from paceline.engine import Engine
-from paceline.errors import IncompatibleDrafter, ModelFileError
+from paceline.errors import ConfigError, IncompatibleDrafter, ModelFileError
 from paceline.models.config import ModelConfig
 from paceline.models.vocabulary import fingerprint
 from paceline.pretrained import load_model, offers
@@ -32,6 +32,24 @@ def test_the_folder_is_the_same_model_to_transformers(config: ModelConfig, tmp_p
     with torch.no_grad():
         found = made(torch.tensor([text])).logits[0].numpy()
     np.testing.assert_allclose(found, forward(weights, text), rtol=1e-3, atol=1e-4)
+
+
+def test_its_first_layers_are_a_model_there_too(folder: Path, tmp_path: Path) -> None:
+    target, tokenizer = load_model(folder)
+    weights = random_model(replace(CONFIG, vocab_size=target.info.vocab_size))
+    own = folder_of(weights, tmp_path / "drafter")
+    loaded = offers(target, tokenizer)["load_model"]
+    text = np.random.default_rng(0).integers(50, size=20).tolist()
+    for layers in (1, 2):
+        made = loaded(str(own), layers=layers)[0].model.to(torch.float32)
+        with torch.no_grad():
+            found = made(torch.tensor([text])).logits[0].numpy()
+        wanted = forward(weights, text, layers)
+        assert np.abs(found - wanted).max() < 0.1 * wanted.std()
+    with pytest.raises(ConfigError, match="layers is 4, allowed: 1 to 3"):
+        loaded(str(own), layers=4)
+    with pytest.raises(ConfigError, match="is run whole; layers=2 is for GGUF files and draft models"):
+        loaded(str(folder), layers=2)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

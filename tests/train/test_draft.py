@@ -21,7 +21,8 @@ from paceline.train.loop import Run
 from paceline.train.settings import Settings
 from paceline.trained.llama_reference import forward
 from tests.gguf_writer import byte_level_tables
-from tests.train.conftest import Make
+from tests.train.conftest import Make, answers_of
+from tests.train.test_loop import accepted, train
 
 
 def run_of(arch: str, data: Path, out: Path) -> Run:
@@ -35,7 +36,7 @@ def test_the_folder_gives_the_logits_of_training(
 ) -> None:
     """With the target's width and its head apart from the embeddings, and with another width."""
     make(tmp_path / "data", file=sharp, tokens=200)
-    run = run_of(f"draft:layers=2,depths=3,hidden={hidden}", tmp_path / "data", tmp_path / "out")
+    run = run_of(f"draft:layers=2,exits=1,depths=3,hidden={hidden}", tmp_path / "data", tmp_path / "out")
     run.train(lambda step, log: None)
     weights = read_llama(tmp_path / "out")
     config = weights.config
@@ -47,13 +48,31 @@ def test_the_folder_gives_the_logits_of_training(
         trained = [logits.numpy() for logits in run.drafter.logits(batch)]
         learnt = [read.numpy() for read in run.drafter.study(batch)]
         first = next(run.drafter(batch)).numpy()
-    np.testing.assert_array_equal(learnt, [first])
+    np.testing.assert_array_equal(learnt[-1], first)
     texts = [forward(weights, batch.tokens[row].tolist()) for row in range(2)]
     for depth, logits in enumerate(trained):
         assert len(logits) > 5
         bases = torch.nonzero(batch.bases(depth)).tolist()
         for (row, base), found in zip(bases, logits, strict=True):
             np.testing.assert_allclose(found, texts[row][base + 1 + depth], rtol=1e-3, atol=2e-4)
+    shorter = [forward(weights, batch.tokens[row].tolist(), 1) for row in range(2)]
+    found = learnt[0] @ run.drafter.head.detach().numpy().T
+    wanted = [shorter[row][base + 1] for row, base in torch.nonzero(batch.bases(0)).tolist()]
+    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=2e-4)
+
+
+def test_sub_drafts_learn_too(make: Make, tmp_path: Path, walking: Path) -> None:
+    """The first layer of two overfits a tiny target as both do."""
+    manifest = make(tmp_path / "data", file=walking, tokens=150, max_tokens=16)
+    settings: dict[str, Any] = {"batch_tokens": 1000, "ema": 0.9, "learning_rate": 2e-2}
+    rare = {"measure_every": 1000, "checkpoint_every": 1000}
+    arch = "draft:layers=2,hidden=64,exits=1,depths=3"
+    card = train(tmp_path / "data", tmp_path / "out", arch=arch, epochs=150, **settings, **rare)
+    assert card["estimate"]["tau_greedy"] > 3.6, "of 4 at most"
+    answers = answers_of(tmp_path / "data", manifest)
+    for layers in (1, 2):
+        spec = f"draft:model={tmp_path / 'out'},layers={layers},widths=1x1x1,min_probability=0"
+        assert accepted(walking, answers, spec) > 0.9
 
 
 def test_the_targets_own_layers_are_the_target(make: Make, tmp_path: Path, deep: Path) -> None:
@@ -101,6 +120,8 @@ def test_answers_are_plain_decodings_with_drafts_kept_and_not(
     [
         ("layers=0", "layers is 0, allowed: 1 to 64"),
         ("depths=17", "depths is 17, allowed: 1 to 16"),
+        ("exits=1x5", "exits is '1x5', allowed: numbers from 1 to 4 with x between"),
+        ("exits=0", "exits is '0', allowed: numbers from 1 to 4"),
         ("hidden=33", "hidden is 33, allowed: multiples of 32"),
         ("hidden=64,layers_of={file}", "hidden is 64, but the layers of .* have a width of their own"),
         ("layers=3,layers_of={file}", "layers is 3, and .* has 1"),

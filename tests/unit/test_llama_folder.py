@@ -56,6 +56,43 @@ def test_the_kernels_compute_what_the_reference_does(config: ModelConfig, tmp_pa
     assert control > 5 * error
 
 
+def test_the_first_layers_are_a_model(tmp_path: Path) -> None:
+    model = random_model()
+    packed = pack_llama(tmp_path, model)
+    text = np.random.default_rng(1).integers(203, size=40).tolist()
+    draft = replace(draft_of([(0, text, 0, 39, NOTHING)]), scored=np.arange(39, dtype=np.int32))
+    for layers in (1, 2, 3):
+        found = NativeTarget(packed.first(layers), threads=1).forward(draft, frozenset()).logits
+        errors = [np.abs(found - forward(model, text[:39], other)).mean() for other in (1, 2, 3)]
+        assert errors.pop(layers - 1) < 0.2 * min(errors)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_sub_draft_drafts_and_one_that_is_not_there_is_refused(
+    layers: int, tmp_path: Path, write_gguf: Any
+) -> None:
+    """Of a folder, and of a GGUF file."""
+    file = write_gguf({"llama.context_length": 512})
+    target, tokenizer = load_model(file, threads=1)
+    folder = folder_of(random_model(replace(CONFIG, vocab_size=265)), tmp_path / "drafter")
+    offered = offers(target, tokenizer)
+    companion, _ = offered["load_model"](str(folder), layers=layers)
+    assert companion.config.layers == layers
+    params = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+    spec = f"draft:model={folder},layers={layers},min_probability=0"
+    drafters = {name: load(name, target.info, **offered) for name in (spec, "none")}
+    engine = Engine(target, drafters, drafter=spec, tokenizer=tokenizer)
+    (drafted,), (plain,) = (engine.generate(["the cat"], params, name) for name in drafters)
+    assert drafted.token_ids == plain.token_ids
+    assert drafted.stats.drafted > 5
+    for model, most in ((folder, 3), (file, 1)):
+        with pytest.raises(ConfigError, match=f"layers is 4, and .* has 1 to {most}"):
+            load(f"draft:model={model},layers=4", target.info, **offered)
+    assert offered["load_model"](str(file), layers=1)[0].config.layers == 1
+    with pytest.raises(ConfigError, match="draft:layers must be at least 0, got -1"):
+        load(f"draft:model={folder},layers=-1", target.info, **offered)
+
+
 def test_rows_of_queries_find_their_way_back() -> None:
     rows = np.random.default_rng(0).standard_normal((128, 6))
     np.testing.assert_array_equal(halves(interleave(rows, 32), 32), rows)

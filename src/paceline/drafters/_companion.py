@@ -16,10 +16,10 @@ class LoadModel(Protocol):
     tokenizer."""
 
     def __call__(
-        self, model: str, *, threads: int | None = None, device: str | None = None
+        self, model: str, *, threads: int | None = None, device: str | None = None, layers: int | None = None
     ) -> tuple[Target, Tokenizer | None]:
-        """threads: of its passes, device: what runs it; None: as the answered model. Raises ConfigError and
-        ModelFileError."""
+        """threads: of its passes, device: what runs it; None: as the answered model. layers: the first ones
+        that are run; None: all. Raises ConfigError and ModelFileError."""
         ...
 
 

@@ -6,8 +6,8 @@ were the draft model. Models with different tokenizers meet at the tokens that b
 
 Sources: Leviathan, Kalman and Matias, 2023 (arXiv 2211.17192), and Chen et al., 2023 (arXiv 2302.01318), for
 draft models; Timor et al., 2025 (arXiv 2502.05202), for the shared tokens of two vocabularies (TLI);
-Spector and Re, 2023 (arXiv 2308.04623), for a drafter that drafts for the draft model. The coupling by
-noise of positions is our own.
+Spector and Re, 2023 (arXiv 2308.04623), for a drafter that drafts for the draft model; Kavehzadeh et al.,
+2024 (arXiv 2407.01955), for sub-drafts. The coupling by noise of positions is our own.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ def build(
     drafter: str = "none",
     threads: int = 0,
     device: str = "",
+    layers: int = 0,
     ahead: int = 0,
     wait: bool = True,
 ) -> Drafter:
@@ -53,6 +54,8 @@ def build(
     drafter          another drafter that drafts for the draft model
     threads          of the draft model on the native target; 0: as many as the target has
     device           of the draft model on PyTorch, such as cpu or cuda:1; empty: as PyTorch models are loaded
+    layers           of the draft model that are run, the first ones: a sub-draft of a model that was trained
+                     to be read out there, too; 0: all
     ahead            outcomes of a pass for which the next draft is made while the target computes; 0: none
     wait             with ahead: whether a request whose text was not foreseen waits for its draft; otherwise
                      its next token is verified alone meanwhile
@@ -67,14 +70,15 @@ def build(
         raise ConfigError(f"draft:drafter needs draft:vocabulary=same, got {drafter} and shared")
     if not model:
         raise ConfigError("draft:model must name a model, as in draft:model=NAME or draft:model=FILE")
-    if ahead < 0:
-        raise ConfigError(f"draft:ahead must be at least 0, got {ahead}")
+    for name, value in (("layers", layers), ("ahead", ahead)):
+        if value < 0:
+            raise ConfigError(f"draft:{name} must be at least 0, got {value}")
     if ahead and drafter != "none":
         raise ConfigError(f"draft:ahead needs draft:drafter=none, got {drafter}")
     if not ahead and not wait:
         raise ConfigError("draft:wait=false needs draft:ahead of at least 1")
     guesser = _guesser(drafter, info)
-    companion, own = load_model(model, threads=threads or None, device=device or None)
+    companion, own = load_model(model, threads=threads or None, device=device or None, layers=layers or None)
     scorer: Scorer = Companion(companion)
     if vocabulary == "shared":
         if own is None:

@@ -102,14 +102,17 @@ class NativeTarget:
         threads: int | None = None,
         cache_tokens: int | None = None,
         context: int | None = None,
+        layers: int | None = None,
     ) -> NativeTarget:
-        """A target from a GGUF file; its packed form is kept in the cache on disk.
+        """A target from a GGUF file; its packed form is kept in the cache on disk. layers: the first ones
+        that are run, None = all.
 
         Raises ModelFileError for the file, ConfigError for an option.
         """
-        return NativeTarget(
-            load_weights(Path(path)), threads=threads, context=context, cache_tokens=cache_tokens
-        )
+        weights = load_weights(Path(path))
+        if layers is not None:
+            weights = weights.first(layers)
+        return NativeTarget(weights, threads=threads, context=context, cache_tokens=cache_tokens)
 
     def forward(self, draft: Draft, taps: frozenset[str]) -> Scores:
         """One pass. The logits, float32 [S, V], lie in a buffer that the next pass overwrites.

@@ -34,19 +34,25 @@ def load_folder(
         torch.set_num_threads(within("threads", threads, threads, 1, 256))
     where = _device(device)
     tokenizer = Tokenizer(read_folder_tokenizer(folder))
-    target = _load(folder, where, vocabulary=fingerprint(tokenizer.to_json()), **options)
+    target = _load(folder, where, {}, vocabulary=fingerprint(tokenizer.to_json()), **options)
     return target, tokenizer
 
 
-def load_draft(folder: Path, *, device: str | None = None, **options: Any) -> TorchTarget:
-    """The target of a folder without a tokenizer. Otherwise as `load_folder`."""
-    return _load(folder, _device(device), vocabulary="", **options)
+def load_draft(folder: Path, layers: int, *, device: str | None = None, **options: Any) -> TorchTarget:
+    """The target of a folder without a tokenizer, with its first layers alone. Otherwise as `load_folder`."""
+    return _load(folder, _device(device), {"num_hidden_layers": layers}, vocabulary="", **options)
 
 
-def _load(folder: Path, where: str, **options: Any) -> TorchTarget:
+def _load(folder: Path, where: str, changes: dict[str, Any], **options: Any) -> TorchTarget:
+    """changes: of what the folder's config.json says."""
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype="auto", local_files_only=True, use_safetensors=True, trust_remote_code=False
+            folder,
+            dtype="auto",
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            **changes,
         )
     except (ImportError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()

@@ -11,14 +11,14 @@ import hashlib
 import json
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from paceline.errors import ModelFileError
+from paceline.errors import ConfigError, ModelFileError
 from paceline.kernels.packing import GROUP, Bytes, pack, quantise_weights
 from paceline.models.cache import cache_dir, write_atomically
 from paceline.models.config import ROPE_FACTORS, ModelConfig
@@ -57,6 +57,17 @@ class PackedWeights:
             everywhere = everywhere / self.tensors[ROPE_FACTORS].view(np.float32)
         local = config.window_rope_theta**exponents if config.window_rope_theta else everywhere
         return np.stack([everywhere, local])
+
+    def first(self, layers: int) -> PackedWeights:
+        """The same model with its first layers alone. Raises ConfigError if it has fewer."""
+        if not 1 <= layers <= self.config.layers:
+            raise ConfigError(f"layers is {layers}, and {self.config.name} has 1 to {self.config.layers}")
+        kept = {
+            name: part
+            for name, part in self.tensors.items()
+            if not name.startswith("blk.") or int(name.split(".")[1]) < layers
+        }
+        return PackedWeights(replace(self.config, layers=layers), self.tokenizer_json, kept)
 
     @property
     def nbytes(self) -> int:

@@ -5,7 +5,9 @@ behind each of its tokens would be, and every token is learnt from once, at what
 
 Source: Zhou et al., "DistillSpec: Improving Speculative Decoding via Knowledge Distillation", 2023 (arXiv
 2310.08461), over the target's own answers; those of the draft model itself are not mixed in. The layers may
-begin as some of the target's own: Sanh et al., "DistilBERT", 2019 (arXiv 1910.01108).
+begin as some of the target's own: Sanh et al., "DistilBERT", 2019 (arXiv 1910.01108). Several depths of one
+draft model with one norm and one head: Kavehzadeh et al., "S2D: Sorted Speculative Decoding For More
+Efficient Deployment of Nested Large Language Models", 2024 (arXiv 2407.01955).
 """
 
 from __future__ import annotations
@@ -34,15 +36,23 @@ from paceline.train.teacher import Teacher
 
 
 def build(
-    teacher: Teacher, *, layers: int = 4, hidden: int = 0, layers_of: str = "", depths: int = 4
+    teacher: Teacher,
+    *,
+    layers: int = 4,
+    hidden: int = 0,
+    layers_of: str = "",
+    exits: str = "",
+    depths: int = 4,
 ) -> DraftModel:
     """A fresh draft model, its layers like the target's.
 
     layers: decoder layers. hidden: width of its hidden states, heads and feed-forward part in proportion; 0:
     the target's, and its embeddings and head begin as the target's. layers_of: a known model's name or a GGUF
     file of Llama's form with the target's tokens, such as the target itself; the draft model begins as its
-    embeddings, head and so many of its layers, evenly spread. depths: drafted tokens along one path that it
-    is measured with. Raises ConfigError; ModelFileError for the file.
+    embeddings, head and so many of its layers, evenly spread. exits: numbers of first layers with x between,
+    as in 1x2; behind these the norm and the head learn the target's law, too, so that those layers are draft
+    models themselves. depths: drafted tokens along one path that it is measured with. Raises ConfigError, and
+    ModelFileError for the file.
     """
     for name, value, most in (("layers", layers, 64), ("depths", depths, 16)):
         if not 1 <= value <= most:
@@ -51,23 +61,25 @@ def build(
         raise ConfigError(f"hidden is {hidden}, but the layers of {layers_of} have a width of their own")
     if hidden % GROUP or not 0 <= hidden <= 1 << 14:
         raise ConfigError(f"hidden is {hidden}, allowed: multiples of {GROUP} up to {1 << 14}, or 0")
+    read = _exits(exits, layers)
     if layers_of:
         weights = load_weights(resolve(layers_of))
-        model = DraftModel(_shortened(weights, layers, layers_of, teacher), depths)
+        model = DraftModel(_shortened(weights, layers, layers_of, teacher), depths, read)
         model.load_state_dict(_taken(weights, model.config))
         return model
-    model = DraftModel(_like(teacher, layers, hidden), depths)
+    model = DraftModel(_like(teacher, layers, hidden), depths, read)
     if not hidden:
         model.begin_as(teacher)
     return model
 
 
 class DraftModel(Architecture):
-    """The model. Its parameters have the names that transformers gives them."""
+    """The model. Its parameters have the names that transformers gives them. exits: after how many layers it
+    is read out in training, ascending; the last are all."""
 
-    def __init__(self, config: ModelConfig, depths: int) -> None:
+    def __init__(self, config: ModelConfig, depths: int, exits: Sequence[int]) -> None:
         super().__init__()
-        self.config, self.depths = config, depths
+        self.config, self.depths, self._exits = config, depths, exits
         self.register_buffer("vocabulary", torch.arange(config.vocab_size), persistent=False)
         self.model = Body(config)
         if not config.tied:
@@ -92,21 +104,19 @@ class DraftModel(Architecture):
 
     @property
     def lessons(self) -> Sequence[int]:
-        """Depth 0 alone: it has every token of an answer, with all before it known."""
-        return (0,)
+        """Depth 0 alone, behind each exit: it has every token of an answer, with all before it known."""
+        return (0,) * len(self._exits)
 
     def forward(self, batch: Batch) -> Iterator[Tensor]:
-        """See `Architecture.forward`."""
-        return self._read(batch, range(self.depths))
+        """See `Architecture.forward`: of all layers."""
+        (read,) = self.model(batch.tokens, self._exits[-1:])
+        for depth in range(self.depths):
+            yield read[behind(batch.bases(depth), depth + 1)]
 
     def study(self, batch: Batch) -> Iterator[Tensor]:
-        """See `Architecture.study`."""
-        return self._read(batch, self.lessons)
-
-    def _read(self, batch: Batch, depths: Sequence[int]) -> Iterator[Tensor]:
-        read = self.model(batch.tokens)
-        for depth in depths:
-            yield read[behind(batch.bases(depth), depth + 1)]
+        """See `Architecture.study`: of each exit."""
+        for read in self.model(batch.tokens, self._exits):
+            yield read[behind(batch.bases(0), 1)]
 
     def known_tokens(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """All of the target's."""
@@ -127,13 +137,14 @@ class Body(nn.Module):
         self.layers = nn.ModuleList([Layer(config) for _ in range(config.layers)])
         self.norm = nn.RMSNorm(config.hidden, config.norm_eps)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """What the head reads behind each token of texts int64 [B, L]: float32 [B, L, H]."""
+    def forward(self, tokens: Tensor, exits: Sequence[int]) -> Iterator[Tensor]:
+        """What the head reads behind each token of texts int64 [B, L], after so many layers: float32
+        [B, L, H]."""
         x = self.embed_tokens(tokens)
-        for layer in self.layers:
+        for number, layer in enumerate(self.layers, 1):
             x = layer(x)
-        out: Tensor = self.norm(x)
-        return out
+            if number in exits:
+                yield self.norm(x)
 
 
 class Layer(nn.Module):
@@ -179,6 +190,14 @@ class Attention(nn.Module):
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self._dim)).transpose(1, 2)
+
+
+def _exits(text: str, layers: int) -> tuple[int, ...]:
+    """Where the model is read out, its end among them. Raises ConfigError."""
+    parts = text.split("x") if text else []
+    if not all(part.isascii() and part.isdigit() and 1 <= int(part) <= layers for part in parts):
+        raise ConfigError(f"exits is {text!r}, allowed: numbers from 1 to {layers} with x between")
+    return tuple(sorted({*map(int, parts), layers}))
 
 
 def _like(teacher: Teacher, layers: int, hidden: int) -> ModelConfig:
