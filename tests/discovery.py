@@ -23,7 +23,6 @@ from paceline.targets.weights import PackedWeights, aligned
 from paceline.trained.dflash import NativeDFlash
 from paceline.trained.eagle3 import NativeEagle3
 from paceline.trained.heads import NativeHeads
-from paceline.trained.load import Trained
 from tests.dflash import CONFIG as DFLASH
 from tests.dflash import random_drafter as random_dflash
 from tests.dflash import random_for
@@ -34,6 +33,7 @@ from tests.heads import chain_heads, random_heads, reading_heads
 from tests.heads import run as run_heads
 from tests.native.models import random_weights
 from tests.pads import pads_for
+from tests.tasks import models_for
 from tests.toys import Signs, SketchingTable, state_width
 from tests.trained import embedding_of
 
@@ -59,11 +59,13 @@ EAGER = {
     "slem": "slem:model=near,min_probability=0",
     "sparse": "sparse:min_probability=0,sinks=2,recent=16",
     "suffix": "suffix:min_probability=1e-6",
+    "tasks": "tasks:model=near,min_probability=0",
 }
 """Options with which a drafter drafts much even in a large batch of short texts, and those it cannot do
 without: "near" is a model like the target."""
 
 RUN_MODELS = {"dflash", "draft", "eagle3", "exit", "hydra", "medusa", "pads", "skip", "slem", "sparse"}
+RUN_MODELS |= {"tasks"}
 """Drafters whose drafts take time: the long suites leave most of their work to `make prove`."""
 
 
@@ -105,9 +107,9 @@ def offered(target: Target) -> dict[str, Any]:
     }
 
 
-def trained(drafter: str, target: Target) -> Trained:
+def trained(drafter: str, target: Target) -> Any:
     """A trained drafter for this target."""
-    known = {"eagle3": features, "dflash": blocks, "pads": pads_for}
+    known = {"eagle3": features, "dflash": blocks, "pads": pads_for, "tasks": for_tasks}
     return known.get(drafter, partial(trained_heads, drafter))(target)
 
 
@@ -128,6 +130,11 @@ def features(target: Target) -> NativeEagle3:
         embedding_of(np.zeros((info.vocab_size, state_width(info.vocab_size)), np.float32)),
         info.layers,
     )
+
+
+def for_tasks(target: Target) -> Any:
+    """Two such drafters, and which prompts go to which."""
+    return models_for(features(target), features(target))
 
 
 def blocks(target: Target) -> NativeDFlash:

@@ -10,6 +10,7 @@ long as AdamW's, so that one learning rate serves both: Liu et al., "Muon is Sca
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,12 +28,14 @@ class Optimizer:
         self._named = dict(drafter.named_parameters())
         inner = [weight for weight in self._named.values() if weight.ndim == 2 and weight is not drafter.head]
         vectors = [weight for weight in self._named.values() if weight.ndim == 1]
-        others = []
-        if isinstance(drafter.head, torch.nn.Parameter):
+        others: list[dict[str, Any]] = []
+        if any(weight is drafter.head for weight in self._named.values()):
             others.append({"params": [drafter.head], "weight_decay": weight_decay})
         if vectors:
             others.append({"params": vectors, "weight_decay": 0.0})
-        self._parts: list[torch.optim.Optimizer] = [torch.optim.AdamW(others, betas=_BETAS)]
+        self._parts: list[torch.optim.Optimizer] = []
+        if others:
+            self._parts.append(torch.optim.AdamW(others, betas=_BETAS))
         if inner:
             muon = torch.optim.Muon(
                 inner, weight_decay=weight_decay, momentum=_MOMENTUM, adjust_lr_fn="match_rms_adamw"
