@@ -24,7 +24,6 @@ from paceline.trained.dflash import NativeDFlash
 from paceline.trained.eagle3 import NativeEagle3
 from paceline.trained.exits import NativeExits
 from paceline.trained.heads import NativeHeads
-from paceline.trained.load import Trained
 from paceline.trained.mtp import NativeMtp
 from paceline.trained.peagle import NativePEagle
 from tests.dflash import CONFIG as DFLASH
@@ -45,6 +44,7 @@ from tests.pads import pads_for
 from tests.peagle import CONFIG as PEAGLE
 from tests.peagle import random_drafter as random_peagle
 from tests.peagle import run as run_peagle
+from tests.tasks import models_for
 from tests.toys import Signs, SketchingTable, state_width
 from tests.trained import embedding_of
 
@@ -72,6 +72,7 @@ EAGER = {
     "slem": "slem:model=near,min_probability=0",
     "sparse": "sparse:min_probability=0,sinks=2,recent=16",
     "suffix": "suffix:min_probability=1e-6",
+    "tasks": "tasks:model=near,min_probability=0",
 }
 """Options with which a drafter drafts much even in a large batch of short texts, and those it cannot do
 without: "near" is a model like the target."""
@@ -89,6 +90,7 @@ RUN_MODELS = {
     "skip",
     "slem",
     "sparse",
+    "tasks",
 }
 """Drafters whose drafts take time: the long suites leave most of their work to `make prove`."""
 
@@ -131,7 +133,7 @@ def offered(target: Target) -> dict[str, Any]:
     }
 
 
-def trained(drafter: str, target: Target) -> Trained:
+def trained(drafter: str, target: Target) -> Any:
     """A trained drafter for this target."""
     known = {
         "dflash": blocks,
@@ -140,6 +142,7 @@ def trained(drafter: str, target: Target) -> Trained:
         "mtp": module,
         "pads": pads_for,
         "peagle": parallel,
+        "tasks": for_tasks,
     }
     return known.get(drafter, partial(trained_heads, drafter))(target)
 
@@ -190,6 +193,11 @@ def module(target: Target) -> NativeMtp:
     config = replace(MTP, hidden=hidden, vocab_size=info.vocab_size, draft_vocab_size=reduced)
     table = np.random.default_rng(0).standard_normal((info.vocab_size, hidden), np.float32)
     return run_mtp(random_mtp(config), embedding_of(table))
+
+
+def for_tasks(target: Target) -> Any:
+    """Two such drafters, and which prompts go to which."""
+    return models_for(features(target), features(target))
 
 
 def blocks(target: Target) -> NativeDFlash:

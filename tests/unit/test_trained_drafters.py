@@ -8,11 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from paceline.core import LAST
 from paceline.drafters import load
 from paceline.drafters._trained import TrainedDrafter
+from paceline.drafters.tasks import Tasks
 from paceline.engine import Engine
 from paceline.errors import ConfigError, IncompatibleDrafter, ModelFileError
 from paceline.models.dflash_folder import read_dflash
@@ -20,23 +22,27 @@ from paceline.models.eagle3_folder import read_eagle3
 from paceline.models.heads_folder import read_heads
 from paceline.models.mtp_folder import read_mtp
 from paceline.models.pads_folder import read_pads
+from paceline.models.tasks_folder import read_tasks
 from paceline.rules import load as load_rule
 from paceline.sampling import SamplingParams
+from paceline.trained.tasks import NativeTasks
 from tests import dflash as dflash_drafters
 from tests import eagle3 as eagle3_drafters
 from tests import heads as heads_drafters
 from tests import mtp as mtp_drafters
 from tests import pads as pads_drafters
 from tests import peagle as peagle_drafters
+from tests import tasks as tasks_drafters
 from tests.pads import pads_for
 from tests.toys import AHEAD, SketchingTable
-from tests.trained import Late, answers, same, tokens_per_pass
+from tests.trained import Late, answers, embedding_of, same, tokens_per_pass
 from tests.unit import test_dflash as dflash
 from tests.unit import test_eagle3 as eagle3
 from tests.unit import test_hydra as hydra
 from tests.unit import test_medusa as medusa
 from tests.unit import test_mtp as mtp
 from tests.unit import test_peagle as peagle
+from tests.unit import test_tasks as tasks
 
 STATES = frozenset({"hidden.1", "hidden.2", "hidden.3"})
 
@@ -56,7 +62,7 @@ class Case:
     """
 
     target: SketchingTable
-    made: Callable[..., TrainedDrafter]
+    made: Callable[..., TrainedDrafter | Tasks]
     least: Mapping[float, float]
     late: float | None
     write: Callable[[Path], Path]
@@ -73,6 +79,8 @@ def cases() -> dict[str, Case]:
     around, around_heads = medusa.chain(8)
     chain, reading, _ = hydra.chain(2)
     known = pads_drafters.table_pads(around.info.vocab_size)
+    parted = tasks_drafters.tasks_of(additive_weights, size=0)
+    nothing = embedding_of(np.zeros((additive.info.vocab_size, parted.weight.shape[1]), np.float32))
     return {
         "eagle3": Case(
             target=additive,
@@ -155,6 +163,22 @@ def cases() -> dict[str, Case]:
             read=lambda folder: pads_drafters.run(read_pads(folder), around),
             kept=lambda drafter: [drafter._levels._states, drafter._levels._levels, drafter._proposed],
             needs=frozenset({AHEAD}),
+        ),
+        "tasks": Case(
+            target=additive,
+            made=lambda options=medusa.CHAIN: tasks.drafter(
+                *(eagle3.on_kernels(additive_weights) for _ in range(2)), options=options
+            ),
+            least={0.0: 4.2, 1.0: 4.2},
+            late=2.5,
+            write=lambda folder: tasks_drafters.folder_of(parted, folder),
+            read=lambda folder: NativeTasks(read_tasks(folder), nothing, eagle3.on_kernels),
+            kept=lambda drafter: [
+                drafter._chosen,
+                *(part._trained._readings for part in drafter._parts),
+                *(part._trained._room._held for part in drafter._parts),
+            ],
+            needs=STATES,
         ),
     }
 

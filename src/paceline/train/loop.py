@@ -85,6 +85,8 @@ class Run:
             fresh = load(self.settings.arch, self.teacher)
         if self.settings.start_from:
             start.take_over(fresh, Path(self.settings.start_from))
+        elif fresh.adapts:
+            raise ConfigError(f"{self.settings.arch} adapts a drafter: name it with --start-from")
         fresh.to(self.device)
         return fresh
 

@@ -10,11 +10,12 @@ from paceline.core import TargetInfo
 from paceline.errors import IncompatibleDrafter
 from paceline.kernels.packing import Embedding
 from paceline.models.dflash_folder import read_dflash
-from paceline.models.eagle3_folder import read_eagle3
+from paceline.models.eagle3_folder import Eagle3Weights, read_eagle3
 from paceline.models.exit_folder import read_exits
 from paceline.models.heads_folder import read_heads
 from paceline.models.mtp_folder import read_mtp
 from paceline.models.pads_folder import read_pads
+from paceline.models.tasks_folder import read_tasks
 from paceline.trained.dflash import NativeDFlash
 from paceline.trained.eagle3 import NativeEagle3
 from paceline.trained.exits import NativeExits
@@ -22,8 +23,9 @@ from paceline.trained.heads import NativeHeads
 from paceline.trained.mtp import NativeMtp
 from paceline.trained.pads import NativePads
 from paceline.trained.peagle import NativePEagle
+from paceline.trained.tasks import NativeTasks
 
-Trained = NativeEagle3 | NativeDFlash | NativeExits | NativeHeads | NativeMtp | NativePads
+Trained = NativeEagle3 | NativeDFlash | NativeExits | NativeHeads | NativeMtp | NativePads | NativeTasks
 
 
 class Lender(Protocol):
@@ -53,8 +55,12 @@ def _layers(target: Lender) -> int:
 
 
 def _eagle3(folder: Path, target: Lender) -> NativeEagle3:
+    return _on_kernels(read_eagle3(folder), target)
+
+
+def _on_kernels(weights: Eagle3Weights, target: Lender) -> NativeEagle3:
     return NativeEagle3(
-        read_eagle3(folder),
+        weights,
         target.embedding(),
         _layers(target),
         threads=target.threads,
@@ -83,6 +89,10 @@ def _mtp(folder: Path, target: Lender) -> NativeMtp:
         cache_tokens=target.info.cache_tokens,
         max_positions=target.info.max_positions,
     )
+
+
+def _tasks(folder: Path, target: Lender) -> NativeTasks:
+    return NativeTasks(read_tasks(folder), target.embedding(), lambda weights: _on_kernels(weights, target))
 
 
 def _dflash(folder: Path, target: Lender) -> NativeDFlash:
@@ -120,4 +130,5 @@ _LOADERS: dict[str, Callable[[Path, Lender], Trained]] = {
     "medusa": _medusa,
     "hydra": _hydra,
     "pads": _pads,
+    "tasks": _tasks,
 }
