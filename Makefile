@@ -9,7 +9,7 @@ SOURCES := $(shell find src CMakeLists.txt pyproject.toml -type f \
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help demo test torch prove sim check format docs peers scale serving results \
-	load soak chaos fuzz clients clean
+	drafter load soak chaos fuzz clients clean
 
 help:
 	@echo 'make demo     install Paceline in .venv, fetch a small model, answer a prompt with speculation'
@@ -24,6 +24,7 @@ help:
 	@echo 'make scale    measure passes of random models of 0.1 to 3 billion parameters'
 	@echo 'make serving  measure the server under 1 to 16 streams; LLAMA_SERVER=program to measure that beside it'
 	@echo 'make results  measure all of this and write it into the pages; PROMPTS=FILE to choose prompts'
+	@echo 'make drafter  make data and train a drafter, the larger recipe of docs/training.md; TOKENS=n, DEVICE=cuda'
 	@echo 'make load     256 streams at once for 10 minutes, then more requests than the server takes; SECONDS=n'
 	@echo 'make soak     an hour of requests of all kinds with faults among them; SECONDS=n for another time'
 	@echo 'make chaos    the same for 10 minutes while engines are killed'
@@ -90,6 +91,16 @@ results: $(VENV)/installed
 	@$(MAKE) --no-print-directory peers
 	@$(MAKE) --no-print-directory scale
 	$(BIN)/python -m benchmarks.tables
+
+DRAFTER := build/drafter
+drafter: $(VENV)/installed-for-tests $(VENV)/torch
+	$(BIN)/paceline train data $(DRAFTER)/answers --model $(MODEL) --max-tokens-total $(or $(TOKENS),50000000) \
+		--no-states $(if $(PROMPTS),--prompts $(PROMPTS),--invent 100000)
+	$(BIN)/paceline train run $(DRAFTER)/answers --out $(DRAFTER)/first --arch eagle3:depths=1 \
+		--device $(or $(DEVICE),cpu)
+	$(BIN)/paceline train run $(DRAFTER)/answers --out $(DRAFTER)/trained --arch eagle3:depths=5 --epochs 2 \
+		--start-from $(DRAFTER)/first --learning-rate 4e-3 --device $(or $(DEVICE),cpu)
+	$(BIN)/paceline train eval $(DRAFTER)/trained
 
 load: $(VENV)/installed-for-tests
 	$(BIN)/python -m tests.serve.load $(if $(SECONDS),--seconds $(SECONDS))

@@ -5,7 +5,8 @@
 Trains a fresh drafter of each on the data set that `paceline train data` made, with the same settings and in
 the same order, below build/architectures/ (a run that was interrupted goes on), then answers prompts greedily
 with all of them and plainly in one run. Printed, and written as JSON: parameters, seconds of training, tokens
-per target pass with drafts that are never cut and under the default policy, and both speeds. Needs PyTorch.
+per target pass with drafts that are never cut and under the default policy, and both speeds. lora and pads
+take part only if --arch names them. Needs PyTorch.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from paceline.train.settings import Settings
 
 BUILD = Path(__file__).parents[1] / "build" / "architectures"
 POLICIES = ("fixed", "throughput")
+APART = ("lora", "pads")
+"""Adapters of a drafter that is there already; and what trains by passes of the whole target."""
 
 
 def main() -> None:
@@ -39,7 +42,7 @@ def main() -> None:
         "learning_rate": options.learning_rate,
     }
     cards = {}
-    for arch in options.arch or names():
+    for arch in options.arch or [name for name in names() if name not in APART]:
         folder = BUILD / arch.replace(":", "-").replace(",", "-").replace("=", "")
         run = Run(options.data, folder, Settings(arch=arch, **settings), threads=options.threads)
         with progress_bar() as bar:
@@ -86,7 +89,11 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("data", type=Path)
     parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--arch", action="append", help="repeatable, with options; default: all, as they are")
+    parser.add_argument(
+        "--arch",
+        action="append",
+        help=f"repeatable, with options; default: all but {', '.join(APART)}, as they are",
+    )
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--batch-tokens", type=int, default=2048)
     parser.add_argument("--learning-rate", type=float, default=5e-3)

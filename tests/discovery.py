@@ -24,7 +24,8 @@ from paceline.trained.dflash import NativeDFlash
 from paceline.trained.eagle3 import NativeEagle3
 from paceline.trained.exits import NativeExits
 from paceline.trained.heads import NativeHeads
-from paceline.trained.load import Trained
+from paceline.trained.mtp import NativeMtp
+from paceline.trained.peagle import NativePEagle
 from tests.dflash import CONFIG as DFLASH
 from tests.dflash import random_drafter as random_dflash
 from tests.dflash import random_for
@@ -35,7 +36,15 @@ from tests.exits import run as run_exits
 from tests.heads import CONFIG as HEADS
 from tests.heads import chain_heads, random_heads, reading_heads
 from tests.heads import run as run_heads
+from tests.mtp import CONFIG as MTP
+from tests.mtp import random_drafter as random_mtp
+from tests.mtp import run as run_mtp
 from tests.native.models import random_weights
+from tests.pads import pads_for
+from tests.peagle import CONFIG as PEAGLE
+from tests.peagle import random_drafter as random_peagle
+from tests.peagle import run as run_peagle
+from tests.tasks import models_for
 from tests.toys import Signs, SketchingTable, state_width
 from tests.trained import embedding_of
 
@@ -53,18 +62,36 @@ EAGER = {
     "exit": "exit:min_probability=0",
     "hydra": "hydra:model=near,min_probability=0",
     "medusa": "medusa:model=near,widths=3x2x1,min_probability=0",
+    "mtp": "mtp:model=near,min_probability=0",
     "ngram": "ngram:shortest=1",
+    "pads": "pads:model=near,widths=3x2x1,min_probability=0",
+    "peagle": "peagle:model=near,min_probability=0",
     "prediction": "prediction:min_probability=1e-6",
     "recycling": "recycling:min_probability=1e-6",
     "skip": "skip:min_probability=0",
     "slem": "slem:model=near,min_probability=0",
     "sparse": "sparse:min_probability=0,sinks=2,recent=16",
     "suffix": "suffix:min_probability=1e-6",
+    "tasks": "tasks:model=near,min_probability=0",
 }
 """Options with which a drafter drafts much even in a large batch of short texts, and those it cannot do
 without: "near" is a model like the target."""
 
-RUN_MODELS = {"dflash", "draft", "eagle3", "exit", "hydra", "medusa", "skip", "slem", "sparse"}
+RUN_MODELS = {
+    "dflash",
+    "draft",
+    "eagle3",
+    "exit",
+    "hydra",
+    "medusa",
+    "mtp",
+    "pads",
+    "peagle",
+    "skip",
+    "slem",
+    "sparse",
+    "tasks",
+}
 """Drafters whose drafts take time: the long suites leave most of their work to `make prove`."""
 
 
@@ -106,11 +133,18 @@ def offered(target: Target) -> dict[str, Any]:
     }
 
 
-def trained(drafter: str, target: Target) -> Trained:
+def trained(drafter: str, target: Target) -> Any:
     """A trained drafter for this target."""
-    return {"eagle3": features, "dflash": blocks, "exit": exits}.get(
-        drafter, partial(trained_heads, drafter)
-    )(target)
+    known = {
+        "dflash": blocks,
+        "eagle3": features,
+        "exit": exits,
+        "mtp": module,
+        "pads": pads_for,
+        "peagle": parallel,
+        "tasks": for_tasks,
+    }
+    return known.get(drafter, partial(trained_heads, drafter))(target)
 
 
 def features(target: Target) -> NativeEagle3:
@@ -130,6 +164,40 @@ def features(target: Target) -> NativeEagle3:
         embedding_of(np.zeros((info.vocab_size, state_width(info.vocab_size)), np.float32)),
         info.layers,
     )
+
+
+def parallel(target: Target) -> NativePEagle:
+    """A P-EAGLE drafter for this target, which knows nothing of it."""
+    info = target.info
+    native = isinstance(target, NativeTarget)
+    hidden = target.config.hidden if native else state_width(info.vocab_size)
+    layers = target.config.layers if native else info.layers
+    config = replace(
+        PEAGLE,
+        vocab_size=info.vocab_size,
+        draft_vocab_size=min(PEAGLE.draft_vocab_size, info.vocab_size),
+        target_hidden=hidden,
+        layer_ids=(0, layers // 2, layers),
+        mask_token=0,
+    )
+    nothing = embedding_of(np.zeros((info.vocab_size, hidden), np.float32))
+    return run_peagle(random_peagle(config, embeddings=True), nothing, layers)
+
+
+def module(target: Target) -> NativeMtp:
+    """An MTP module for this target, which knows nothing of it."""
+    info = target.info
+    native = isinstance(target, NativeTarget)
+    hidden = target.config.hidden if native else state_width(info.vocab_size)
+    reduced = min(MTP.draft_vocab_size, info.vocab_size)
+    config = replace(MTP, hidden=hidden, vocab_size=info.vocab_size, draft_vocab_size=reduced)
+    table = np.random.default_rng(0).standard_normal((info.vocab_size, hidden), np.float32)
+    return run_mtp(random_mtp(config), embedding_of(table))
+
+
+def for_tasks(target: Target) -> Any:
+    """Two such drafters, and which prompts go to which."""
+    return models_for(features(target), features(target))
 
 
 def blocks(target: Target) -> NativeDFlash:

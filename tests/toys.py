@@ -18,6 +18,11 @@ from paceline.targets.table import TableTarget
 from paceline.verify import Outcome, Row, rule
 
 VOCABULARY = 12
+PADS = 4
+"""How many a `SketchingTable` reads."""
+
+
+AHEAD = "ahead.0"
 
 
 def state_width(vocab: int) -> int:
@@ -28,19 +33,36 @@ def state_width(vocab: int) -> int:
 class SketchingTable(TableTarget):
     """A table that also makes sketches: each layer that is left out blurs the logits, and so does a part of
     the cache that is not seen. Its hidden states, the last as well, are all alike: 1 in the place of the
-    token, 0 elsewhere."""
+    token, 0 elsewhere. At pads, whatever they are, they are the logarithm of what its law says on average of
+    the token behind the pad."""
 
     def __init__(self, vocab_size: int = VOCABULARY, **options: Any) -> None:
         super().__init__(vocab_size, **options)
         states = {f"hidden.{layer}" for layer in range(5)}
-        self.info = replace(self.info, layers=4, taps=self.info.taps | states)
+        self.info = replace(self.info, layers=4, taps=self.info.taps | states | {AHEAD})
         self._states = np.eye(vocab_size, state_width(vocab_size), dtype=np.float32)
         self._blurs = np.random.default_rng(3).normal(0, 0.5, (5, *self.table.shape))
 
     def forward(self, draft: Draft, taps: frozenset[str]) -> Scores:
         scores = super().forward(draft, frozenset())
         states = dict.fromkeys(taps, self._states[draft.tokens])
+        if AHEAD in states:
+            states[AHEAD] = self._ahead()[draft.tokens]
         return replace(scores, features=states)
+
+    def look_ahead(self, embeddings: np.ndarray) -> str:
+        """See `paceline.core.LookAhead`."""
+        assert embeddings.shape == (PADS, state_width(self.info.vocab_size))
+        return AHEAD
+
+    def _ahead(self) -> np.ndarray:
+        vocab = self.info.vocab_size
+        weights = np.exp(self.table.mean(0))
+        law = weights / weights.sum(1, keepdims=True)
+        found = np.zeros((vocab, PADS, state_width(vocab)), np.float32)
+        for place in range(PADS):
+            found[:, place, :vocab] = np.log(np.linalg.matrix_power(law, place + 2) + 1e-4)
+        return found
 
     def sketch(self, draft: Draft, shortcut: Shortcut) -> np.ndarray:
         """See `paceline.core.Sketch`."""

@@ -301,7 +301,7 @@ class Scores:
 
     logits    float [S, V]: raw logits for the token after each scored node: NumPy's, or if they stay on a
               device a `paceline.device.OnDevice`
-    features  {tap: float [N, H]}: only the taps asked for
+    features  {tap: float [N, H]}: only the taps asked for; of a target's lookahead (`LookAhead`) [N, L, H]
     """
 
     logits: Array
@@ -430,6 +430,16 @@ Sketch = Callable[[Draft, Shortcut], Array]
 
 It gives logits float [S, V] that are like the target's, valid until its next pass. What is committed does
 not change, and nothing of the pass can be committed. `TargetInfo.layers` says what there is to leave out.
+"""
+
+
+LookAhead = Callable[[NDArray[np.float32]], str]
+"""What a target may offer to drafters: it takes embeddings of its own width, float32 [L, H], and names a tap.
+
+Where a pass is asked for that tap it also reads these embeddings, one behind the other, behind each row's
+root and each drafted node, in the places of the next L tokens, which nobody knows yet. The tap is what the
+head would read there, [N, L, H]; it holds no numbers (NaN) for other nodes, and where the cache had no room.
+Scores do not change, and nothing of it can be committed. The same embeddings have the same tap.
 """
 
 

@@ -56,6 +56,12 @@ class PageBooks:
                 self._uses[page] = 1
                 table.append(page)
 
+    def shrink(self, slot: int, tokens: int) -> None:
+        """Give back the pages of a sequence behind those that its first tokens, so many, are in."""
+        table = self.of(slot)
+        while len(table) > -(-tokens // self._page_tokens):
+            self._return(table.pop())
+
     def release(self, slots: Sequence[int]) -> None:
         """These sequences end. An unknown one is no error."""
         for slot in slots:

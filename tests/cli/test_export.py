@@ -10,7 +10,8 @@ from typing import Any
 from paceline.models.dflash_folder import read_dflash
 from paceline.models.eagle3_folder import read_eagle3
 from paceline.models.heads_folder import read_heads
-from tests import dflash, draft_models, exits, heads
+from paceline.models.mtp_folder import read_mtp
+from tests import dflash, draft_models, exits, heads, mtp, pads, peagle
 from tests.cli.test_generate import one_line_error
 from tests.eagle3 import folder_of, random_drafter
 
@@ -47,6 +48,26 @@ def test_a_dflash_drafter_is_written_in_its_own_form(paceline: Paceline, tmp_pat
     assert "says which hidden states it reads" in message
 
 
+def test_a_peagle_drafter_is_written_with_the_setting_that_makes_it_one(
+    paceline: Paceline, tmp_path: Path
+) -> None:
+    folder = peagle.folder_of(peagle.random_drafter(), tmp_path / "drafter")
+    outcome = paceline("export", str(folder), "--to", "vllm", "--target", "org/model")
+    assert outcome.code == 0, outcome.err
+    assert '"parallel_drafting": true' in outcome.out
+    assert read_eagle3(tmp_path / "drafter-vllm", "peagle").config.layer_ids == (0, 2, 3)
+
+
+def test_an_mtp_module_is_written_in_the_librarys_form(paceline: Paceline, tmp_path: Path) -> None:
+    folder = mtp.folder_of(mtp.random_drafter(), tmp_path / "drafter")
+    outcome = paceline("export", str(folder), "--to", "vllm", "--target", "org/model")
+    assert outcome.code == 0, outcome.err
+    assert '"method": "mtp"' in outcome.out
+    assert read_mtp(tmp_path / "drafter-vllm").config.verifier == "org/model"
+    message = one_line_error(paceline("export", str(folder), "--to", "vllm", "--layers", "3"))
+    assert "reads no hidden state but the last" in message
+
+
 def test_heads_are_written_for_vllm_alone(paceline: Paceline, tmp_path: Path) -> None:
     folder = heads.folder_of(heads.random_heads(), tmp_path / "heads")
     outcome = paceline("export", str(folder), "--to", "vllm", "--target", "org/model")
@@ -76,6 +97,12 @@ def test_exits_are_for_this_engine_alone(paceline: Paceline, tmp_path: Path) -> 
     folder = exits.folder_of(exits.random_exits(), tmp_path / "exits")
     refused = paceline("export", str(folder), "--to", "vllm", "--target", "org/model")
     assert "no other engine drafts with trained exits" in one_line_error(refused)
+
+
+def test_pads_are_written_for_nobody(paceline: Paceline, tmp_path: Path) -> None:
+    folder = pads.folder_of(pads.random_pads(), tmp_path / "pads")
+    refused = paceline("export", str(folder), "--to", "vllm", "--target", "org/model")
+    assert "vllm reads no pads in a model's passes" in one_line_error(refused)
 
 
 def test_bad_input_is_one_line(paceline: Paceline, tmp_path: Path) -> None:

@@ -100,12 +100,14 @@ def test_only_a_few_files_import_pytorch_and_none_of_the_others_imports_them_at_
         for name in (
             "batches",
             "checkpoint",
+            "curves",
             "draft_attention",
             "head_loss",
             "loop",
             "losses",
             "optimizer",
             "start",
+            "target_layers",
             "teacher",
         )
     }

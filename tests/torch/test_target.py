@@ -25,7 +25,7 @@ from paceline.sampling import SamplingParams
 from paceline.targets.torch import TorchTarget
 from paceline.targets.torch_cache import Pool
 from paceline.targets.torch_models import longest
-from tests import dflash, eagle3, heads
+from tests import dflash, eagle3, heads, mtp, peagle
 from tests.torch.families import FAMILIES, VOCABULARY, model, small
 
 ROWS = 8
@@ -299,6 +299,17 @@ def trained_dflash(folder: Path) -> Path:
     return dflash.folder_of(dflash.random_drafter(config, head=False), folder)
 
 
+def trained_peagle(folder: Path) -> Path:
+    sizes = {"hidden": 32, "target_hidden": 32, "vocab_size": VOCABULARY, "draft_vocab_size": 40}
+    config = replace(peagle.CONFIG, **sizes, layer_ids=(0, 1, 2), mask_token=0)
+    return peagle.folder_of(peagle.random_drafter(config), folder)
+
+
+def trained_mtp(folder: Path) -> Path:
+    sizes = {"hidden": 32, "vocab_size": VOCABULARY, "draft_vocab_size": 40}
+    return mtp.folder_of(mtp.random_drafter(replace(mtp.CONFIG, **sizes)), folder)
+
+
 def test_what_trained_drafters_share_is_the_models_own() -> None:
     target, own = TorchTarget(model("llama"), rows=ROWS), model("llama")
     for (kind, packed, *shape), part in (
@@ -309,7 +320,15 @@ def test_what_trained_drafters_share_is_the_models_own() -> None:
         np.testing.assert_allclose(dequantise(kind, *shape[:2], packed), exact, rtol=0.01)
 
 
-@pytest.mark.parametrize(("name", "made"), [("dflash", trained_dflash), ("eagle3", trained_eagle3)])
+@pytest.mark.parametrize(
+    ("name", "made"),
+    [
+        ("dflash", trained_dflash),
+        ("eagle3", trained_eagle3),
+        ("mtp", trained_mtp),
+        ("peagle", trained_peagle),
+    ],
+)
 def test_a_trained_drafter_reads_the_models_hidden_states(
     name: str, made: Callable[[Path], Path], tmp_path: Path
 ) -> None:

@@ -23,7 +23,11 @@ if find_spec("torch") is None or find_spec("safetensors") is None:
         "test_exit.py",
         "test_fast_paths.py",
         "test_loop.py",
+        "test_lora.py",
         "test_medusa.py",
+        "test_pads.py",
+        "test_mtp.py",
+        "test_peagle.py",
         "test_run_command.py",
     ]
 else:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,25 @@ def test_a_drafter_is_trained_and_summed_up(
     assert card == json.loads((tmp_path / "out" / "card.json").read_text())
     assert card["steps"] == card["estimate"]["step"]
     assert "Licence: Apache-2.0." in (tmp_path / "out" / "card.md").read_text()
+
+
+def test_curves_are_written_for_tensorboard(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("train", "run", str(data), "--out", str(tmp_path / "out"), *OPTIONS, "--tensorboard")
+    arguments += ("--log-every", "1")
+    if find_spec("tensorboard") is not None:
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        assert run(arguments) == 0
+        found = EventAccumulator(str(tmp_path / "out" / "curves")).Reload()
+        lines = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+        losses = [line["loss"][1] for line in lines if "loss" in line]
+        assert [one.value for one in found.Scalars("training/loss, depth 2")] == pytest.approx(losses)
+        assert found.Scalars("held out/tau_greedy")
+    monkeypatch.setattr("paceline.train.curves.find_spec", lambda name: None)
+    assert run(arguments) == 2
+    assert "--tensorboard needs TensorBoard: pip install tensorboard" in capsys.readouterr().err
 
 
 def test_misuse_is_one_line(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,27 +8,41 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from paceline.core import LAST
 from paceline.drafters import load
 from paceline.drafters._trained import TrainedDrafter
+from paceline.drafters.tasks import Tasks
 from paceline.engine import Engine
 from paceline.errors import ConfigError, IncompatibleDrafter, ModelFileError
 from paceline.models.dflash_folder import read_dflash
 from paceline.models.eagle3_folder import read_eagle3
 from paceline.models.heads_folder import read_heads
+from paceline.models.mtp_folder import read_mtp
+from paceline.models.pads_folder import read_pads
+from paceline.models.tasks_folder import read_tasks
 from paceline.rules import load as load_rule
 from paceline.sampling import SamplingParams
+from paceline.trained.tasks import NativeTasks
 from tests import dflash as dflash_drafters
 from tests import eagle3 as eagle3_drafters
 from tests import heads as heads_drafters
-from tests.toys import SketchingTable
-from tests.trained import Late, answers, same, tokens_per_pass
+from tests import mtp as mtp_drafters
+from tests import pads as pads_drafters
+from tests import peagle as peagle_drafters
+from tests import tasks as tasks_drafters
+from tests.pads import pads_for
+from tests.toys import AHEAD, SketchingTable
+from tests.trained import Late, answers, embedding_of, same, tokens_per_pass
 from tests.unit import test_dflash as dflash
 from tests.unit import test_eagle3 as eagle3
 from tests.unit import test_hydra as hydra
 from tests.unit import test_medusa as medusa
+from tests.unit import test_mtp as mtp
+from tests.unit import test_peagle as peagle
+from tests.unit import test_tasks as tasks
 
 STATES = frozenset({"hidden.1", "hidden.2", "hidden.3"})
 
@@ -48,7 +62,7 @@ class Case:
     """
 
     target: SketchingTable
-    made: Callable[..., TrainedDrafter]
+    made: Callable[..., TrainedDrafter | Tasks]
     least: Mapping[float, float]
     late: float | None
     write: Callable[[Path], Path]
@@ -61,8 +75,12 @@ class Case:
 def cases() -> dict[str, Case]:
     additive, additive_weights = eagle3.additive()
     blocks, embedding = dflash_drafters.following_drafter(dflash.SUCCESSORS)
+    parallel = peagle_drafters.following_drafter(dflash.SUCCESSORS)
     around, around_heads = medusa.chain(8)
     chain, reading, _ = hydra.chain(2)
+    known = pads_drafters.table_pads(around.info.vocab_size)
+    parted = tasks_drafters.tasks_of(additive_weights, size=0)
+    nothing = embedding_of(np.zeros((additive.info.vocab_size, parted.weight.shape[1]), np.float32))
     return {
         "eagle3": Case(
             target=additive,
@@ -90,6 +108,32 @@ def cases() -> dict[str, Case]:
             needs=STATES,
             tokens=dflash.MASK,
         ),
+        "peagle": Case(
+            target=dflash.following(),
+            made=peagle.drafter,
+            least={0.0: 4.6, 1.0: 3.3},
+            late=2,
+            write=lambda folder: peagle_drafters.folder_of(parallel, folder),
+            read=lambda folder: peagle.on_kernels(read_eagle3(folder, "peagle")),
+            kept=lambda drafter: [
+                drafter._trained._readings,
+                drafter._trained._drafted,
+                drafter._trained._room._held,
+            ],
+            needs=STATES,
+            tokens=dflash.MASK,
+        ),
+        "mtp": Case(
+            target=dflash.following(),
+            made=mtp.drafter,
+            least={0.0: 4.6, 1.0: 3.3},
+            late=2,
+            write=lambda folder: mtp_drafters.folder_of(mtp.MODULE, folder),
+            read=lambda folder: mtp.on_kernels(read_mtp(folder)),
+            kept=lambda drafter: [drafter._trained._readings, drafter._trained._room._held],
+            needs=frozenset({LAST}),
+            tokens=dflash.MASK,
+        ),
         "medusa": Case(
             target=around,
             made=partial(medusa.drafter, around_heads),
@@ -110,7 +154,39 @@ def cases() -> dict[str, Case]:
             kept=lambda drafter: [drafter._trained._states],
             needs=frozenset({LAST}),
         ),
+        "pads": Case(
+            target=around,
+            made=partial(padded, around),
+            least={0.0: 4.3, 1.0: 4.3},
+            late=1.5,
+            write=lambda folder: pads_drafters.folder_of(known, folder),
+            read=lambda folder: pads_drafters.run(read_pads(folder), around),
+            kept=lambda drafter: [drafter._levels._states, drafter._levels._levels, drafter._proposed],
+            needs=frozenset({AHEAD}),
+        ),
+        "tasks": Case(
+            target=additive,
+            made=lambda options=medusa.CHAIN: tasks.drafter(
+                *(eagle3.on_kernels(additive_weights) for _ in range(2)), options=options
+            ),
+            least={0.0: 4.2, 1.0: 4.2},
+            late=2.5,
+            write=lambda folder: tasks_drafters.folder_of(parted, folder),
+            read=lambda folder: NativeTasks(read_tasks(folder), nothing, eagle3.on_kernels),
+            kept=lambda drafter: [
+                drafter._chosen,
+                *(part._trained._readings for part in drafter._parts),
+                *(part._trained._room._held for part in drafter._parts),
+            ],
+            needs=STATES,
+        ),
     }
+
+
+def padded(target: SketchingTable, options: str = medusa.CHAIN) -> TrainedDrafter:
+    made = load(f"pads:model=here,{options}", target.info, load_trained=lambda *_: pads_for(target))
+    assert isinstance(made, TrainedDrafter)
+    return made
 
 
 CASES = cases()
@@ -219,9 +295,12 @@ def test_bad_options_are_refused(name: str, case: Case) -> None:
     ("spec", "message"),
     [
         ("eagle3:model=x,frontier=-1", "eagle3:frontier must be from 0 to 64, got -1"),
+        ("mtp:model=x,frontier=-1", "mtp:frontier must be from 0 to 64, got -1"),
+        ("peagle:model=x,frontier=-1", "peagle:frontier must be from 0 to 64, got -1"),
         ("hydra:model=x,frontier=65", "hydra:frontier must be from 0 to 64, got 65"),
         ("dflash:model=x,candidates=0", "dflash:candidates must be from 1 to 64, got 0"),
         ("medusa:model=x,frontier=2", "medusa has no option 'frontier'"),
+        ("pads:model=x,frontier=2", "pads has no option 'frontier'"),
     ],
 )
 def test_bad_options_of_one_of_them_are_refused(spec: str, message: str) -> None:

@@ -42,18 +42,23 @@ def command(folder: str, to: str, out: str | None, target: str, layers: int | No
     """  # fmt: skip
     from paceline.errors import ConfigError
     from paceline.models.dflash_folder import is_dflash, read_dflash
-    from paceline.models.eagle3_folder import read_eagle3
+    from paceline.models.eagle3_folder import is_peagle, read_eagle3
     from paceline.models.exit_folder import holds_exits
     from paceline.models.heads_folder import holds_heads, read_heads
     from paceline.models.llama_folder import holds_llama, read_llama
+    from paceline.models.mtp_folder import is_mtp, read_mtp
+    from paceline.models.pads_folder import holds_pads
     from paceline.trained.dflash_export import export_dflash
     from paceline.trained.draft_export import export_draft
     from paceline.trained.export import export
     from paceline.trained.heads_export import export_heads
+    from paceline.trained.mtp_export import export_mtp
 
     found, into = Path(folder), Path(out or f"{folder.rstrip('/')}-{to}")
     if holds_exits(found):
         raise ConfigError("no other engine drafts with trained exits of its target")
+    if holds_pads(found):
+        raise ConfigError(f"{to} reads no pads in a model's passes; no other engine does")
     if holds_heads(found):
         if layers is not None:
             raise ConfigError(f"--layers {layers}: heads read no hidden state but the last")
@@ -66,8 +71,13 @@ def command(folder: str, to: str, out: str | None, target: str, layers: int | No
         if layers is not None:
             raise ConfigError(f"--layers {layers}: a DFlash drafter says which hidden states it reads")
         written = export_dflash(read_dflash(found), to, into, target)
+    elif is_mtp(found):
+        if layers is not None:
+            raise ConfigError(f"--layers {layers}: an MTP module reads no hidden state but the last")
+        written = export_mtp(read_mtp(found), to, into, target)
     else:
-        written = export(read_eagle3(found), to, into, target, layers)
+        kind = "peagle" if is_peagle(found) else "eagle3"
+        written = export(read_eagle3(found, kind), to, into, target, layers)
     if as_json:
         record = {**written._asdict(), "folder": str(written.folder)}
         click.echo(json.dumps(record))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
+from contextlib import closing, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
@@ -73,9 +74,19 @@ def _settings_options(function: F) -> F:
 @click.option("--device", default="cpu", show_default=True, help="Of PyTorch, such as cpu or cuda.")
 @click.option("--threads", type=int, help="Threads on the CPU. [default: PyTorch's own choice]")
 @click.option("--license", default="", metavar="NAME", help="Of the drafter, for its card.")
+@click.option(
+    "--tensorboard", is_flag=True, help="Also write curves for TensorBoard into the drafter's folder."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the drafter's card as JSON.")
 def command(
-    data: Path, out: Path, device: str, threads: int | None, license: str, as_json: bool, **settings: Any
+    data: Path,
+    out: Path,
+    device: str,
+    threads: int | None,
+    license: str,
+    tensorboard: bool,
+    as_json: bool,
+    **settings: Any,
 ) -> None:
     """Train a drafter on DATA, which `paceline train data` made.
 
@@ -87,17 +98,19 @@ def command(
     if find_spec("torch") is None or find_spec("safetensors") is None:
         raise ConfigError("training needs PyTorch: pip install 'paceline[train]'")
     from paceline.bench.progress import progress_bar
+    from paceline.train.curves import Curves
     from paceline.train.loop import Run
 
     run = Run(data, out, chosen, device=device, threads=threads)
-    with progress_bar() as progress:
+    curves = closing(Curves(out, run.progress.step)) if tensorboard else nullcontext()
+    with curves as drawn, progress_bar() as progress:
         task = progress.add_task("Training", total=run.plan.total, completed=run.progress.step)
 
         def advance(step: int, log: dict[str, Any]) -> None:
             loss = f", loss {log['loss'][0]:.3f}" if log else ""
             progress.update(task, completed=step, description=f"Training{loss}")
 
-        card = run.train(advance, license=license)
+        card = run.train(advance, license=license, watch=drawn.add if drawn else None)
     if as_json:
         click.echo(json.dumps(card))
         return

@@ -56,6 +56,19 @@ class FeatureModel(Protocol):
         ...
 
 
+class ParallelModel(FeatureModel, Protocol):
+    """Such a model that drafts all tokens of a path in one pass, by slots that read a mask.
+
+    depths        drafted tokens along one path
+    mask_token    what stands for each drafted token
+    mask_feature  float32 [H]: the feature of each slot behind the text
+    """
+
+    depths: int
+    mask_token: int
+    mask_feature: Floats
+
+
 @dataclass(slots=True)
 class _Reading:
     """What is known of one sequence.
@@ -170,7 +183,7 @@ class FeatureScorer:
             for node in range(below, offsets[place + 1]):
                 path = above[parents[node]]
                 above[node] = (*path, tokens[node])
-                features.append(reading.yielded[path][None])
+                features.append(self._below(reading, path)[None])
         logits, fed_on = self._model.forward(draft, np.concatenate(features))
         nodes = draft.scored[places].tolist()
         for (row, path), node in zip(paths, nodes, strict=True):
@@ -178,6 +191,10 @@ class FeatureScorer:
         if not known:
             self._keep(draft, rows, [start + len(text) - 1 for start, text in fresh.values()])
         return [logits[place] for place in places]
+
+    def _below(self, reading: _Reading, path: Path) -> Floats:
+        """The feature [H] of a slot below a drafted path."""
+        return reading.yielded[path]
 
     def _keep(self, draft: Draft, rows: Mapping[int, _Reading], ends: Sequence[int]) -> None:
         self._model.commit(draft)
@@ -191,3 +208,44 @@ class FeatureScorer:
         self._room.release(slots)
         for slot in slots:
             self._readings.pop(slot, None)
+
+
+class ParallelScorer(FeatureScorer):
+    """A `TrainedScorer` for a model that drafts in one pass: what follows a path does not depend on the
+    tokens in it, so the first question about a history is answered for all paths below it."""
+
+    _model: ParallelModel
+
+    def __init__(self, model: ParallelModel) -> None:
+        super().__init__(model)
+        self._drafted: dict[int, tuple[int, list[Array]]] = {}
+        """{slot: (the history's length, the logits [D] of each depth)}"""
+
+    def room(self, slot: int, history: Sequence[int], nodes: int) -> int:
+        """As deep as one pass drafts; 0 where the text's features are not known, or the cache is full."""
+        return super().room(slot, history, self._model.depths)
+
+    def score(self, slots: Sequence[int], histories: Sequence[Sequence[int]], paths: Paths) -> list[Array]:
+        """Logits [D] after each path, over the model's `token_ids`."""
+        depths, mask = self._model.depths, (self._model.mask_token,)
+        new = [
+            row
+            for row in sorted({row for row, _ in paths})
+            if self._drafted.get(slots[row], (0,))[0] != len(histories[row])
+        ]
+        if new:
+            masked = [(row, mask * depth) for row in new for depth in range(depths)]
+            logits = super().score(slots, histories, masked)
+            for place, row in enumerate(new):
+                own = logits[place * depths : (place + 1) * depths]
+                self._drafted[slots[row]] = len(histories[row]), own
+        return [self._drafted[slots[row]][1][len(path)] for row, path in paths]
+
+    def _below(self, reading: _Reading, path: Path) -> Floats:
+        return self._model.mask_feature
+
+    def release(self, slots: Sequence[int]) -> None:
+        """Forget these sequences."""
+        super().release(slots)
+        for slot in slots:
+            self._drafted.pop(slot, None)

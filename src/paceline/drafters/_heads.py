@@ -1,4 +1,4 @@
-"""Drafting with heads behind the target's last hidden state.
+"""Drafting with heads behind hidden states of the target.
 
 The state behind which the target drew the last token is all that they know of the text: there is no cache,
 and a sequence that was not followed can be drafted for again after any step.
@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from paceline.core import LAST, Array, Step
+from paceline.core import Array, Step
 from paceline.drafting import Paths
 
 Floats = NDArray[np.float32]
@@ -21,38 +21,41 @@ Floats = NDArray[np.float32]
 class Heads(Protocol):
     """One head for each further token.
 
-    depths     how many there are
+    tap        the target's hidden states that they read
+    depths     how many heads there are
     token_ids  int64 [D]: the target's id of each token that they can propose
     """
 
+    tap: str
     depths: int
     token_ids: NDArray[np.int64]
 
     def forward(self, states: Floats, paths: Sequence[Sequence[int]]) -> Floats:
-        """Logits float32 [N, D] of what follows each of N paths, behind the target's last hidden states,
-        float32 [N, H]. A path begins with the token that the target drew from its state."""
+        """Logits float32 [N, D] of what follows each of N paths, behind the target's hidden states, float32
+        [N, ...]. A path begins with the token that the target drew at its state."""
         ...
 
 
 class HeadScorer:
     """A `TrainedScorer` for heads."""
 
-    taps: Sequence[str] = (LAST,)
-
     def __init__(self, heads: Heads) -> None:
+        self.taps: Sequence[str] = (heads.tap,)
         self.token_ids = heads.token_ids
         self._heads = heads
         self._states: dict[int, tuple[int, Floats]] = {}
-        """{slot: (the history's length, the state [H] that its last token was drawn from)}"""
+        """{slot: (the history's length, the state [...] that its last token was drawn at)}"""
 
     def observe(self, step: Step) -> None:
-        """Take in the last states of the rows that drew a token."""
+        """Take in the last states of the rows that drew a token, where they are numbers."""
+        (tap,) = self.taps
         for row, root in enumerate(step.draft.roots):
             if root >= 0:
                 path = step.verdict.paths[row]
-                state = step.scores.features[LAST][path[-1] if path else root]
-                length = step.view.ends[row] + len(path) + 1
-                self._states[step.view.slots[row]] = length, np.array(state, np.float32)
+                state = np.array(step.scores.features[tap][path[-1] if path else root], np.float32)
+                if not np.isnan(state).any():
+                    length = step.view.ends[row] + len(path) + 1
+                    self._states[step.view.slots[row]] = length, state
 
     def room(self, slot: int, history: Sequence[int], nodes: int) -> int:
         """As deep as there are heads; 0 where the last step was missed."""

@@ -73,10 +73,11 @@ class Model:
         tap_layers: list[int],
         taps: list[NDArray[np.float32]],
         features: NDArray[np.float32] | None = None,
+        pads: NDArray[np.float32] | None = None,
     ) -> None:
         """One pass; see paceline.core.Draft for the arrays. Fills logits [>= S, V], whose rows may lie
         apart, and one [N, H] per tap. features: [N, H], what the residual stream starts as in a model that
-        takes them.
+        takes them. pads: [any, H], in other models, what tokens from the vocabulary's end on are embedded as.
 
         Raises CapacityError before anything changed if the cache is too full, ValueError if a row's start
         is not what the cache holds."""
@@ -102,7 +103,7 @@ class Model:
 
     def commit(self, known: list[int], kept: list[list[int]]) -> None:
         """Keep `known[r]` first nodes of row r of the last forward, and the nodes kept[r], numbered inside
-        the row."""
+        the row; give back pages that held only others."""
 
     def release(self, slots: list[int]) -> None:
         """Forget sequences."""

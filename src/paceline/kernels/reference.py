@@ -142,12 +142,24 @@ class Model:
         tap_layers: Sequence[int],
         taps: Sequence[Floats],
         features: Floats | None = None,
+        pads: Floats | None = None,
     ) -> None:
         """One pass over packed rows."""
         if (features is not None) != self._takes_features:
             raise ValueError(f"this model takes {'' if self._takes_features else 'no '}features")
         self._pass(
-            slots, offsets, starts, tokens, parents, positions, scored, logits, tap_layers, taps, features
+            slots,
+            offsets,
+            starts,
+            tokens,
+            parents,
+            positions,
+            scored,
+            logits,
+            tap_layers,
+            taps,
+            features,
+            pads,
         )
 
     def sketch(
@@ -201,6 +213,7 @@ class Model:
         tap_layers: Sequence[int],
         taps: Sequence[Floats],
         features: Floats | None = None,
+        pads: Floats | None = None,
         skipped: Container[int] = (),
         seen: Sequence[NDArray[Any]] | None = None,
     ) -> None:
@@ -216,7 +229,12 @@ class Model:
         fresh = [
             np.zeros((self._layers, len(tokens), self._kv_heads, self._dim), self._stored) for _ in range(2)
         ]
-        embedded = self._weights["token_embd.weight"].values[tokens] * self._embedding_scale
+        if pads is None:
+            pads = np.empty((0, self._hidden), np.float32)
+        known = tokens < self._vocab
+        embedded = np.empty((len(tokens), self._hidden), np.float32)
+        embedded[known] = self._weights["token_embd.weight"].values[tokens[known]] * self._embedding_scale
+        embedded[~known] = pads[tokens[~known] - self._vocab]
         x = embedded if features is None else self._norm(features, "feature_norm.weight")
         for layer in range(self._layers + 1):
             for wanted, tap in zip(tap_layers, taps, strict=True):
@@ -275,7 +293,8 @@ class Model:
         return x + self._norm(down, at + "post_ffw_norm.weight")
 
     def commit(self, known: Sequence[int], kept: Sequence[Sequence[int]]) -> None:
-        """Keep the known nodes and the given path of every row of the last pass."""
+        """Keep the known nodes and the given path of every row of the last pass; give back pages that held
+        only others."""
         if self._last is None:
             raise ValueError("commit without a forward")
         slots, offsets, fresh = self._last
@@ -286,6 +305,7 @@ class Model:
             for part, new in zip(self._cache, fresh, strict=True):
                 part[:, places] = new[:, nodes]
             self._lengths[int(slot)] = length + len(nodes)
+            self._books.shrink(int(slot), length + len(nodes))
         self._last = None
 
     def release(self, slots: Sequence[int]) -> None:

@@ -276,6 +276,27 @@ def token_ids_of(
     return ids
 
 
+def token_map_of(
+    path: Path, vocab_size: int, draft_vocab_size: int, token_map: NDArray[Any] | None
+) -> NDArray[np.int64]:
+    """The target's ids as a tensor `token_map` has them; with all tokens vLLM takes no notice of it. Raises
+    ModelFileError naming the file."""
+    count = draft_vocab_size
+    if count == vocab_size:
+        return np.arange(count)
+    if token_map is None:
+        raise ModelFileError(f"{path}: tensor token_map is missing, with which tokens become the target's")
+    if token_map.shape != (count,) or token_map.dtype.kind != "i":
+        raise ModelFileError(
+            f"{path}: tensor token_map is {token_map.dtype} {list(token_map.shape)}, expected whole numbers "
+            f"[{count}]"
+        )
+    ids = token_map.astype(np.int64)
+    if ids.min() < 0 or ids.max() >= vocab_size or len(np.unique(ids)) < count:
+        raise ModelFileError(f"{path}: tensor token_map does not name different tokens below {vocab_size}")
+    return ids
+
+
 def proposal(algorithm: str, tokens: int, target: str) -> dict[str, Any]:
     """What the speculators form says of how a drafter is used. tokens: along one path."""
     return {

@@ -3,6 +3,9 @@
 The form of the speculators library, which vLLM loads, and the native one of EAGLE-3 (SGLang, SpecForge, the
 authors' own repository), whose first layer is called `midlayer`. What both say is one frozen record.
 
+Drafters of P-EAGLE have the same layers and, beside them, what slots read whose token is not known yet: a
+mask token, and `mask_hidden` in place of the target's hidden states.
+
 Two settings are traps. Layer ids: `eagle_aux_hidden_state_layer_ids` at the top of a config counts as
 transformers' `hidden_states` do, where 0 are the embeddings; inside `eagle_config`, where SGLang looks, and
 as `target_layer_ids`, i is what layer i yields, which is one more there. `norm_output` missing means false to
@@ -41,13 +44,18 @@ NATIVE_ARCHITECTURES = ("LlamaForCausalLMEagle3", "Eagle3LlamaForCausalLM")
 
 _NEUTRAL: dict[str, tuple[object, ...]] = {
     "model_type": ("llama",),
-    "num_hidden_layers": (1,),
     "mlp_bias": (False,),
 }
-"""Settings of the decoder layer that are implemented with one value only, beside
+"""Settings of the decoder layers that are implemented with one value only, beside
 `paceline.models.drafter_folder.NEUTRAL`."""
 
 _FLAGS = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")
+
+MASK_HIDDEN = "mask_hidden"
+"""What a P-EAGLE drafter reads in place of hidden states, [1, 1, states * target_hidden]."""
+
+_MASK_TOKENS = ("mask_token_id", "pard_token", "ptd_token_id")
+"""What folders call the mask token; the first is the speculators form's."""
 
 _UNUSED = {"verifier_lm_head.weight", "verifier_norm.weight", "layers.0.self_attn.rotary_emb.inv_freq"}
 """Tensors that some folders hold and drafting does not need."""
@@ -65,6 +73,9 @@ class Eagle3Config(DecoderConfig):
     fc_norm               an RMS norm of each hidden state comes before `fc`
     norm_output           what is fed on is behind the last norm, not before
     draft_tokens          drafted tokens along one path that it was trained for
+    layers                decoder layers; only the first reads embeddings
+    mask_token            the token whose embedding P-EAGLE reads where the token is not known yet; None: the
+                          drafter is EAGLE-3's
     """
 
     target_hidden: int
@@ -74,6 +85,13 @@ class Eagle3Config(DecoderConfig):
     fc_norm: bool
     norm_output: bool
     draft_tokens: int = 3
+    layers: int = 1
+    mask_token: int | None = None
+
+    @property
+    def kind(self) -> str:
+        """ "eagle3" or "peagle"."""
+        return "eagle3" if self.mask_token is None else "peagle"
 
     def layers_of(self, layers: int) -> tuple[int, ...]:
         """The hidden states that it reads of a target with so many layers. Raises IncompatibleDrafter."""
@@ -86,19 +104,25 @@ class Eagle3Config(DecoderConfig):
         states = len(self.layer_ids or (0, 0, 0))
         shapes: dict[str, tuple[int, ...]] = {
             "fc.weight": (c.hidden, states * c.target_hidden),
-            "layers.0.input_layernorm.weight": (c.hidden,),
             "layers.0.hidden_norm.weight": (c.hidden,),
-            "layers.0.self_attn.q_proj.weight": (q, 2 * c.hidden),
-            "layers.0.self_attn.k_proj.weight": (kv, 2 * c.hidden),
-            "layers.0.self_attn.v_proj.weight": (kv, 2 * c.hidden),
-            "layers.0.self_attn.o_proj.weight": (c.hidden, q),
-            "layers.0.post_attention_layernorm.weight": (c.hidden,),
-            "layers.0.mlp.gate_proj.weight": (c.ffn, c.hidden),
-            "layers.0.mlp.up_proj.weight": (c.ffn, c.hidden),
-            "layers.0.mlp.down_proj.weight": (c.hidden, c.ffn),
             "norm.weight": (c.hidden,),
             "lm_head.weight": (c.draft_vocab_size, c.hidden),
         }
+        for number in range(self.layers):
+            at, read = f"layers.{number}.", c.hidden if number else 2 * c.hidden
+            shapes |= {
+                at + "input_layernorm.weight": (c.hidden,),
+                at + "self_attn.q_proj.weight": (q, read),
+                at + "self_attn.k_proj.weight": (kv, read),
+                at + "self_attn.v_proj.weight": (kv, read),
+                at + "self_attn.o_proj.weight": (c.hidden, q),
+                at + "post_attention_layernorm.weight": (c.hidden,),
+                at + "mlp.gate_proj.weight": (c.ffn, c.hidden),
+                at + "mlp.up_proj.weight": (c.ffn, c.hidden),
+                at + "mlp.down_proj.weight": (c.hidden, c.ffn),
+            }
+        if self.mask_token is not None:
+            shapes[MASK_HIDDEN] = (1, 1, states * c.target_hidden)
         if self.norm_before_fc:
             shapes["input_norm.weight"] = (states * c.target_hidden,)
         if self.fc_norm:
@@ -108,7 +132,7 @@ class Eagle3Config(DecoderConfig):
 
 @dataclass(frozen=True, slots=True)
 class Eagle3Weights:
-    """An EAGLE-3 drafter as its folder describes it.
+    """An EAGLE-3 or P-EAGLE drafter as its folder describes it.
 
     tensors    float32, by the names of `Eagle3Config.shapes`; "embed_tokens.weight" [vocab_size, hidden] too
                where it has embeddings of its own and does not use the target's
@@ -120,10 +144,21 @@ class Eagle3Weights:
     token_ids: NDArray[np.int64]
 
 
-def read_eagle3(folder: Path) -> Eagle3Weights:
-    """The drafter in a folder. Raises ModelFileError naming what is wrong with it."""
+def is_peagle(folder: Path) -> bool:
+    """Whether the folder says that it holds a P-EAGLE drafter. Raises ModelFileError if config.json cannot be
+    read."""
+    held = read_json(folder / CONFIG)
+    native = "speculators_model_type" not in held and any(held.get(key) is not None for key in _MASK_TOKENS)
+    return held.get("speculators_model_type") == "peagle" or (
+        native and any(one in NATIVE_ARCHITECTURES for one in held.get("architectures") or ())
+    )
+
+
+def read_eagle3(folder: Path, kind: str = "eagle3") -> Eagle3Weights:
+    """The drafter in a folder, which must be of that kind, see `Eagle3Config.kind`. Raises ModelFileError
+    naming what is wrong with it."""
     held = Settings(folder / CONFIG, read_json(folder / CONFIG))
-    config = _speculators(held) if "speculators_model_type" in held else _native(held)
+    config = _speculators(held, kind) if "speculators_model_type" in held else _native(held, kind)
     path = folder / TENSORS
     if not path.is_file():
         raise ModelFileError(f"{folder}: there is no {TENSORS}")
@@ -131,6 +166,8 @@ def read_eagle3(folder: Path) -> Eagle3Weights:
         name.removeprefix("model.").replace("midlayer.", "layers.0."): tensor
         for name, tensor in read_safetensors(path).items()
     }
+    if MASK_HIDDEN in found:  # some folders have it without the dimensions of length one
+        found[MASK_HIDDEN] = found[MASK_HIDDEN].reshape(1, 1, -1)
     shapes = config.shapes
     if "embed_tokens.weight" in found:
         shapes["embed_tokens.weight"] = (config.vocab_size, config.hidden)
@@ -141,9 +178,9 @@ def read_eagle3(folder: Path) -> Eagle3Weights:
     return Eagle3Weights(config, tensors, token_ids)
 
 
-def _speculators(held: Settings) -> Eagle3Config:
-    if held.get("speculators_model_type") != "eagle3":
-        raise held.wrong("speculators_model_type", '"eagle3"')
+def _speculators(held: Settings, kind: str) -> Eagle3Config:
+    if held.get("speculators_model_type") != kind:
+        raise held.wrong("speculators_model_type", f'"{kind}"')
     verifier = draft_tokens = None
     if "speculators_config" in held:
         described = held.inside("speculators_config")
@@ -155,6 +192,7 @@ def _speculators(held: Settings) -> Eagle3Config:
     return _config(
         held,
         held.inside("transformer_layer_config"),
+        kind,
         layer_ids=_ids(held, (("eagle_aux_hidden_state_layer_ids", 0),)),
         norm_before_residual=held.flag("norm_before_residual", True),
         verifier=str(verifier or ""),
@@ -162,7 +200,7 @@ def _speculators(held: Settings) -> Eagle3Config:
     )
 
 
-def _native(held: Settings) -> Eagle3Config:
+def _native(held: Settings, kind: str) -> Eagle3Config:
     named = held.get("architectures")
     if not isinstance(named, list) or not any(one in NATIVE_ARCHITECTURES for one in named):
         raise held.wrong(
@@ -172,7 +210,7 @@ def _native(held: Settings) -> Eagle3Config:
     if layer_ids is None and held.get("eagle_config"):
         layer_ids = _ids(held.inside("eagle_config"), (("eagle_aux_hidden_state_layer_ids", 1),))
     return _config(
-        held, held, layer_ids=layer_ids, norm_before_residual=held.flag("norm_before_residual", False)
+        held, held, kind, layer_ids=layer_ids, norm_before_residual=held.flag("norm_before_residual", False)
     )
 
 
@@ -181,13 +219,20 @@ def _ids(held: Settings, keys: tuple[tuple[str, int], ...]) -> tuple[int, ...] |
     return next((held.ids(key, added) for key, added in keys if held.get(key) is not None), None)
 
 
-def _config(held: Settings, layer: Settings, **known: Any) -> Eagle3Config:
-    """held: where the drafter's own settings are; layer: where those of its decoder layer are."""
+def _config(held: Settings, layer: Settings, kind: str, **known: Any) -> Eagle3Config:
+    """held: where the drafter's own settings are; layer: where those of its decoder layers are."""
     for key, neutral in _NEUTRAL.items():
         expect(layer, key, neutral)
     decoder = decoder_of(held, layer, head_dim=None, context=2048)
+    masks = [key for key in _MASK_TOKENS if held.get(key) is not None]
+    if kind == "eagle3" and masks:
+        raise held.wrong(masks[0], "none: P-EAGLE has one, and is drafted with as peagle")
+    if kind == "peagle":
+        key = masks[0] if masks else _MASK_TOKENS[0]
+        known["mask_token"] = held.token(key, decoder["vocab_size"])
     return Eagle3Config(
         **decoder,
+        layers=layer.integer("num_hidden_layers", 1),
         target_hidden=held.integer("target_hidden_size", decoder["hidden"]),
         norm_before_fc=held.flag("norm_before_fc", False),
         fc_norm=held.flag("fc_norm", False),
@@ -200,12 +245,13 @@ def speculators_form(config: Eagle3Config, ids: Sequence[int], target: str) -> d
     """config.json of the speculators form. ids: the hidden states that are read, counted as in
     `Eagle3Config.layer_ids`; target: the model it is for."""
     return {
-        "architectures": ["Eagle3DraftModel"],
-        "speculators_model_type": "eagle3",
+        "architectures": ["Eagle3DraftModel" if config.mask_token is None else "PEagleDraftModel"],
+        "speculators_model_type": config.kind,
         **_own(config),
+        **({} if config.mask_token is None else {_MASK_TOKENS[0]: config.mask_token}),
         "eagle_aux_hidden_state_layer_ids": list(ids),
-        "transformer_layer_config": _layer(config),
-        "speculators_config": proposal("eagle3", config.draft_tokens, target),
+        "transformer_layer_config": _layers(config),
+        "speculators_config": proposal(config.kind, config.draft_tokens, target),
     }
 
 
@@ -213,7 +259,7 @@ def native_form(config: Eagle3Config, ids: Sequence[int]) -> dict[str, Any]:
     """config.json as SGLang reads it, which counts the layers whose output is read: one less."""
     return {
         "architectures": [NATIVE_ARCHITECTURES[0]],
-        **_layer(config),
+        **_layers(config),
         **_own(config),
         "eagle_config": {
             "use_aux_hidden_state": True,
@@ -222,8 +268,8 @@ def native_form(config: Eagle3Config, ids: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def _layer(config: Eagle3Config) -> dict[str, Any]:
-    return {**config.described("llama", 1), "mlp_bias": False}
+def _layers(config: Eagle3Config) -> dict[str, Any]:
+    return {**config.described("llama", config.layers), "mlp_bias": False}
 
 
 def _own(config: Eagle3Config) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from paceline.models.drafter_folder import (
     draft_vocabulary,
     expect,
     read_json,
+    token_map_of,
 )
 from paceline.models.safetensors_file import read_safetensors
 
@@ -131,7 +132,7 @@ def read_heads(folder: Path, kind: str | None = None) -> HeadsWeights:
     if not path.is_file():
         raise ModelFileError(f"{folder}: there is no {TENSORS}")
     found = {name.removeprefix("medusa_heads."): tensor for name, tensor in read_safetensors(path).items()}
-    token_ids = _token_ids(path, config, found.pop("token_map", None))
+    token_ids = token_map_of(path, config.vocab_size, config.draft_vocab_size, found.pop("token_map", None))
     tensors: dict[str, Floats] = {}
     for name, shape in config.shapes.items():
         if name not in found:
@@ -163,23 +164,3 @@ def _config(held: Settings) -> HeadsConfig:
         bias=held.flag("medusa_fc_bias", False),
         shared=held.flag("original_lm_head", False),
     )
-
-
-def _token_ids(path: Path, config: HeadsConfig, token_map: NDArray[Any] | None) -> NDArray[np.int64]:
-    """The target's ids. Of a map of all tokens vLLM takes no notice."""
-    count = config.draft_vocab_size
-    if count == config.vocab_size:
-        return np.arange(count)
-    if token_map is None:
-        raise ModelFileError(f"{path}: tensor token_map is missing, with which tokens become the target's")
-    if token_map.shape != (count,) or token_map.dtype.kind != "i":
-        raise ModelFileError(
-            f"{path}: tensor token_map is {token_map.dtype} {list(token_map.shape)}, expected whole numbers "
-            f"[{count}]"
-        )
-    ids = token_map.astype(np.int64)
-    if ids.min() < 0 or ids.max() >= config.vocab_size or len(np.unique(ids)) < count:
-        raise ModelFileError(
-            f"{path}: tensor token_map does not name different tokens below {config.vocab_size}"
-        )
-    return ids

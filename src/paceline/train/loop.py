@@ -68,6 +68,7 @@ class Run:
             corpus.counts(self._train.tolist()),
             _scales(corpus, self._train[:_SAMPLE].tolist()),
             self.device,
+            corpus.manifest.target,
         )
         self.drafter, self._averaged = self._fresh(), self._fresh().requires_grad_(False)
         self._named = dict(self.drafter.named_parameters())
@@ -84,6 +85,8 @@ class Run:
             fresh = load(self.settings.arch, self.teacher)
         if self.settings.start_from:
             start.take_over(fresh, Path(self.settings.start_from))
+        elif fresh.adapts:
+            raise ConfigError(f"{self.settings.arch} adapts a drafter: name it with --start-from")
         fresh.to(self.device)
         return fresh
 
@@ -129,9 +132,17 @@ class Run:
             raise TrainingError(f"{log}: is cut short; choose another folder")
         checkpoint.put(log, held[: self.progress.log_bytes])
 
-    def train(self, advance: Callable[[int, dict[str, Any]], object], *, license: str = "") -> dict[str, Any]:
+    def train(
+        self,
+        advance: Callable[[int, dict[str, Any]], object],
+        *,
+        license: str = "",
+        watch: Callable[[dict[str, Any]], object] | None = None,
+    ) -> dict[str, Any]:
         """Train to the end and write the drafter; its card. advance: called after each step with its number
-        and what was logged last. license: of the drafter, for its card; empty: not said."""
+        and what was logged last. license: of the drafter, for its card; empty: not said. watch: called with
+        each line of the log."""
+        self._watch = watch
         log: dict[str, Any] = {}
         started = perf_counter() - self.progress.seconds
         for step, batches in self.plan.steps(self.progress.step):
@@ -254,6 +265,8 @@ class Run:
             file.write(json.dumps(line).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())  # a checkpoint counts on it
+        if self._watch is not None:
+            self._watch(line)
 
     def _logged(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in (self.folder / LOG).read_bytes().splitlines()]

@@ -25,16 +25,13 @@ class Optimizer:
 
     def __init__(self, drafter: Architecture, weight_decay: float) -> None:
         self._named = dict(drafter.named_parameters())
-        tables = {
-            id(part.weight): part.weight for part in drafter.modules() if isinstance(part, nn.Embedding)
-        }
-        outer = tables | {id(drafter.head): drafter.head}
+        rows = [part.weight for part in drafter.modules() if isinstance(part, nn.Embedding)]
+        outer = {id(weight): weight for weight in (*rows, drafter.head) if isinstance(weight, nn.Parameter)}
         inner = [weight for weight in self._named.values() if weight.ndim == 2 and id(weight) not in outer]
-        vectors = [weight for weight in self._named.values() if weight.ndim == 1]
-        others = [{"params": [*outer.values()], "weight_decay": weight_decay}]
-        if vectors:
-            others.append({"params": vectors, "weight_decay": 0.0})
-        self._parts: list[torch.optim.Optimizer] = [torch.optim.AdamW(others, betas=_BETAS)]
+        vectors = [weight for weight in self._named.values() if weight.ndim != 2]
+        groups = [(list(outer.values()), weight_decay), (vectors, 0.0)]
+        others = [{"params": weights, "weight_decay": decay} for weights, decay in groups if weights]
+        self._parts: list[torch.optim.Optimizer] = [torch.optim.AdamW(others, betas=_BETAS)] if others else []
         if inner:
             muon = torch.optim.Muon(
                 inner, weight_decay=weight_decay, momentum=_MOMENTUM, adjust_lr_fn="match_rms_adamw"

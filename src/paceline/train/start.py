@@ -34,7 +34,8 @@ def take_over(fresh: Architecture, folder: Path) -> None:
         raise TrainingError(f"{path}: is damaged: {error}") from None
     except KeyError as error:
         raise TrainingError(f"{path}: holds no {error}: it is of another architecture") from None
-    expected = {**dict(fresh.named_parameters()), "its tokens": fresh.vocabulary}
+    start = fresh.start
+    expected = {**start, "its tokens": fresh.vocabulary}
     for name, own in expected.items():
         found = tokens if own is fresh.vocabulary else tensors.get(name)
         if found is None or found.shape != own.shape:
@@ -43,7 +44,7 @@ def take_over(fresh: Architecture, folder: Path) -> None:
                 f"{path}: {name} is {shape}, expected {list(own.shape)}: it is of another drafter"
             )
     with torch.no_grad():
-        for name, weight in fresh.named_parameters():
+        for name, weight in start.items():
             weight.copy_(tensors[name])
         fresh.vocabulary.copy_(tokens)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from paceline.errors import ConfigError
 from paceline.models.config import ModelConfig
+from paceline.train.dataset import TargetRecord
+from paceline.train.target_layers import TargetLayers, load_layers
 
 
 class Teacher:
@@ -22,7 +25,7 @@ class Teacher:
     norm        float32 [H]
     counts      int64 [V]: how often each token stands in the answers
     scales      root mean square of each tap over some answers
-    eos_ids     tokens that end an answer
+    layers      its own layers, read from the model's file where they are asked for
     """
 
     def __init__(
@@ -33,8 +36,10 @@ class Teacher:
         counts: NDArray[np.int64],
         scales: Sequence[float],
         device: torch.device,
+        record: TargetRecord,
     ) -> None:
         self.config = config
+        self._device, self._record = device, record
         self.taps = tuple(taps)
         self.counts = counts
         self.scales = tuple(scales)
@@ -43,6 +48,11 @@ class Teacher:
         if "lm_head.weight" in shared:
             self.head = from_bfloat16(shared["lm_head.weight"]).to(device)
         self.norm = torch.from_numpy(np.array(shared["norm.weight"])).to(device)
+
+    @cached_property
+    def layers(self) -> TargetLayers:
+        """Raises ModelFileError, ConfigError, TrainingError: see `paceline.train.target_layers`."""
+        return load_layers(self._record, self._device)
 
     @property
     def layer_ids(self) -> list[int]:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from paceline import kernels
 from paceline.errors import IncompatibleDrafter
-from paceline.kernels.packing import GROUP, Embedding, pack, quantise_weights
+from paceline.kernels.packing import GROUP, Embedding, dequantise, pack, quantise_weights
 from paceline.targets.weights import aligned
 
 Floats = NDArray[np.float32]
@@ -17,6 +17,9 @@ Product = Callable[[Floats], Floats]
 
 TYPE = "Q8_0"
 """Weights are rounded to."""
+
+REMEMBERED = 4096
+"""Embeddings of so many tokens are kept unpacked."""
 
 
 def check_target(vocab_size: int, hidden: int, embedding: Embedding) -> None:
@@ -45,3 +48,10 @@ def product(matrix: Floats) -> Product:
     """From rows [n, columns] to their products with a matrix [rows, columns], [n, rows]."""
     rows, columns = matrix.shape
     return kernels.product(TYPE, rows, columns, aligned(pack(TYPE, quantise_weights(matrix))))
+
+
+def head_rows(head: Embedding, token_ids: NDArray[np.int64]) -> Product:
+    """What multiplies by the target's head, or by those rows of it: [n, hidden] to [n, D]."""
+    if np.array_equal(token_ids, np.arange(head.vocab_size)):
+        return kernels.product(head.type, head.vocab_size, head.hidden, head.packed)
+    return product(dequantise(head.type, head.vocab_size, head.hidden, head.packed)[token_ids])

@@ -12,11 +12,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from paceline import kernels
-from paceline.kernels.packing import Embedding, dequantise
+from paceline.kernels.packing import Embedding
 from paceline.models.dflash_folder import HEAD, DFlashWeights
 from paceline.models.drafter_folder import Floats
-from paceline.trained._fit import Product, check_target, check_widths, product
+from paceline.trained._fit import Product, check_target, check_widths, head_rows, product
 from paceline.trained.dflash_reference import rotate
 from paceline.trained.eagle3_reference import norm
 
@@ -175,9 +174,7 @@ def _head(weights: DFlashWeights, head: Embedding) -> Product:
     """The drafter's own head; else the target's, or those rows of it that the drafter can propose."""
     if HEAD in weights.tensors:
         return product(weights.tensors[HEAD])
-    if np.array_equal(weights.token_ids, np.arange(head.vocab_size)):
-        return kernels.product(head.type, head.vocab_size, head.hidden, head.packed)
-    return product(dequantise(head.type, head.vocab_size, head.hidden, head.packed)[weights.token_ids])
+    return head_rows(head, weights.token_ids)
 
 
 def _check(weights: DFlashWeights, embedding: Embedding) -> None:

@@ -42,21 +42,28 @@ def forward(weights: Eagle3Weights, embedded: Floats, features: Floats) -> tuple
     embedded: float32 [N, hidden], the embeddings of x[1] to x[N]; features: float32 [N, hidden], of `fuse` or
     fed on by the slot before.
     """
-    config = weights.config
-    layer = {
-        name.removeprefix("layers.0.").removesuffix(".weight"): tensor
-        for name, tensor in weights.tensors.items()
-    }
-    normed = norm(features, layer["hidden_norm"], config.norm_eps)
+    config, tensors = weights.config, weights.tensors
+    normed = norm(features, tensors["layers.0.hidden_norm.weight"], config.norm_eps)
     residual = normed if config.norm_before_residual else features
-    read = np.concatenate([norm(embedded, layer["input_layernorm"], config.norm_eps), normed], axis=-1)
-    residual = residual + _attention(config.frequencies, layer, read, config.heads, config.kv_heads)
-    read = norm(residual, layer["post_attention_layernorm"], config.norm_eps)
-    gate = read @ layer["mlp.gate_proj"].T
-    activated = gate / (1 + np.exp(-gate)) * (read @ layer["mlp.up_proj"].T)
-    residual = residual + activated @ layer["mlp.down_proj"].T
-    normed = norm(residual, layer["norm"], config.norm_eps)
-    return normed @ layer["lm_head"].T, normed if config.norm_output else residual
+    for number in range(config.layers):
+        at = f"layers.{number}."
+        layer = {
+            name.removeprefix(at).removesuffix(".weight"): tensor
+            for name, tensor in tensors.items()
+            if name.startswith(at)
+        }
+        if number == 0:
+            read = norm(embedded, layer["input_layernorm"], config.norm_eps)
+            read = np.concatenate([read, normed], axis=-1)
+        else:
+            read = norm(residual, layer["input_layernorm"], config.norm_eps)
+        residual = residual + _attention(config.frequencies, layer, read, config.heads, config.kv_heads)
+        read = norm(residual, layer["post_attention_layernorm"], config.norm_eps)
+        gate = read @ layer["mlp.gate_proj"].T
+        activated = gate / (1 + np.exp(-gate)) * (read @ layer["mlp.up_proj"].T)
+        residual = residual + activated @ layer["mlp.down_proj"].T
+    normed = norm(residual, tensors["norm.weight"], config.norm_eps)
+    return normed @ tensors["lm_head.weight"].T, normed if config.norm_output else residual
 
 
 def follow(

@@ -22,6 +22,7 @@ from paceline.models.drafter_folder import CONFIG, TENSORS, known_tokens
 from paceline.models.eagle3_folder import Eagle3Weights, native_form, read_eagle3, speculators_form
 from paceline.models.safetensors_file import write_safetensors
 from paceline.trained.eagle3_reference import follow, fuse
+from paceline.trained.peagle_reference import draft
 
 ENGINES = ("vllm", "sglang")
 TOLERANCE = 1e-5
@@ -62,20 +63,24 @@ def export(weights: Eagle3Weights, to: str, folder: Path, target: str, layers: i
     ids = config.layers_of(layers or max(config.layer_ids or (0,)))
     if to == "sglang" and 0 in ids:
         raise ConfigError("the drafter reads the target's embeddings, which SGLang does not hand to drafters")
+    parallel = config.mask_token is not None
+    if to == "sglang" and parallel:
+        raise ConfigError("SGLang loads no drafters of P-EAGLE")
     written = speculators_form(config, ids, target) if to == "vllm" else native_form(config, ids)
     named = {
         (name.replace("layers.0.", "midlayer.") if to == "sglang" else name): narrowed(tensor)
         for name, tensor in weights.tensors.items()
     }
     write_folder(folder, written, named | known_tokens(weights.token_ids, config.vocab_size))
-    again = read_eagle3(folder)
+    again = read_eagle3(folder, config.kind)
     difference = compare(weights, again)
-    same = again.config.layers_of(layers or max(ids)) == ids and np.array_equal(
-        again.token_ids, weights.token_ids
-    )
+    same = again.config.layers_of(layers or max(ids)) == ids
+    same = same and again.config.mask_token == config.mask_token
+    same = same and np.array_equal(again.token_ids, weights.token_ids)
     if not same or not difference <= TOLERANCE:
         raise ModelFileError(f"{folder} reads back as another drafter: logits differ by {difference:.2g}")
-    command = command_for(to, "eagle3", target, folder, config.draft_tokens)
+    more = {"parallel_drafting": True} if parallel else {}
+    command = command_for(to, "eagle3", target, folder, config.draft_tokens, **more)
     return Exported(folder, written, command, difference)
 
 
@@ -91,30 +96,29 @@ def write_folder(folder: Path, config: dict[str, Any], tensors: Mapping[str, NDA
 
 def compare(one: Eagle3Weights, other: Eagle3Weights) -> float:
     """The largest difference between their logits, by the reference, on a random text with random hidden
-    states and a drafted path below it."""
+    states: of a drafted path below it, or of all that one pass drafts."""
     config, rng = one.config, np.random.default_rng(0)
     states = one.tensors["fc.weight"].shape[1] // config.target_hidden
     hidden_states = rng.standard_normal((states, 8, config.target_hidden), np.float32)
     shared = rng.standard_normal((config.vocab_size, config.hidden), np.float32)
     text = rng.integers(config.vocab_size, size=9).tolist()
     path = one.token_ids[rng.integers(config.draft_vocab_size, size=3)].tolist()
-    logits = [
-        follow(
-            weights,
-            weights.tensors.get("embed_tokens.weight", shared),
-            text,
-            fuse(weights, [*hidden_states]),
-            path,
-        )
-        for weights in (one, other)
-    ]
+    logits = []
+    for weights in (one, other):
+        embedding = weights.tensors.get("embed_tokens.weight", shared)
+        features = fuse(weights, [*hidden_states])
+        if config.mask_token is None:
+            logits.append(follow(weights, embedding, text, features, path))
+        else:
+            logits.append(draft(weights, embedding, text, features))
     return float(np.abs(logits[0] - logits[1]).max())
 
 
-def command_for(to: str, method: str, target: str, folder: Path, draft_tokens: int) -> str:
-    """What serves the target with the drafter in a folder. method: as vLLM calls it."""
+def command_for(to: str, method: str, target: str, folder: Path, draft_tokens: int, **more: object) -> str:
+    """What serves the target with the drafter in a folder. method, more: as vLLM calls it, and its further
+    settings."""
     if to == "vllm":
-        settings = {"method": method, "model": str(folder), "num_speculative_tokens": draft_tokens}
+        settings = {"method": method, "model": str(folder), "num_speculative_tokens": draft_tokens, **more}
         words = ["vllm", "serve", target, "--speculative-config", json.dumps(settings)]
     else:
         words = ["python", "-m", "sglang.launch_server", "--model-path", target]

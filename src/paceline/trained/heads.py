@@ -10,14 +10,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from paceline.core import LAST
 from paceline.kernels.packing import Embedding
 from paceline.models.drafter_folder import Floats
 from paceline.models.heads_folder import HeadsWeights
-from paceline.trained._fit import check_target, check_widths, product
+from paceline.trained._fit import REMEMBERED, check_target, check_widths, product
 from paceline.trained.heads_reference import unit
-
-REMEMBERED = 4096
-"""Embeddings of so many tokens are kept unpacked."""
 
 
 class NativeHeads:
@@ -28,6 +26,7 @@ class NativeHeads:
         target."""
         config = weights.config
         _check(weights, embedding)
+        self.tap = LAST
         self.depths = config.depths
         self.token_ids = weights.token_ids
         self._config = config

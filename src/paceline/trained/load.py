@@ -7,17 +7,25 @@ from pathlib import Path
 from typing import Protocol
 
 from paceline.core import TargetInfo
+from paceline.errors import IncompatibleDrafter
 from paceline.kernels.packing import Embedding
 from paceline.models.dflash_folder import read_dflash
-from paceline.models.eagle3_folder import read_eagle3
+from paceline.models.eagle3_folder import Eagle3Weights, read_eagle3
 from paceline.models.exit_folder import read_exits
 from paceline.models.heads_folder import read_heads
+from paceline.models.mtp_folder import read_mtp
+from paceline.models.pads_folder import read_pads
+from paceline.models.tasks_folder import read_tasks
 from paceline.trained.dflash import NativeDFlash
 from paceline.trained.eagle3 import NativeEagle3
 from paceline.trained.exits import NativeExits
 from paceline.trained.heads import NativeHeads
+from paceline.trained.mtp import NativeMtp
+from paceline.trained.pads import NativePads
+from paceline.trained.peagle import NativePEagle
+from paceline.trained.tasks import NativeTasks
 
-Trained = NativeEagle3 | NativeDFlash | NativeExits | NativeHeads
+Trained = NativeEagle3 | NativeDFlash | NativeExits | NativeHeads | NativeMtp | NativePads | NativeTasks
 
 
 class Lender(Protocol):
@@ -47,14 +55,44 @@ def _layers(target: Lender) -> int:
 
 
 def _eagle3(folder: Path, target: Lender) -> NativeEagle3:
+    return _on_kernels(read_eagle3(folder), target)
+
+
+def _on_kernels(weights: Eagle3Weights, target: Lender) -> NativeEagle3:
     return NativeEagle3(
-        read_eagle3(folder),
+        weights,
         target.embedding(),
         _layers(target),
         threads=target.threads,
         cache_tokens=target.info.cache_tokens,
         max_positions=target.info.max_positions,
     )
+
+
+def _peagle(folder: Path, target: Lender) -> NativePEagle:
+    return NativePEagle(
+        read_eagle3(folder, "peagle"),
+        target.embedding(),
+        _layers(target),
+        threads=target.threads,
+        cache_tokens=target.info.cache_tokens,
+        max_positions=target.info.max_positions,
+    )
+
+
+def _mtp(folder: Path, target: Lender) -> NativeMtp:
+    return NativeMtp(
+        read_mtp(folder),
+        target.embedding(),
+        target.head(),
+        threads=target.threads,
+        cache_tokens=target.info.cache_tokens,
+        max_positions=target.info.max_positions,
+    )
+
+
+def _tasks(folder: Path, target: Lender) -> NativeTasks:
+    return NativeTasks(read_tasks(folder), target.embedding(), lambda weights: _on_kernels(weights, target))
 
 
 def _dflash(folder: Path, target: Lender) -> NativeDFlash:
@@ -76,10 +114,21 @@ def _hydra(folder: Path, target: Lender) -> NativeHeads:
     return NativeHeads(read_heads(folder, "hydra"), target.embedding())
 
 
+def _pads(folder: Path, target: Lender) -> NativePads:
+    look_ahead = getattr(target, "look_ahead", None)
+    if look_ahead is None:
+        raise IncompatibleDrafter(f"drafter pads needs a target that reads pads; {target.info.name} does not")
+    return NativePads(read_pads(folder), target.head(), look_ahead)
+
+
 _LOADERS: dict[str, Callable[[Path, Lender], Trained]] = {
     "eagle3": _eagle3,
+    "peagle": _peagle,
+    "mtp": _mtp,
     "dflash": _dflash,
     "exit": _exit,
     "medusa": _medusa,
     "hydra": _hydra,
+    "pads": _pads,
+    "tasks": _tasks,
 }

@@ -93,7 +93,7 @@ class BoundModel {
 
     void forward(Ints slots, Ints offsets, Ints starts, Ints tokens, Ints parents, Ints positions, Ints scored, StridedRows logits,
                  const std::vector<int32_t>& tap_layers, const std::vector<Floats>& taps, const std::optional<Floats>& features = {},
-                 const Shortcut* shortcut = nullptr) {
+                 const std::optional<Floats>& pads = {}, const Shortcut* shortcut = nullptr) {
         const ModelRecord& record = model_->record();
         if (logits.shape(0) < scored.shape(0) || (int)logits.shape(1) != record.head.rows || logits.stride(1) != 1)
             throw std::invalid_argument("logits have the wrong shape");
@@ -104,11 +104,14 @@ class BoundModel {
             if (tap.shape(0) != tokens.shape(0) || (int)tap.shape(1) != record.hidden) throw std::invalid_argument("a tap has the wrong shape");
             tap_rows.push_back(tap.data());
         }
+        if (pads && (record.takes_features || (int)pads->shape(1) != record.hidden)) throw std::invalid_argument("pads have the wrong shape, or the model takes features");
+        const int vocab = record.vocab + (pads ? (int)pads->shape(0) : 0);
         for (size_t i = 0; i < tokens.shape(0); i++)
-            if (tokens.data()[i] < 0 || tokens.data()[i] >= record.vocab)
-                throw std::invalid_argument("token " + std::to_string(tokens.data()[i]) + " is not in 0.." + std::to_string(record.vocab - 1));
+            if (tokens.data()[i] < 0 || tokens.data()[i] >= vocab)
+                throw std::invalid_argument("token " + std::to_string(tokens.data()[i]) + " is not in 0.." + std::to_string(vocab - 1));
         const PackedDraft draft{(int)slots.shape(0), (int)tokens.shape(0), (int)scored.shape(0), slots.data(), offsets.data(), starts.data(),
-                                tokens.data(), parents.data(), positions.data(), scored.data(), features ? features->data() : nullptr};
+                                tokens.data(), parents.data(), positions.data(), scored.data(), features ? features->data() : nullptr,
+                                pads ? pads->data() : nullptr};
         nb::gil_scoped_release release;
         model_->forward(draft, logits.data(), (size_t)logits.stride(0), tap_layers, tap_rows, shortcut);
     }
@@ -117,7 +120,7 @@ class BoundModel {
                 const std::vector<int32_t>& skipped, int sinks, int recent, const std::vector<int32_t>& tap_layers, const std::vector<Floats>& taps) {
         Shortcut shortcut{std::vector<uint8_t>(model_->record().layers), sinks, recent};
         for (const int32_t layer : skipped) shortcut.skipped.at(layer) = 1;
-        forward(slots, offsets, starts, tokens, parents, positions, scored, logits, tap_layers, taps, {}, &shortcut);
+        forward(slots, offsets, starts, tokens, parents, positions, scored, logits, tap_layers, taps, {}, {}, &shortcut);
     }
 
     Model& model() { return *model_; }
@@ -255,11 +258,11 @@ NB_MODULE(_kernels, m) {
              nb::kw_only(), nb::arg("windows"), nb::arg("frequencies"), nb::arg("cache_pages"), nb::arg("max_positions"), nb::arg("threads"), nb::arg("isa"))
         .def("forward",
              [](BoundModel& b, Ints slots, Ints offsets, Ints starts, Ints tokens, Ints parents, Ints positions, Ints scored, StridedRows logits,
-                const std::vector<int32_t>& tap_layers, const std::vector<Floats>& taps, const std::optional<Floats>& features) {
-                 b.forward(slots, offsets, starts, tokens, parents, positions, scored, logits, tap_layers, taps, features);
+                const std::vector<int32_t>& tap_layers, const std::vector<Floats>& taps, const std::optional<Floats>& features, const std::optional<Floats>& pads) {
+                 b.forward(slots, offsets, starts, tokens, parents, positions, scored, logits, tap_layers, taps, features, pads);
              },
              nb::arg("slots"), nb::arg("offsets"), nb::arg("starts"), nb::arg("tokens"), nb::arg("parents"), nb::arg("positions"), nb::arg("scored"),
-             nb::arg("logits"), nb::arg("tap_layers"), nb::arg("taps"), nb::arg("features") = nb::none())
+             nb::arg("logits"), nb::arg("tap_layers"), nb::arg("taps"), nb::arg("features") = nb::none(), nb::arg("pads") = nb::none())
         .def("sketch", &BoundModel::sketch, nb::arg("slots"), nb::arg("offsets"), nb::arg("starts"), nb::arg("tokens"), nb::arg("parents"),
              nb::arg("positions"), nb::arg("scored"), nb::arg("logits"), nb::arg("skipped"), nb::arg("sinks"), nb::arg("recent"),
              nb::arg("tap_layers") = std::vector<int32_t>(), nb::arg("taps") = std::vector<Floats>())

@@ -265,6 +265,10 @@ void embed(const Pass& pass, int node) {
     const ModelRecord& model = *pass.model;
     const size_t at = (size_t)node * model.hidden;
     float* embedded = pass.embedded + at;
+    if (const int pad = pass.tokens[node] - model.vocab; pad >= 0) {
+        __builtin_memcpy(embedded, pass.pads + (size_t)pad * model.hidden, sizeof(float) * model.hidden);
+        return;
+    }
     read_row(model.embedding, pass.tokens[node], embedded);
     if (model.embedding_scale != 1.0f)
         for (int i = 0; i < model.hidden; i += kLanes) store(embedded + i, load(embedded + i) * splat(model.embedding_scale));

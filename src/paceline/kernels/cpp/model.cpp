@@ -226,7 +226,7 @@ void Model::forward(const PackedDraft& draft, float* logits, size_t logits_strid
     Pass pass{};
     pass.model = &record_;
     pass.nodes = draft.nodes, pass.rows = draft.rows, pass.scored = draft.scored;
-    pass.tokens = draft.tokens, pass.features = draft.features, pass.positions = draft.positions, pass.scored_nodes = draft.scored_nodes;
+    pass.tokens = draft.tokens, pass.features = draft.features, pass.pads = draft.pads, pass.positions = draft.positions, pass.scored_nodes = draft.scored_nodes;
     pass.skipped = shortcut ? shortcut->skipped.data() : nullptr;
     pass.row_of = row_of.data(), pass.row = rows.data(), pass.node = nodes.data(), pass.unit = units.data(), pass.unit_share = unit_share.data();
     pass.keys = keys_.halves(), pass.values = values_.halves(), pass.head_stride = head_stride_;
@@ -305,6 +305,7 @@ void Model::commit(const std::vector<int>& known, const std::vector<std::vector<
             to++;
         }
         sequence.length = to;
+        for (; (int)sequence.pages.size() * kLanes >= to + kLanes; sequence.pages.pop_back()) pages_.give_back(sequence.pages.back());
     }
     last_slots_.clear();
 }

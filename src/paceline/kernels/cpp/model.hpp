@@ -48,6 +48,7 @@ struct PackedDraft {
     int rows, nodes, scored;
     const int32_t *slots, *offsets, *starts, *tokens, *parents, *positions, *scored_nodes;
     const float* features;           // [nodes][hidden], of a model that takes them, else null
+    const float* pads;               // [any][hidden]: what tokens from the vocabulary's end on are embedded as, or null
 };
 
 // How a pass is made cheaper, for drafting: layers left out, and tokens of the cache that it does not look at.
@@ -69,7 +70,7 @@ class Model {
                  const Shortcut* shortcut = nullptr);
 
     // Keeps, for row r of the last forward, its first `known[r]` nodes and then the nodes kept[r], numbered within the
-    // row, root first.
+    // row, root first. Pages that held only others are free again.
     void commit(const std::vector<int>& known, const std::vector<std::vector<int>>& kept);
 
     void release(const std::vector<int>& slots);

@@ -138,6 +138,7 @@ struct Pass {
     int nodes, rows, scored;
     const int32_t* tokens;      // [nodes]
     const float* features;      // [nodes][hidden]: what the residual stream starts as; null: the embeddings
+    const float* pads;          // [any][hidden]: what tokens from the vocabulary's end on are embedded as
     const int32_t* positions;   // [nodes]
     const int32_t* row_of;      // [nodes]
     const Row* row;             // [rows]

@@ -17,15 +17,23 @@ class Architecture(nn.Module):
 
     vocabulary  int64 [D], ascending: the target's ids of the tokens that it can propose
     depths      drafted tokens along one path that it is trained for
+    adapts      whether it is trained on top of a drafter, which must be named
     """
 
     vocabulary: Tensor
     depths: int
+    adapts = False
+
+    @property
+    def start(self) -> Mapping[str, Tensor]:
+        """What it takes over from the drafter that training goes on from, by the names in its folder."""
+        return dict(self.named_parameters())
 
     @property
     @abstractmethod
     def head(self) -> Tensor:
-        """The rows [D, H] that turn what `forward` gives into logits."""
+        """The rows [D, H] that turn what `forward` gives into logits; no parameter where they are not
+        trained."""
 
     @abstractmethod
     def forward(self, batch: Batch) -> Iterator[Tensor]:

@@ -1,7 +1,7 @@
 """What drafters have in common that are made of the target's own kind of decoder layers.
 
-Their embedding is the target's and is not trained; `fc` puts the target's hidden states together; their head
-begins as the target's rows and is trained.
+Their embedding is the target's and is not trained. Of those that read the target's inner layers, `fc` puts
+the hidden states together, and the head begins as the target's rows and is trained.
 """
 
 from __future__ import annotations
@@ -21,37 +21,15 @@ SPREAD = 0.02
 """Standard deviation of fresh weights."""
 
 
-class DecoderDrafter(Architecture):
-    """A drafter in training that reads the target's inner layers and proposes the most frequent tokens."""
+class LikeTarget(Architecture):
+    """A drafter in training that has the target's embedding and proposes the most frequent tokens."""
 
-    def __init__(self, teacher: Teacher, depths: int, draft_vocab: int, layers: Iterable[nn.Module]) -> None:
+    def __init__(self, teacher: Teacher, depths: int, draft_vocab: int) -> None:
         super().__init__()
-        config = teacher.config
         vocabulary = teacher.likeliest(min(draft_vocab, len(teacher.counts)))
-        self._config, self._layer_ids = config, teacher.layer_ids
-        self.depths = depths
+        self._config, self.depths = teacher.config, depths
         self.register_buffer("vocabulary", vocabulary, persistent=False)
         self.register_buffer("embedding", teacher.embedding, persistent=False)
-        self.fc = nn.Linear(len(self._layer_ids) * config.hidden, config.hidden, bias=False)
-        self.layers = nn.ModuleList(layers)
-        self.norm = nn.RMSNorm(config.hidden, config.norm_eps)
-        self.lm_head = nn.Linear(config.hidden, len(vocabulary), bias=False)
-        for part in self.modules():
-            if isinstance(part, nn.Linear):
-                nn.init.normal_(part.weight, std=SPREAD)
-        with torch.no_grad():
-            # Taps differ in size by orders of magnitude; the layers should begin with equal parts of each.
-            scale = torch.tensor([1 / tap for tap in teacher.scales[:-1]]).repeat_interleave(config.hidden)
-            self.fc.weight.normal_(std=self.fc.in_features**-0.5).mul_(scale)
-            rows = teacher.head.cpu()[vocabulary].float()
-            self.lm_head.weight.copy_(rows)
-            # With the target's rows as they are, logits of features that mean nothing yet would be far apart.
-            self.norm.weight.fill_(rows.square().sum(-1).mean() ** -0.5)
-
-    @property
-    def head(self) -> Tensor:
-        """See `Architecture.head`."""
-        return self.lm_head.weight
 
     def known_tokens(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """See `Architecture.known_tokens`."""
@@ -81,6 +59,35 @@ class DecoderDrafter(Architecture):
         known[ids] = True
         own = {name: tensor.to(torch.bfloat16) for name, tensor in weights.items()}
         return {**own, "d2t": ids - torch.arange(len(ids)), "t2d": known}
+
+
+class DecoderDrafter(LikeTarget):
+    """One that reads the target's inner layers."""
+
+    def __init__(self, teacher: Teacher, depths: int, draft_vocab: int, layers: Iterable[nn.Module]) -> None:
+        super().__init__(teacher, depths, draft_vocab)
+        config, vocabulary = teacher.config, self.vocabulary
+        self._layer_ids = teacher.layer_ids
+        self.fc = nn.Linear(len(self._layer_ids) * config.hidden, config.hidden, bias=False)
+        self.layers = nn.ModuleList(layers)
+        self.norm = nn.RMSNorm(config.hidden, config.norm_eps)
+        self.lm_head = nn.Linear(config.hidden, len(vocabulary), bias=False)
+        for part in self.modules():
+            if isinstance(part, nn.Linear):
+                nn.init.normal_(part.weight, std=SPREAD)
+        with torch.no_grad():
+            # Taps differ in size by orders of magnitude; the layers should begin with equal parts of each.
+            scale = torch.tensor([1 / tap for tap in teacher.scales[:-1]]).repeat_interleave(config.hidden)
+            self.fc.weight.normal_(std=self.fc.in_features**-0.5).mul_(scale)
+            rows = teacher.head.cpu()[vocabulary].float()
+            self.lm_head.weight.copy_(rows)
+            # With the target's rows as they are, logits of features that mean nothing yet would be far apart.
+            self.norm.weight.fill_(rows.square().sum(-1).mean() ** -0.5)
+
+    @property
+    def head(self) -> Tensor:
+        """See `Architecture.head`."""
+        return self.lm_head.weight
 
 
 class Mlp(nn.Module):

@@ -13,7 +13,7 @@ loads.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -45,8 +45,11 @@ def build(teacher: Teacher, *, depths: int = 5, draft_vocab: int = 8192) -> Eagl
 class Eagle3(DecoderDrafter):
     """The drafter."""
 
-    def __init__(self, teacher: Teacher, depths: int, draft_vocab: int) -> None:
-        super().__init__(teacher, depths, draft_vocab, [Layer(teacher.config)])
+    def __init__(
+        self, teacher: Teacher, depths: int, draft_vocab: int, further: Iterable[nn.Module] = ()
+    ) -> None:
+        """further: layers behind the first."""
+        super().__init__(teacher, depths, draft_vocab, [Layer(teacher.config), *further])
         hidden = teacher.config.hidden
         with torch.no_grad():
             # What the last tap holds comes through as it is: the target's own way to its next token.
@@ -62,9 +65,10 @@ class Eagle3(DecoderDrafter):
             features = self.layers[0](tokens.float(), features, seen)
             yield self.norm(features[batch.bases(depth)])
 
-    def folder(self, weights: Mapping[str, Tensor], model: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """A folder of the speculators form."""
-        config = Eagle3Config(
+    @property
+    def described(self) -> Eagle3Config:
+        """What its folder says of it."""
+        return Eagle3Config(
             **self.shape,
             target_hidden=self._config.hidden,
             layer_ids=tuple(self._layer_ids),
@@ -73,8 +77,12 @@ class Eagle3(DecoderDrafter):
             fc_norm=False,
             norm_output=False,
             draft_tokens=self.depths,
+            layers=len(self.layers),
         )
-        return speculators_form(config, self._layer_ids, model), self.tensors(weights)
+
+    def folder(self, weights: Mapping[str, Tensor], model: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """A folder of the speculators form."""
+        return speculators_form(self.described, self._layer_ids, model), self.tensors(weights)
 
 
 class Layer(nn.Module):
@@ -85,7 +93,7 @@ class Layer(nn.Module):
         hidden, eps = config.hidden, config.norm_eps
         self.input_layernorm = nn.RMSNorm(hidden, eps)
         self.hidden_norm = nn.RMSNorm(hidden, eps)
-        self.self_attn = Attention(config)
+        self.self_attn = Attention(config, 2 * hidden)
         self.post_attention_layernorm = nn.RMSNorm(hidden, eps)
         self.mlp = Mlp(hidden, config.ffn)
 
@@ -101,10 +109,11 @@ class Layer(nn.Module):
 class Attention(nn.Module):
     """Grouped queries over the slots of depth 0 up to a base, and the slots of one draft behind it."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, width: int) -> None:
+        """width: of what it reads."""
         super().__init__()
         self._dim, self._groups = config.head_dim, config.heads // config.kv_heads
-        width, q, kv = 2 * config.hidden, config.heads * self._dim, config.kv_heads * self._dim
+        q, kv = config.heads * self._dim, config.kv_heads * self._dim
         self.q_proj = nn.Linear(width, q, bias=False)
         self.k_proj = nn.Linear(width, kv, bias=False)
         self.v_proj = nn.Linear(width, kv, bias=False)
@@ -112,15 +121,23 @@ class Attention(nn.Module):
         self.register_buffer("_frequencies", rotary_frequencies(config), persistent=False)
 
     def forward(self, read: Tensor, seen: list[Pair]) -> Tensor:
-        """What the slots of one depth attend to: [B, L, H]. read: [B, L, 2 H]."""
+        """What the slots of one depth attend to: [B, L, H]. read: [B, L, width]."""
         depth = len(seen)
-        q = self._rotated(self._heads(self.q_proj(read)), depth)
-        k = self._rotated(self._heads(self.k_proj(read)), depth).repeat_interleave(self._groups, 1)
+        q = self._rotated(self.queries(read), depth)
+        k = self._rotated(self.keys(read), depth).repeat_interleave(self._groups, 1)
         v = self._heads(self.v_proj(read)).repeat_interleave(self._groups, 1)
         seen.append((k, v))
         attended = draft_attention(q, seen)
         out: Tensor = self.o_proj(attended.transpose(1, 2).flatten(2))
         return out
+
+    def queries(self, read: Tensor) -> Tensor:
+        """[B, heads, L, dim], before they are rotated."""
+        return self._heads(self.q_proj(read))
+
+    def keys(self, read: Tensor) -> Tensor:
+        """[B, kv_heads, L, dim], before they are rotated."""
+        return self._heads(self.k_proj(read))
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self._dim)).transpose(1, 2)
