@@ -7,7 +7,7 @@ that is committed of a text is read with true features, and a drafted path with 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -20,8 +20,8 @@ from paceline.drafting import Paths
 
 Floats = NDArray[np.float32]
 
-CHUNK = 128
-"""Features that may wait: where a text brings more, as a prompt does, they are read at once."""
+CHUNK = 256
+"""Positions of a text that may wait until something is drafted; more of them are read at once."""
 
 
 class FeatureModel(Protocol):
@@ -77,11 +77,14 @@ class _Reading:
               before does not exist for the model then
     read      slots in the model's cache
     features  [n, H] of the slots from `read` on
+    waiting   what the taps gave behind those, float32 [m, ...] each, of one step after the other: it costs
+              little to keep, and nothing more where nothing is drafted
     yielded   {drafted path: the feature [H] that its last slot yielded} below a history of `length` tokens
     """
 
     base: int
-    features: Floats
+    features: Floats = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    waiting: list[Sequence[Floats]] = field(default_factory=list)
     read: int = 0
     length: int = 0
     yielded: dict[Path, Floats] = field(default_factory=dict)
@@ -89,7 +92,12 @@ class _Reading:
     @property
     def end(self) -> int:
         """The position whose feature comes next."""
-        return self.base + self.read + len(self.features)
+        return self.base + self.read + self.unread
+
+    @property
+    def unread(self) -> int:
+        """Positions that were seen and are not in the model's cache."""
+        return len(self.features) + sum(len(states[0]) for states in self.waiting)
 
     def behind(self, history: Sequence[int]) -> Sequence[int]:
         """The tokens of the slots from `read` on."""
@@ -116,17 +124,32 @@ class FeatureScorer:
             kept += range(offsets[row], offsets[row + 1] if root < 0 else root + 1)
             kept += paths[row]
             ends.append(len(kept))
-        features = self._model.fuse([step.scores.features[tap][kept] for tap in self.taps])
+        seen = [step.scores.features[tap][kept] for tap in self.taps]
         for row, slot in enumerate(step.view.slots):
-            own = features[ends[row - 1] if row else 0 : ends[row]]
+            own = slice(ends[row - 1] if row else 0, ends[row])
             reading = self._readings.get(slot)
             if reading is None or reading.end != draft.starts[row]:
                 self.release([slot])
-                reading = self._readings[slot] = _Reading(int(draft.starts[row]), own)
-            else:
-                reading.features = np.concatenate([reading.features, own])
-            if len(reading.features) > CHUNK:
+                reading = self._readings[slot] = _Reading(int(draft.starts[row]))
+            reading.waiting.append([states[own] for states in seen])
+            if reading.unread > CHUNK:
+                self._fuse([reading])
                 self._read_ahead(slot, reading, reading.behind(step.view.histories[row]))
+
+    def _fuse(self, readings: Iterable[_Reading]) -> None:
+        """Make features of what waits."""
+        due = [reading for reading in readings if reading.waiting]
+        if not due:
+            return
+        steps = [states for reading in due for states in reading.waiting]
+        fused = self._model.fuse([np.concatenate(parts) for parts in zip(*steps, strict=True)])
+        first = 0
+        for reading in due:
+            last = first + reading.unread - len(reading.features)
+            own = fused[first:last]
+            reading.features = np.concatenate([reading.features, own]) if len(reading.features) else own
+            reading.waiting.clear()
+            first = last
 
     def _read_ahead(self, slot: int, reading: _Reading, behind: Sequence[int]) -> None:
         """Put into the cache what can be: the last token's slot is read with the draft below it."""
@@ -148,6 +171,7 @@ class FeatureScorer:
     def score(self, slots: Sequence[int], histories: Sequence[Sequence[int]], paths: Paths) -> list[Array]:
         """Logits [D] after each path, over the model's `token_ids`. The path above was scored before."""
         readings = {row: self._readings[slots[row]] for row in sorted({row for row, _ in paths})}
+        self._fuse(readings.values())
         fresh = {row: (one.read, one.behind(histories[row])) for row, one in readings.items()}
         behind = {row: one for row, one in readings.items() if len(fresh[row][1]) > 1}
         level = {row: one for row, one in readings.items() if row not in behind}
