@@ -64,7 +64,9 @@ def random_for(vocab_size: int, seed: int = 0) -> tuple[DFlashWeights, Embedding
 DEPTHS, STEEP = 4, 3.0
 
 
-def following_drafter(successors: NDArray[np.int64]) -> tuple[DFlashWeights, Embedding]:
+def following_drafter(
+    successors: NDArray[np.int64], *, from_anchor: bool = False
+) -> tuple[DFlashWeights, Embedding]:
     """A drafter for a target of V + 1 tokens, the last of them the mask token, where token x is followed two
     places further by successors[x], int64 [V]; and the embeddings that it is for. The target's hidden states,
     all alike, are 1 in the place of the token and 0 elsewhere.
@@ -72,6 +74,9 @@ def following_drafter(successors: NDArray[np.int64]) -> tuple[DFlashWeights, Emb
     Head m looks 2 m + 2 places back, which is its queries' rotation, and says the m + 1-th successor of what
     it finds there. From masks 1 and 3 that leads into the text, to the hidden states of its last token but
     one known; from masks 2 and 4 to the block's first token. The nearest heads say it loudest.
+
+    from_anchor: each slot of a block that is one shorter says the token behind its own place, so each head
+    looks one place less far back.
     """
     vocab, heads = len(successors) + 1, DEPTHS // 2
     hidden = dim = state_width(vocab)
@@ -87,7 +92,7 @@ def following_drafter(successors: NDArray[np.int64]) -> tuple[DFlashWeights, Emb
         draft_vocab_size=vocab,
         context=512,
         layer_ids=(1, 2, 3),
-        block=DEPTHS + 1,
+        block=DEPTHS + (not from_anchor),
         mask_token=vocab - 1,
         rope_theta=10.0,  # so that neighbouring positions are far apart
     )
@@ -102,7 +107,7 @@ def following_drafter(successors: NDArray[np.int64]) -> tuple[DFlashWeights, Emb
     tensors["fc.weight"][constant, :vocab] = 1
     for name in "qk":
         tensors[f"layers.0.self_attn.{name}_norm.weight"][:] = STEEP
-    angles = config.frequencies * 2 * (np.arange(heads)[:, None] + 1)
+    angles = config.frequencies * (2 * (np.arange(heads)[:, None] + 1) - from_anchor)
     q, k, v = (
         tensors[f"layers.0.self_attn.{name}_proj.weight"].reshape(heads, dim, hidden) for name in "qkv"
     )
@@ -112,8 +117,10 @@ def following_drafter(successors: NDArray[np.int64]) -> tuple[DFlashWeights, Emb
     for head in range(heads):
         reached = successors[reached]
         v[head, reached, tokens] = 0.25 / 1.5**head  # 4 is what 1 is behind the norms
-        tensors["layers.0.self_attn.o_proj.weight"].reshape(hidden, heads, dim)[:, head] = np.eye(hidden)
-    tensors[HEAD][tokens, tokens] = 1.25
+        # Apart from the embedding of the block's first token.
+        said = tensors["layers.0.self_attn.o_proj.weight"].reshape(hidden, heads, dim)[:, head]
+        said[vocab + tokens, tokens] = 1
+    tensors[HEAD][tokens, vocab + tokens] = 1.25
     return DFlashWeights(config, tensors, np.arange(vocab)), embedding_of(embeddings)
 
 

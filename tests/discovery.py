@@ -15,12 +15,14 @@ import numpy as np
 
 from paceline.core import Drafter, Rule, Target, TargetInfo
 from paceline.drafters import load as load_drafter
+from paceline.models.dflash_folder import DFlashConfig
 from paceline.rules import load, names
 from paceline.stores.datastore import KIND, Datastore
 from paceline.stores.token_file import TokenFile
 from paceline.targets.native import NativeTarget
 from paceline.targets.weights import PackedWeights, aligned
 from paceline.trained.dflash import NativeDFlash
+from paceline.trained.dspark import NativeDSpark
 from paceline.trained.eagle3 import NativeEagle3
 from paceline.trained.exits import NativeExits
 from paceline.trained.heads import NativeHeads
@@ -30,6 +32,10 @@ from tests.dflash import CONFIG as DFLASH
 from tests.dflash import random_drafter as random_dflash
 from tests.dflash import random_for
 from tests.dflash import run as run_dflash
+from tests.dspark import of
+from tests.dspark import random_drafter as random_dspark
+from tests.dspark import random_for as random_dspark_for
+from tests.dspark import run as run_dspark
 from tests.eagle3 import CONFIG, additive_drafter, random_drafter, run
 from tests.exits import random_exits, table_exits
 from tests.exits import run as run_exits
@@ -57,6 +63,7 @@ RULES: dict[str, Rule] = {name: load(name, allow_lossy=True) for name in names()
 EAGER = {
     "datastore": "datastore:min_probability=1e-6,max_nodes=2",
     "dflash": "dflash:model=near,min_probability=0",
+    "dspark": "dspark:model=near,min_probability=0,min_confidence=0",
     "draft": "draft:model=near,min_probability=0",
     "eagle3": "eagle3:model=near,min_probability=0",
     "exit": "exit:min_probability=0",
@@ -80,6 +87,7 @@ without: "near" is a model like the target."""
 RUN_MODELS = {
     "dflash",
     "draft",
+    "dspark",
     "eagle3",
     "exit",
     "hydra",
@@ -137,6 +145,7 @@ def trained(drafter: str, target: Target) -> Any:
     """A trained drafter for this target."""
     known = {
         "dflash": blocks,
+        "dspark": markov_blocks,
         "eagle3": features,
         "exit": exits,
         "mtp": module,
@@ -205,15 +214,29 @@ def blocks(target: Target) -> NativeDFlash:
     info = target.info
     if not isinstance(target, NativeTarget):
         return run_dflash(*random_for(info.vocab_size), layers=info.layers)
+    config = block_config(target)
+    return run_dflash(random_dflash(config), target.embedding(), target.head(), target.config.layers)
+
+
+def markov_blocks(target: Target) -> NativeDSpark:
+    """A DSpark drafter for this target, which knows nothing of it."""
+    info = target.info
+    if not isinstance(target, NativeTarget):
+        return run_dspark(*random_dspark_for(info.vocab_size), layers=info.layers)
+    config = of(block_config(target), block=4)
+    return run_dspark(random_dspark(config), target.embedding(), target.head(), target.config.layers)
+
+
+def block_config(target: NativeTarget) -> DFlashConfig:
+    """Of a drafter of blocks for this target."""
     layers = target.config.layers
-    config = replace(
+    return replace(
         DFLASH,
         hidden=target.config.hidden,
-        vocab_size=info.vocab_size,
+        vocab_size=target.info.vocab_size,
         layer_ids=(0, layers // 2, layers),
         mask_token=0,
     )
-    return run_dflash(random_dflash(config), target.embedding(), target.head(), layers)
 
 
 def exits(target: Target) -> NativeExits:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from paceline.models.dflash_folder import read_dflash
+from paceline.models.dspark_folder import read_dspark
 from paceline.models.eagle3_folder import read_eagle3
 from paceline.models.heads_folder import read_heads
 from paceline.models.mtp_folder import read_mtp
-from tests import dflash, draft_models, exits, heads, mtp, pads, peagle
+from tests import dflash, draft_models, dspark, exits, heads, mtp, pads, peagle
 from tests.cli.test_generate import one_line_error
 from tests.eagle3 import folder_of, random_drafter
 
@@ -46,6 +47,16 @@ def test_a_dflash_drafter_is_written_in_its_own_form(paceline: Paceline, tmp_pat
     assert "has a head of its own" in message
     message = one_line_error(paceline("export", str(folder), "--to", "vllm", "--layers", "3"))
     assert "says which hidden states it reads" in message
+
+
+def test_a_dspark_drafter_is_written_for_vllm_alone(paceline: Paceline, tmp_path: Path) -> None:
+    folder = dspark.folder_of(dspark.random_drafter(), tmp_path / "drafter")
+    outcome = paceline("export", str(folder), "--to", "vllm", "--target", "org/model")
+    assert outcome.code == 0, outcome.err
+    assert '"method": "dspark"' in outcome.out
+    assert read_dspark(tmp_path / "drafter-vllm").config.layer_ids == (1, 2, 3)
+    refused = paceline("export", str(folder), "--to", "sglang", "--target", "org/model")
+    assert "written for vLLM alone" in one_line_error(refused)
 
 
 def test_a_peagle_drafter_is_written_with_the_setting_that_makes_it_one(

@@ -25,7 +25,7 @@ from paceline.sampling import SamplingParams
 from paceline.targets.torch import TorchTarget
 from paceline.targets.torch_cache import Pool
 from paceline.targets.torch_models import longest
-from tests import dflash, eagle3, heads, mtp, peagle
+from tests import dflash, dspark, eagle3, heads, mtp, peagle
 from tests.torch.families import FAMILIES, VOCABULARY, model, small
 
 ROWS = 8
@@ -299,6 +299,12 @@ def trained_dflash(folder: Path) -> Path:
     return dflash.folder_of(dflash.random_drafter(config, head=False), folder)
 
 
+def trained_dspark(folder: Path) -> Path:
+    sizes = {"hidden": 32, "vocab_size": VOCABULARY, "draft_vocab_size": 40}
+    config = replace(dspark.CONFIG, **sizes, layer_ids=(0, 1, 2), mask_token=0)
+    return dspark.folder_of(dspark.random_drafter(config), folder)
+
+
 def trained_peagle(folder: Path) -> Path:
     sizes = {"hidden": 32, "target_hidden": 32, "vocab_size": VOCABULARY, "draft_vocab_size": 40}
     config = replace(peagle.CONFIG, **sizes, layer_ids=(0, 1, 2), mask_token=0)
@@ -324,6 +330,7 @@ def test_what_trained_drafters_share_is_the_models_own() -> None:
     ("name", "made"),
     [
         ("dflash", trained_dflash),
+        ("dspark", trained_dspark),
         ("eagle3", trained_eagle3),
         ("mtp", trained_mtp),
         ("peagle", trained_peagle),

@@ -19,6 +19,7 @@ if find_spec("torch") is None or find_spec("safetensors") is None:
     collect_ignore = [
         "test_dflash.py",
         "test_draft.py",
+        "test_dspark.py",
         "test_eagle3.py",
         "test_exit.py",
         "test_fast_paths.py",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from paceline.models.dflash_folder import HEAD, read_dflash
 from paceline.train.batches import collate
 from paceline.train.loop import Run
 from paceline.train.settings import Settings
+from paceline.trained.dflash_export import export_dflash
 from paceline.trained.dflash_reference import forward, inject
 from tests.train.conftest import Make
 
@@ -79,11 +82,50 @@ def test_the_folder_has_all_that_engines_ask_for(run: Run, tmp_path: Path) -> No
     assert kinds == {torch.bfloat16, torch.int64, torch.bool}
 
 
+@pytest.fixture
+def two_layers(write_gguf: Any) -> Path:
+    """A target with hidden states that are neither its embeddings nor its last."""
+    rng = np.random.default_rng(0)
+    shapes = {"attn_q": (64, 64), "attn_k": (32, 64), "attn_v": (32, 64), "attn_output": (64, 64)}
+    shapes |= {"ffn_gate": (96, 64), "ffn_up": (96, 64), "ffn_down": (64, 96)}
+    second = {f"blk.1.{name}.weight": rng.normal(0, 0.1, shape) for name, shape in shapes.items()}
+    second |= {f"blk.1.{name}_norm.weight": np.ones(64) for name in ("attn", "ffn")}
+    tensors = {name: tensor.astype(np.float32) for name, tensor in second.items()}
+    return Path(write_gguf({"llama.context_length": 512, "llama.block_count": 2}, tensors))
+
+
+def test_with_the_targets_head_it_is_exported_in_the_native_form(
+    make: Make, tmp_path: Path, two_layers: Path
+) -> None:
+    """Which counts the layers, so that its ids are one less; training does not change the target's head."""
+    make(tmp_path / "data", file=two_layers, tokens=200, taps=("hidden.1",))
+    settings = Settings(arch="dflash:depths=3,head=target", dtype="float32", epochs=2, held_out=0.0)
+    run = Run(tmp_path / "data", tmp_path / "out", settings, threads=1)
+    given = run.teacher.head.clone()
+    run.train(lambda step, log: None)
+    assert torch.equal(run.drafter.head, given.float())
+    weights = read_dflash(tmp_path / "out")
+    assert HEAD not in weights.tensors
+    assert weights.token_ids.tolist() == list(range(265))
+    written = export_dflash(weights, "sglang", tmp_path / "native", "org/target")
+    assert written.difference == 0
+    assert weights.config.layer_ids == (1,)
+    assert written.config["dflash_config"]["target_layer_ids"] == [0]
+    assert read_dflash(tmp_path / "native").config.layer_ids == (1,)
+    held = load_file(tmp_path / "native" / "model.safetensors")
+    assert held.keys() == weights.config.shapes.keys()
+    again = Run(
+        tmp_path / "data", tmp_path / "more", replace(settings, start_from=str(tmp_path / "out")), threads=1
+    )
+    assert torch.equal(again.drafter.fc.weight, torch.from_numpy(weights.tensors["fc.weight"]))
+
+
 @pytest.mark.parametrize(
     ("arch", "message"),
     [
         ("dflash:layers=0", "layers is 0, allowed: 1 to 8"),
         ("dflash:depths=17", "depths is 17, allowed: 1 to 16"),
+        ("dflash:head=mine", "head is 'mine', allowed: own, target"),
     ],
 )
 def test_bad_options_are_refused(make: Make, tmp_path: Path, arch: str, message: str) -> None:

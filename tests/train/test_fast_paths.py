@@ -34,7 +34,7 @@ def test_the_head_and_its_loss_are_those_of_the_whole_matrix_of_logits(kind: str
         loss, overlap = head_divergence(kind, read, head, laws, rows)
         logits = torch.nn.functional.linear(read, head)
         expected = divergence(kind, logits, laws[rows]).sum()
-    shared = torch.minimum(logits.float().softmax(-1), laws[rows]).sum()
+    shared = torch.minimum(logits.float().softmax(-1), laws[rows]).sum(-1)
     near(loss.detach(), expected.detach(), 20)
     near(overlap, shared.detach(), 18)
     assert not overlap.requires_grad

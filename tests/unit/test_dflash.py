@@ -11,6 +11,7 @@ import pytest
 
 from paceline.core import Budget, Tree, View
 from paceline.drafters import load
+from paceline.drafters._blocks import BlockScorer
 from paceline.drafters._options import Growth
 from paceline.drafters.dflash import DFlash
 from paceline.laws import Controls
@@ -144,7 +145,7 @@ class Watched(DFlash):
     """Compares what it would propose with the slow reference, whenever it is asked."""
 
     def __init__(self, target: SketchingTable) -> None:
-        super().__init__(on_kernels(), Growth([1] * DEPTHS), VOCABULARY, 2)
+        super().__init__(BlockScorer(on_kernels()), Growth([1] * DEPTHS), VOCABULARY, 2)
         self.weights: DFlashWeights = following_drafter(SUCCESSORS)[0]
         self.table = np.array([on_kernels()._embedding.row(token) for token in range(VOCABULARY)])
         self.states, self.compared = target._states, 0

@@ -18,6 +18,7 @@ from paceline.drafters.tasks import Tasks
 from paceline.engine import Engine
 from paceline.errors import ConfigError, IncompatibleDrafter, ModelFileError
 from paceline.models.dflash_folder import read_dflash
+from paceline.models.dspark_folder import read_dspark
 from paceline.models.eagle3_folder import read_eagle3
 from paceline.models.heads_folder import read_heads
 from paceline.models.mtp_folder import read_mtp
@@ -27,6 +28,7 @@ from paceline.rules import load as load_rule
 from paceline.sampling import SamplingParams
 from paceline.trained.tasks import NativeTasks
 from tests import dflash as dflash_drafters
+from tests import dspark as dspark_drafters
 from tests import eagle3 as eagle3_drafters
 from tests import heads as heads_drafters
 from tests import mtp as mtp_drafters
@@ -37,6 +39,7 @@ from tests.pads import pads_for
 from tests.toys import AHEAD, SketchingTable
 from tests.trained import Late, answers, embedding_of, same, tokens_per_pass
 from tests.unit import test_dflash as dflash
+from tests.unit import test_dspark as dspark
 from tests.unit import test_eagle3 as eagle3
 from tests.unit import test_hydra as hydra
 from tests.unit import test_medusa as medusa
@@ -99,6 +102,22 @@ def cases() -> dict[str, Case]:
             late=2,
             write=lambda folder: dflash_drafters.folder_of(blocks, folder),
             read=lambda folder: dflash_drafters.run(read_dflash(folder), embedding, layers=4),
+            kept=lambda drafter: [
+                drafter._blocks._begins,
+                drafter._blocks._drafted,
+                drafter._blocks._room._held,
+                drafter._blocks._model._texts,
+            ],
+            needs=STATES,
+            tokens=dflash.MASK,
+        ),
+        "dspark": Case(
+            target=dspark.following(6.0),
+            made=dspark.drafter,
+            least={0.0: 3.8, 1.0: 3.1},
+            late=2.3,
+            write=lambda folder: dspark_drafters.folder_of(dspark.knowing(), folder),
+            read=lambda folder: dspark.on_kernels(read_dspark(folder)),
             kept=lambda drafter: [
                 drafter._blocks._begins,
                 drafter._blocks._drafted,

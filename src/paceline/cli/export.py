@@ -42,6 +42,7 @@ def command(folder: str, to: str, out: str | None, target: str, layers: int | No
     """  # fmt: skip
     from paceline.errors import ConfigError
     from paceline.models.dflash_folder import is_dflash, read_dflash
+    from paceline.models.dspark_folder import is_dspark, read_dspark
     from paceline.models.eagle3_folder import is_peagle, read_eagle3
     from paceline.models.exit_folder import holds_exits
     from paceline.models.heads_folder import holds_heads, read_heads
@@ -50,6 +51,7 @@ def command(folder: str, to: str, out: str | None, target: str, layers: int | No
     from paceline.models.pads_folder import holds_pads
     from paceline.trained.dflash_export import export_dflash
     from paceline.trained.draft_export import export_draft
+    from paceline.trained.dspark_export import export_dspark
     from paceline.trained.export import export
     from paceline.trained.heads_export import export_heads
     from paceline.trained.mtp_export import export_mtp
@@ -67,10 +69,13 @@ def command(folder: str, to: str, out: str | None, target: str, layers: int | No
         if layers is not None:
             raise ConfigError(f"--layers {layers}: a draft model reads no hidden states")
         written = export_draft(read_llama(found), to, into, target)
-    elif is_dflash(found):
+    elif is_dflash(found) or is_dspark(found):
         if layers is not None:
-            raise ConfigError(f"--layers {layers}: a DFlash drafter says which hidden states it reads")
-        written = export_dflash(read_dflash(found), to, into, target)
+            raise ConfigError(f"--layers {layers}: a drafter of blocks says which hidden states it reads")
+        if is_dspark(found):
+            written = export_dspark(read_dspark(found), to, into, target)
+        else:
+            written = export_dflash(read_dflash(found), to, into, target)
     elif is_mtp(found):
         if layers is not None:
             raise ConfigError(f"--layers {layers}: an MTP module reads no hidden state but the last")

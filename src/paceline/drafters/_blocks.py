@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from paceline.core import Array, Step
-from paceline.drafters._model import Room
+from paceline.drafters._model import Path, Room
 from paceline.drafting import Paths
 
 Floats = NDArray[np.float32]
@@ -48,6 +48,24 @@ class BlockModel(Protocol):
         ...
 
 
+class MarkovModel(BlockModel, Protocol):
+    """One where the token right before a place changes its law, and that says how likely it is right.
+
+    trust  float32 [V]: what each token adds to the logit of the confidence of the place behind it
+    """
+
+    trust: Floats
+
+    def draft(self, slots: Sequence[int], tokens: Sequence[int]) -> tuple[Floats, Floats]:
+        """As `forward`, without what tokens add: the logits float32 [B, depths, D], and those of the
+        confidences float32 [B, depths]."""
+        ...
+
+    def bias(self, tokens: Sequence[int]) -> Floats:
+        """What tokens add to the logits of the place behind them, float32 [n, D]."""
+        ...
+
+
 class BlockScorer:
     """A `TrainedScorer` for such a model. Where it missed steps of a sequence, that begins anew with the next
     one."""
@@ -56,7 +74,7 @@ class BlockScorer:
         self.taps, self.token_ids = model.taps, model.token_ids
         self._model = model
         self._begins: dict[int, int] = {}  # by slot: position of the first hidden states that were seen
-        self._drafted: dict[int, tuple[int, Floats]] = {}  # by slot: tokens of the history, logits behind it
+        self._drafted: dict[int, tuple[int, Any]] = {}  # by slot: tokens of the history, its block
         self._room = Room(model.cache_tokens, 1)
 
     def observe(self, step: Step) -> None:
@@ -94,9 +112,17 @@ class BlockScorer:
             if self._drafted.get(slot, (0,))[0] != len(history)
         ]
         if new:
-            logits = self._model.forward([slots[row] for row in new], [histories[row][-1] for row in new])
-            for row, own in zip(new, logits, strict=True):
+            blocks = self._blocks([slots[row] for row in new], [histories[row][-1] for row in new])
+            for row, own in zip(new, blocks, strict=True):
                 self._drafted[slots[row]] = len(histories[row]), own
+
+    def _blocks(self, slots: Sequence[int], tokens: Sequence[int]) -> Sequence[Any]:
+        """The block of each sequence behind its next token: logits [depths, D]."""
+        return list(self._model.forward(slots, tokens))
+
+    def key(self, path: Path) -> object:
+        """Paths of a history with the same key have the same law behind them."""
+        return len(path)
 
     def score(self, slots: Sequence[int], histories: Sequence[Sequence[int]], paths: Paths) -> list[Array]:
         """See `Scorer`: behind a path of n tokens the logits [D] of place n."""
@@ -109,3 +135,31 @@ class BlockScorer:
         for slot in slots:
             self._begins.pop(slot, None)
             self._drafted.pop(slot, None)
+
+
+class MarkovScorer(BlockScorer):
+    """For one whose laws depend on the token above."""
+
+    def __init__(self, model: MarkovModel) -> None:
+        super().__init__(model)
+        self._markov = model
+
+    def _blocks(self, slots: Sequence[int], tokens: Sequence[int]) -> Sequence[Any]:
+        """Of each sequence logits [depths, D], and of confidences [depths]."""
+        return list(zip(*self._markov.draft(slots, tokens), strict=True))
+
+    def key(self, path: Path) -> object:
+        """See `BlockScorer.key`."""
+        return len(path), path[-1:]
+
+    def score(self, slots: Sequence[int], histories: Sequence[Sequence[int]], paths: Paths) -> list[Array]:
+        """See `Scorer`."""
+        bias = self._markov.bias([path[-1] if path else histories[row][-1] for row, path in paths])
+        for added, (row, path) in zip(bias, paths, strict=True):
+            added += self._drafted[slots[row]][1][0][len(path)]
+        return list(bias)
+
+    def confidence(self, slot: int, history: Sequence[int], path: Path) -> float:
+        """How likely a path is accepted, and what is drawn behind it, which it does not look at."""
+        certain = self._drafted[slot][1][1][: len(path) + 1] + self._markov.trust[[history[-1], *path]]
+        return float(np.prod(1 / (1 + np.exp(-certain.astype(np.float64)))))

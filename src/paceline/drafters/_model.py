@@ -82,7 +82,7 @@ class ModelDrafter:
             row, path, probability, law = prospect
             if path and path[-1] in view.controls[row].ending:
                 return False
-            return probability * float(law.max()) > growth.min_probability
+            return probability * float(law.max()) > growth.min_probability and self._trusts(view, row, path)
 
         how: dict[str, Any] = {
             "widths": growth.widths,
@@ -93,6 +93,11 @@ class ModelDrafter:
         if growth.frontier and view.coupled:
             return grow_likeliest(view, budgets, laws, frontier=growth.frontier, **how)
         return grow(view, budgets, laws, drawn=growth.drawn, **how)
+
+    def _trusts(self, view: View, row: int, path: Path) -> bool:
+        """Whether tokens are drafted below a path, for all that is known before they are drawn; by default
+        they are."""
+        return True
 
     def _within_room(self, slot: int, history: Sequence[int], budget: Budget) -> Budget:
         nodes, depth = budget.nodes, min(budget.depth, len(self._growth.widths))

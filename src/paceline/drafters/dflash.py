@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from paceline.core import Budget, TargetInfo, Tree, View
-from paceline.drafters._blocks import BlockModel, BlockScorer
+from paceline.drafters._blocks import BlockScorer
 from paceline.drafters._model import Path
 from paceline.drafters._options import MAX_WIDTH, Growth, parse_growth
 from paceline.drafters._trained import LoadTrained, TrainedDrafter, load_folder
@@ -33,9 +33,9 @@ class DFlash(TrainedDrafter):
     in `TrainedDrafter`.
     """
 
-    def __init__(self, model: BlockModel, growth: Growth, vocab_size: int, candidates: int) -> None:
-        self._blocks = BlockScorer(model)
-        super().__init__(self._blocks, growth, vocab_size)
+    def __init__(self, blocks: BlockScorer, growth: Growth, vocab_size: int, candidates: int) -> None:
+        self._blocks = blocks
+        super().__init__(blocks, growth, vocab_size)
         self.branches = self.branches or candidates > 1
         self._candidates = candidates
 
@@ -62,10 +62,10 @@ class DFlash(TrainedDrafter):
 
         def followers(state: tuple[Path, float]) -> Iterator[tuple[int, float, tuple[Path, float]]]:
             path, reached = state
-            if path and path[-1] in ending:
+            if (path and path[-1] in ending) or not self._trusts(view, row, path):
                 return
             # Controls that look at the answer bend the laws of different paths in different ways.
-            key: object = path if adjusts else len(path)
+            key = path if adjusts else self._blocks.key(path)
             if key not in found:
                 found[key] = self._ranked(view, row, path)
             for token, probability in found[key]:
@@ -114,6 +114,12 @@ def build(
     drafter that was trained for another target.
     """
     growth = parse_growth("dflash", widths, min_probability, drawn)
+    check_candidates("dflash", candidates)
+    blocks = BlockScorer(load_folder("dflash", model, load_trained))
+    return DFlash(blocks, growth, info.vocab_size, candidates)
+
+
+def check_candidates(drafter: str, candidates: int) -> None:
+    """Raise ConfigError for a number out of range."""
     if not 1 <= candidates <= MAX_WIDTH:
-        raise ConfigError(f"dflash:candidates must be from 1 to {MAX_WIDTH}, got {candidates}")
-    return DFlash(load_folder("dflash", model, load_trained), growth, info.vocab_size, candidates)
+        raise ConfigError(f"{drafter}:candidates must be from 1 to {MAX_WIDTH}, got {candidates}")

@@ -130,7 +130,11 @@ def is_dflash(folder: Path) -> bool:
 def read_dflash(folder: Path) -> DFlashWeights:
     """The drafter in a folder. Raises ModelFileError naming what is wrong with it."""
     held = Settings(folder / CONFIG, read_json(folder / CONFIG))
-    config = _speculators(held) if "speculators_model_type" in held else _native(held)
+    return read_weights(folder, _speculators(held) if "speculators_model_type" in held else _native(held))
+
+
+def read_weights(folder: Path, config: DFlashConfig) -> DFlashWeights:
+    """The drafter of that shape in a folder. Raises ModelFileError."""
     path = folder / TENSORS
     for file, there in ((TENSORS, True), (MASK_FILE, False)):
         if (folder / file).is_file() is not there:
@@ -158,7 +162,7 @@ def speculators_form(config: DFlashConfig, target: str) -> dict[str, Any]:
         "mask_token_id": config.mask_token,
         "sample_from_anchor": False,
         "sliding_window_non_causal": False,
-        "transformer_layer_config": _layers(config),
+        "transformer_layer_config": layers_form(config),
         "speculators_config": proposal("dflash", config.depths, target),
     }
 
@@ -167,7 +171,7 @@ def native_form(config: DFlashConfig) -> dict[str, Any]:
     """config.json of the native form, which counts the layers whose output is read."""
     return {
         "architectures": [NATIVE_ARCHITECTURE],
-        **_layers(config),
+        **layers_form(config),
         "block_size": config.block,
         "dflash_config": {
             "mask_token_id": config.mask_token,
@@ -176,7 +180,8 @@ def native_form(config: DFlashConfig) -> dict[str, Any]:
     }
 
 
-def _layers(config: DFlashConfig) -> dict[str, Any]:
+def layers_form(config: DFlashConfig) -> dict[str, Any]:
+    """The decoder layers as transformers describes them."""
     return {**config.described("qwen3", config.layers), "use_sliding_window": False}
 
 
@@ -185,16 +190,19 @@ def _speculators(held: Settings) -> DFlashConfig:
         raise held.wrong("speculators_model_type", '"dflash"')
     if held.flag("sample_from_anchor", False):
         raise held.wrong("sample_from_anchor", "false")
+    return _checked(held, DFlashConfig(**speculators_fields(held)))
+
+
+def speculators_fields(held: Settings) -> dict[str, Any]:
+    """The fields of `DFlashConfig` in the speculators form. Raises ModelFileError."""
     verifier = None
     if "speculators_config" in held and held.inside("speculators_config").get("verifier"):
         verifier = held.inside("speculators_config").inside("verifier").get("name_or_path")
-    return _config(
-        held,
-        held.inside("transformer_layer_config"),
-        held,
-        layer_ids=held.ids("aux_hidden_state_layer_ids", 0),
-        verifier=str(verifier or ""),
-    )
+    return {
+        **block_fields(held, held.inside("transformer_layer_config"), held, held),
+        "layer_ids": held.ids("aux_hidden_state_layer_ids", 0),
+        "verifier": str(verifier or ""),
+    }
 
 
 def _native(held: Settings) -> DFlashConfig:
@@ -206,14 +214,20 @@ def _native(held: Settings) -> DFlashConfig:
             raise own.wrong(key, "false")
     # Newer folders have the size of a block inside.
     block = own if "block_size" in own else held
-    return _config(held, held, own, block, layer_ids=own.ids("target_layer_ids", 1))
+    fields = {**block_fields(held, held, own, block), "layer_ids": own.ids("target_layer_ids", 1)}
+    return _checked(block, DFlashConfig(**fields))
 
 
-def _config(
-    held: Settings, layer: Settings, masks: Settings, blocks: Settings | None = None, **known: Any
-) -> DFlashConfig:
-    """held: where the drafter's own settings are; layer: where those of its decoder layers are; masks: where
-    the mask token is; blocks: where the size of a block is, if not in `held`."""
+def _checked(blocks: Settings, config: DFlashConfig) -> DFlashConfig:
+    if config.depths < 1:
+        raise blocks.wrong("block_size", "at least 2")
+    return config
+
+
+def block_fields(held: Settings, layer: Settings, masks: Settings, blocks: Settings) -> dict[str, Any]:
+    """The fields of `DFlashConfig` but for the layer ids and the verifier. held: where the drafter's own
+    settings are; layer: where those of its decoder layers are; masks: where the mask token is; blocks: where
+    the size of a block is. Raises ModelFileError."""
     for key, neutral in _NEUTRAL.items():
         expect(layer, key, neutral)
     kinds = layer.get("layer_types")
@@ -224,14 +238,9 @@ def _config(
     hidden = decoder["hidden"]
     if held.integer("target_hidden_size", hidden) != hidden:
         raise held.wrong("target_hidden_size", f"the drafter's own {hidden}, for embeddings are shared")
-    blocks = blocks or held
-    block = blocks.integer("block_size")
-    if block < 2:
-        raise blocks.wrong("block_size", "at least 2")
-    return DFlashConfig(
+    return {
         **decoder,
-        layers=layer.integer("num_hidden_layers"),
-        block=block,
-        mask_token=masks.token("mask_token_id", decoder["vocab_size"]),
-        **known,
-    )
+        "layers": layer.integer("num_hidden_layers"),
+        "block": blocks.integer("block_size"),
+        "mask_token": masks.token("mask_token_id", decoder["vocab_size"]),
+    }

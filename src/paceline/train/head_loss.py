@@ -23,8 +23,8 @@ from paceline.train.batches import STEP, rounded
 def head_divergence(
     kind: str, read: Tensor, head: Tensor, laws: Tensor, rows: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The sum over rows of the divergence of the drafter's law from the target's, and of their overlap
-    Σ min(p, q), of which there is no gradient: two float32 numbers.
+    """The sum over rows of the divergence of the drafter's law from the target's, a float32 number, and of
+    each row their overlap Σ min(p, q), of which there is no gradient, float32 [n].
 
     kind: see `losses.divergence`. read: what the head reads, [n, H]; head: [D, H]; laws: the target's,
     float32 [m, D], each summing to 1; rows: int64 [n], the law of each row.
@@ -54,7 +54,7 @@ class _HeadDivergence(torch.autograd.Function):  # type: ignore[misc]
             slopes[count:] = 0
         ctx.save_for_backward(slopes, x, w)
         ctx.count, ctx.dtypes = count, (read.dtype, head.dtype)
-        loss, overlap = sums[:, :count].sum(-1)
+        loss, overlap = sums[0, :count].sum(), sums[1, :count].clone()
         ctx.mark_non_differentiable(overlap)
         return loss, overlap
 

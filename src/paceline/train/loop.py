@@ -176,9 +176,10 @@ class Run:
                     loss, overlap = head_divergence(
                         settings.loss, read, self.drafter.head, laws.laws, laws.rows(depths[place])
                     )
-                    total = total + weights[place] / totals[place] * loss
+                    further = self.drafter.aside(read, overlap)
+                    total = total + weights[place] / totals[place] * (loss + further)
                     losses[place] += float(loss.detach()) / totals[place]
-                    overlaps[place] += float(overlap) / totals[place]
+                    overlaps[place] += float(overlap.sum()) / totals[place]
             if isinstance(total, Tensor) and total.requires_grad:
                 total.backward()
         norm = torch.nn.utils.clip_grad_norm_(self._named.values(), settings.clip)

@@ -1,4 +1,5 @@
-"""The optimiser: Muon for the matrices inside of a drafter, AdamW for its head, embeddings and vectors.
+"""The optimiser: Muon for the matrices inside of a drafter, AdamW for those with a row for each token, such
+as its head, and for its vectors.
 
 On drafters of this size Muon learns more than AdamW from the same tokens (docs/log.md).
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from paceline.train.architectures._base import Architecture
 
@@ -25,11 +26,10 @@ class Optimizer:
 
     def __init__(self, drafter: Architecture, weight_decay: float) -> None:
         self._named = dict(drafter.named_parameters())
-        rows = [part.weight for part in drafter.modules() if isinstance(part, nn.Embedding)]
-        outer = {id(weight): weight for weight in (*rows, drafter.head) if isinstance(weight, nn.Parameter)}
+        outer = {id(weight) for weight in drafter.outer}
         inner = [weight for weight in self._named.values() if weight.ndim == 2 and id(weight) not in outer]
         vectors = [weight for weight in self._named.values() if weight.ndim != 2]
-        groups = [(list(outer.values()), weight_decay), (vectors, 0.0)]
+        groups = [(drafter.outer, weight_decay), (vectors, 0.0)]
         others = [{"params": weights, "weight_decay": decay} for weights, decay in groups if weights]
         self._parts: list[torch.optim.Optimizer] = [torch.optim.AdamW(others, betas=_BETAS)] if others else []
         if inner:

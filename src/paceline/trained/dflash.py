@@ -81,6 +81,11 @@ class NativeDFlash:
     def forward(self, slots: Sequence[int], tokens: Sequence[int]) -> Floats:
         """Logits float32 [B, depths, D] of what is drafted behind each sequence's next token, which is not in
         the cache. The cache does not change."""
+        read = self._denoised(slots, tokens)
+        return self._head(read).reshape(len(slots), self.depths, -1)
+
+    def _denoised(self, slots: Sequence[int], tokens: Sequence[int]) -> Floats:
+        """What the head reads of each drafted token's slot, float32 [B * depths, hidden]."""
         config, block = self._config, self._config.block
         embedded = np.empty((len(slots), block, config.hidden), np.float32)
         embedded[:, 0] = [self._embedding.row(token) for token in tokens]
@@ -105,9 +110,8 @@ class NativeDFlash:
             x = x + layer.output(attended.reshape(-1, q_width))
             gate, up = np.split(layer.gate_up(layer.normed(x, "post_attention_layernorm", "")), 2, axis=-1)
             x = x + layer.down(gate / (1 + np.exp(-gate)) * up)
-        masks = x.reshape(len(slots), block, -1)[:, 1:].reshape(-1, config.hidden)
-        read = norm(masks, self._norms["norm.weight"], config.norm_eps)
-        return self._head(read).reshape(len(slots), self.depths, -1)
+        drafted = x.reshape(len(slots), block, -1)[:, block - self.depths :].reshape(-1, config.hidden)
+        return norm(drafted, self._norms["norm.weight"], config.norm_eps)
 
     def release(self, slots: Sequence[int]) -> None:
         """Forget these sequences. One that was never seen is no error."""

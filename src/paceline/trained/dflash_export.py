@@ -37,7 +37,8 @@ def export_dflash(weights: DFlashWeights, to: str, folder: Path, target: str) ->
     if to == "sglang":
         if own_head:
             raise ConfigError(
-                "the drafter has a head of its own, and the form of DFlash that SGLang loads has none"
+                "the drafter has a head of its own, and the form of DFlash that SGLang loads has none; "
+                "train one that fits with --arch dflash:head=target"
             )
         if 0 in config.layer_ids:
             raise ConfigError(

@@ -31,8 +31,16 @@ def inject(weights: DFlashWeights, hidden_states: Sequence[Floats]) -> Floats:
 def forward(weights: DFlashWeights, head: Floats, embedded: Floats, injected: Floats) -> Floats:
     """Logits float32 [depths, draft_vocab_size] of the drafted tokens behind a text.
 
-    head: float32 [draft_vocab_size, hidden]; embedded: float32 [block, hidden], the embeddings of the next
-    token and of the masks; injected: float32 [N, hidden], of `inject`.
+    head: float32 [draft_vocab_size, hidden]; the rest as for `denoise`.
+    """
+    return denoise(weights, embedded, injected) @ head.T
+
+
+def denoise(weights: DFlashWeights, embedded: Floats, injected: Floats) -> Floats:
+    """What the head reads of each drafted token's slot, float32 [depths, hidden].
+
+    embedded: float32 [block, hidden], the embeddings of the next token and of the masks; injected: float32
+    [N, hidden], of `inject`.
     """
     config, x = weights.config, embedded
     for number in range(config.layers):
@@ -48,8 +56,7 @@ def forward(weights: DFlashWeights, head: Floats, embedded: Floats, injected: Fl
         gate = read @ layer["mlp.gate_proj"].T
         activated = gate / (1 + np.exp(-gate)) * (read @ layer["mlp.up_proj"].T)
         x = x + activated @ layer["mlp.down_proj"].T
-    logits: Floats = norm(x[1:], weights.tensors["norm.weight"], config.norm_eps) @ head.T
-    return logits
+    return norm(x[config.block - config.depths :], weights.tensors["norm.weight"], config.norm_eps)
 
 
 def _attention(weights: DFlashWeights, layer: dict[str, Floats], read: Floats, injected: Floats) -> Floats:

@@ -10,6 +10,7 @@ from paceline.core import TargetInfo
 from paceline.errors import IncompatibleDrafter
 from paceline.kernels.packing import Embedding
 from paceline.models.dflash_folder import read_dflash
+from paceline.models.dspark_folder import read_dspark
 from paceline.models.eagle3_folder import Eagle3Weights, read_eagle3
 from paceline.models.exit_folder import read_exits
 from paceline.models.heads_folder import read_heads
@@ -17,6 +18,7 @@ from paceline.models.mtp_folder import read_mtp
 from paceline.models.pads_folder import read_pads
 from paceline.models.tasks_folder import read_tasks
 from paceline.trained.dflash import NativeDFlash
+from paceline.trained.dspark import NativeDSpark
 from paceline.trained.eagle3 import NativeEagle3
 from paceline.trained.exits import NativeExits
 from paceline.trained.heads import NativeHeads
@@ -102,6 +104,13 @@ def _dflash(folder: Path, target: Lender) -> NativeDFlash:
     )
 
 
+def _dspark(folder: Path, target: Lender) -> NativeDSpark:
+    weights, cache_tokens = read_dspark(folder), target.info.cache_tokens
+    return NativeDSpark(
+        weights, target.embedding(), target.head(), _layers(target), cache_tokens=cache_tokens
+    )
+
+
 def _exit(folder: Path, target: Lender) -> NativeExits:
     return NativeExits(read_exits(folder), target.head(), _layers(target))
 
@@ -126,6 +135,7 @@ _LOADERS: dict[str, Callable[[Path, Lender], Trained]] = {
     "peagle": _peagle,
     "mtp": _mtp,
     "dflash": _dflash,
+    "dspark": _dspark,
     "exit": _exit,
     "medusa": _medusa,
     "hydra": _hydra,

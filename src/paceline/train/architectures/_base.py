@@ -35,6 +35,14 @@ class Architecture(nn.Module):
         """The rows [D, H] that turn what `forward` gives into logits; no parameter where they are not
         trained."""
 
+    @property
+    def outer(self) -> list[nn.Parameter]:
+        """Its matrices that have a row for each token; by default embeddings and the head, if these are
+        parameters."""
+        rows = [part.weight for part in self.modules() if isinstance(part, nn.Embedding)]
+        found = {id(weight): weight for weight in (*rows, self.head) if isinstance(weight, nn.Parameter)}
+        return list(found.values())
+
     @abstractmethod
     def forward(self, batch: Batch) -> Iterator[Tensor]:
         """For each depth what the head reads, [n, H], behind the bases `batch.bases(depth)`, in their order.
@@ -51,6 +59,12 @@ class Architecture(nn.Module):
     def study(self, batch: Batch) -> Iterator[Tensor]:
         """For each of the `lessons` what the head reads, as `forward` gives it for their depths."""
         return self(batch)  # type: ignore[no-any-return]
+
+    def aside(self, read: Tensor, overlap: Tensor) -> Tensor:
+        """The loss of what is learnt of a depth beside its law, summed over rows: a float32 number; by
+        default 0. read: as `study` gives it; overlap: Σ min(p, q) of each row, which is how likely what is
+        drawn there is accepted, float32 [n]."""
+        return overlap.new_zeros(())
 
     def logits(self, batch: Batch) -> Iterator[Tensor]:
         """Logits [n, D] for each depth."""

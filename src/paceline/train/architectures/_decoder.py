@@ -1,7 +1,8 @@
 """What drafters have in common that are made of the target's own kind of decoder layers.
 
 Their embedding is the target's and is not trained. Of those that read the target's inner layers, `fc` puts
-the hidden states together, and the head begins as the target's rows and is trained.
+the hidden states together, and the head begins as the target's rows and is trained, or is the target's own
+and is not.
 """
 
 from __future__ import annotations
@@ -62,16 +63,25 @@ class LikeTarget(Architecture):
 
 
 class DecoderDrafter(LikeTarget):
-    """One that reads the target's inner layers."""
+    """One that reads the target's inner layers. Where its head is the target's, it proposes all tokens."""
 
-    def __init__(self, teacher: Teacher, depths: int, draft_vocab: int, layers: Iterable[nn.Module]) -> None:
-        super().__init__(teacher, depths, draft_vocab)
+    def __init__(
+        self,
+        teacher: Teacher,
+        depths: int,
+        draft_vocab: int,
+        layers: Iterable[nn.Module],
+        *,
+        own_head: bool = True,
+    ) -> None:
+        super().__init__(teacher, depths, draft_vocab if own_head else len(teacher.counts))
         config, vocabulary = teacher.config, self.vocabulary
         self._layer_ids = teacher.layer_ids
         self.fc = nn.Linear(len(self._layer_ids) * config.hidden, config.hidden, bias=False)
         self.layers = nn.ModuleList(layers)
         self.norm = nn.RMSNorm(config.hidden, config.norm_eps)
-        self.lm_head = nn.Linear(config.hidden, len(vocabulary), bias=False)
+        self.lm_head = nn.Linear(config.hidden, len(vocabulary), bias=False) if own_head else None
+        self.register_buffer("_frozen", None if own_head else teacher.head, persistent=False)
         for part in self.modules():
             if isinstance(part, nn.Linear):
                 nn.init.normal_(part.weight, std=SPREAD)
@@ -80,14 +90,15 @@ class DecoderDrafter(LikeTarget):
             scale = torch.tensor([1 / tap for tap in teacher.scales[:-1]]).repeat_interleave(config.hidden)
             self.fc.weight.normal_(std=self.fc.in_features**-0.5).mul_(scale)
             rows = teacher.head.cpu()[vocabulary].float()
-            self.lm_head.weight.copy_(rows)
+            if self.lm_head is not None:
+                self.lm_head.weight.copy_(rows)
             # With the target's rows as they are, logits of features that mean nothing yet would be far apart.
             self.norm.weight.fill_(rows.square().sum(-1).mean() ** -0.5)
 
     @property
     def head(self) -> Tensor:
         """See `Architecture.head`."""
-        return self.lm_head.weight
+        return self._frozen.float() if self.lm_head is None else self.lm_head.weight
 
 
 class Mlp(nn.Module):

@@ -9,8 +9,8 @@ blocks are longer and its layers more. What a mask predicts is learnt from the t
 token of it.
 
 Source: "DFlash: Block Diffusion for Flash Speculative Decoding", 2026 (arXiv 2602.06036). Names of tensors
-and settings: the speculators library, whose folders vLLM loads. The head begins as the target's rows and is
-trained; the paper's is the target's.
+and settings: the speculators library, whose folders vLLM loads. The paper's head is the target's; here it may
+also begin as some of the target's rows and be trained.
 """
 
 from __future__ import annotations
@@ -31,25 +31,42 @@ from paceline.train.draft_attention import draft_attention
 from paceline.train.teacher import Teacher
 
 
-def build(teacher: Teacher, *, depths: int = 5, layers: int = 1, draft_vocab: int = 8192) -> DFlash:
+def build(
+    teacher: Teacher, *, depths: int = 5, layers: int = 1, draft_vocab: int = 8192, head: str = "own"
+) -> DFlash:
     """A fresh DFlash drafter, its layers of the target's own shape.
 
     depths: drafted tokens along one path, which is the block but for its anchor. layers: decoder layers.
-    draft_vocab: tokens that it can propose, the most frequent ones. Raises ConfigError.
+    head: "own", of so many tokens as `draft_vocab` says, the most frequent ones; or "target", the target's
+    own, which is not trained, of all tokens. Raises ConfigError.
     """
+    check_options("dflash", teacher, depths, layers, head)
+    return DFlash(teacher, depths, layers, draft_vocab, own_head=head == "own")
+
+
+def check_options(architecture: str, teacher: Teacher, depths: int, layers: int, head: str) -> None:
+    """Raise ConfigError for a value out of range, or data without hidden states of inner layers."""
     for name, value, most in (("depths", depths, 16), ("layers", layers, 8)):
         if not 1 <= value <= most:
             raise ConfigError(f"{name} is {value}, allowed: 1 to {most}")
+    if head not in ("own", "target"):
+        raise ConfigError(f"head is {head!r}, allowed: own, target")
     if not teacher.layer_ids:
-        raise ConfigError("dflash reads hidden states of inner layers; make data that has some (--taps)")
-    return DFlash(teacher, depths, layers, draft_vocab)
+        raise ConfigError(
+            f"{architecture} reads hidden states of inner layers; make data that has some (--taps)"
+        )
 
 
 class DFlash(DecoderDrafter):
     """The drafter."""
 
-    def __init__(self, teacher: Teacher, depths: int, layers: int, draft_vocab: int) -> None:
-        super().__init__(teacher, depths, draft_vocab, [Layer(teacher.config) for _ in range(layers)])
+    def __init__(
+        self, teacher: Teacher, depths: int, layers: int, draft_vocab: int, *, own_head: bool, block: int = 0
+    ) -> None:
+        """block: its slots, of which the last `depths` predict; 0: one more than these."""
+        fresh = [Layer(teacher.config) for _ in range(layers)]
+        super().__init__(teacher, depths, draft_vocab, fresh, own_head=own_head)
+        self._block = block or depths + 1
         self._mask = int(teacher.counts.argmin())  # a token that answers hardly ever hold
         self.hidden_norm = nn.RMSNorm(teacher.config.hidden, teacher.config.norm_eps)
 
@@ -60,24 +77,29 @@ class DFlash(DecoderDrafter):
         bases = batch.bases(0)
         anchors = batch.shifted(1)[bases]
         count = len(anchors)
-        slots = anchors.new_full((rounded(count), self.depths + 1), self._mask)  # the last may be no base's
+        slots = anchors.new_full((rounded(count), self._block), self._mask)  # the last may be no base's
         slots[:count, 0] = anchors
         blocks = functional.embedding(slots, self.embedding).float()
         for layer in self.layers:
             blocks = layer(context, blocks, bases)
+        first = self._block - self.depths
         for depth in range(self.depths):
-            yield self.norm(blocks[:count, depth + 1][batch.bases(depth)[bases]])
+            yield self.norm(blocks[:count, first + depth][batch.bases(depth)[bases]])
 
     def folder(self, weights: Mapping[str, Tensor], model: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """A folder of the speculators form."""
-        config = DFlashConfig(
+        return speculators_form(DFlashConfig(**self.fields), model), self.tensors(weights)
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Those of `DFlashConfig`."""
+        return {
             **self.shape,
-            layers=len(self.layers),
-            layer_ids=tuple(self._layer_ids),
-            block=self.depths + 1,
-            mask_token=self._mask,
-        )
-        return speculators_form(config, model), self.tensors(weights)
+            "layers": len(self.layers),
+            "layer_ids": tuple(self._layer_ids),
+            "block": self._block,
+            "mask_token": self._mask,
+        }
 
 
 class Layer(nn.Module):
