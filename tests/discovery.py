@@ -22,6 +22,7 @@ from paceline.stores.token_file import TokenFile
 from paceline.targets.native import NativeTarget
 from paceline.targets.weights import PackedWeights, aligned
 from paceline.trained.dflash import NativeDFlash
+from paceline.trained.dflash2 import NativeDFlash2
 from paceline.trained.dspark import NativeDSpark
 from paceline.trained.eagle3 import NativeEagle3
 from paceline.trained.exits import NativeExits
@@ -32,6 +33,10 @@ from tests.dflash import CONFIG as DFLASH
 from tests.dflash import random_drafter as random_dflash
 from tests.dflash import random_for
 from tests.dflash import run as run_dflash
+from tests.dflash2 import of as dflash2_of
+from tests.dflash2 import random_drafter as random_dflash2
+from tests.dflash2 import random_for as random_dflash2_for
+from tests.dflash2 import run as run_dflash2
 from tests.dspark import of
 from tests.dspark import random_drafter as random_dspark
 from tests.dspark import random_for as random_dspark_for
@@ -63,6 +68,7 @@ RULES: dict[str, Rule] = {name: load(name, allow_lossy=True) for name in names()
 EAGER = {
     "datastore": "datastore:min_probability=1e-6,max_nodes=2",
     "dflash": "dflash:model=near,min_probability=0",
+    "dflash2": "dflash2:model=near,min_probability=0",
     "dspark": "dspark:model=near,min_probability=0,min_confidence=0",
     "draft": "draft:model=near,min_probability=0",
     "eagle3": "eagle3:model=near,min_probability=0",
@@ -86,6 +92,7 @@ without: "near" is a model like the target."""
 
 RUN_MODELS = {
     "dflash",
+    "dflash2",
     "draft",
     "dspark",
     "eagle3",
@@ -145,6 +152,7 @@ def trained(drafter: str, target: Target) -> Any:
     """A trained drafter for this target."""
     known = {
         "dflash": blocks,
+        "dflash2": convolved_blocks,
         "dspark": markov_blocks,
         "eagle3": features,
         "exit": exits,
@@ -237,6 +245,15 @@ def block_config(target: NativeTarget) -> DFlashConfig:
         layer_ids=(0, layers // 2, layers),
         mask_token=0,
     )
+
+
+def convolved_blocks(target: Target) -> NativeDFlash2:
+    """A DFlash 2 drafter for this target, which knows nothing of it."""
+    info = target.info
+    if not isinstance(target, NativeTarget):
+        return run_dflash2(*random_dflash2_for(info.vocab_size), layers=info.layers)
+    config = dflash2_of(block_config(target))
+    return run_dflash2(random_dflash2(config), target.embedding(), target.head(), target.config.layers)
 
 
 def exits(target: Target) -> NativeExits:

@@ -91,6 +91,8 @@ def test_a_hundred_thousand_answers_follow_the_targets_law(
         ("block", "sparse:recent=16,widths=1x1"),
         ("rejection", "dflash:model=near,widths=1x1,candidates=1,min_probability=0"),
         ("recursive", "dflash:model=near,widths=2x2,drawn=without_replacement,min_probability=0"),
+        ("rejection", "dflash2:model=near,widths=1x1,candidates=1,min_probability=0"),
+        ("recursive", "dflash2:model=near,widths=2x2,drawn=without_replacement,min_probability=0"),
         ("rejection", "dspark:model=near,widths=1x1,candidates=1,min_probability=0,min_confidence=0.3"),
         ("recursive", "dspark:model=near,widths=2x2,min_probability=0,min_confidence=0.3"),
         ("rejection", "eagle3:model=near,widths=1x1"),

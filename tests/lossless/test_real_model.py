@@ -16,7 +16,7 @@ from paceline.engine import Engine
 from paceline.pretrained import offers
 from paceline.results import Completion
 from paceline.sampling import SamplingParams
-from tests import dflash, dspark, eagle3, heads, mtp, pads, peagle, tasks
+from tests import dflash, dflash2, dspark, eagle3, heads, mtp, pads, peagle, tasks
 from tests.discovery import RUN_MODELS, Record, drafter
 from tests.real_model import MODEL, prompts, target, tokenizer
 from tests.toys import ADVERSARIES, trusting
@@ -52,7 +52,7 @@ HELPFUL = {
 }
 
 
-TRAINED = {"dflash", "dspark", "eagle3", "hydra", "medusa", "mtp", "pads", "peagle", "tasks"}
+TRAINED = {"dflash", "dflash2", "dspark", "eagle3", "hydra", "medusa", "mtp", "pads", "peagle", "tasks"}
 """Drafters that need a folder."""
 
 SAME = {"draft", "sparse"}
@@ -82,6 +82,8 @@ def untrained(name: str, folder: Path) -> Path:
         return peagle.folder_of(peagle.random_drafter(peagle.SMOLLM2), folder)
     if name == "dflash":
         return dflash.folder_of(dflash.random_drafter(dflash.SMOLLM2), folder)
+    if name == "dflash2":
+        return dflash2.folder_of(dflash2.random_drafter(dflash2.SMOLLM2), folder)
     if name == "dspark":
         return dspark.folder_of(dspark.random_drafter(dspark.SMOLLM2), folder)
     if name == "tasks":

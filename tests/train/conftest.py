@@ -18,6 +18,7 @@ from paceline.train.dataset import Manifest
 if find_spec("torch") is None or find_spec("safetensors") is None:
     collect_ignore = [
         "test_dflash.py",
+        "test_dflash2.py",
         "test_draft.py",
         "test_dspark.py",
         "test_eagle3.py",
@@ -57,6 +58,18 @@ def sharp(write_gguf: Any) -> Path:
         for name in ("token_embd.weight", "output.weight")
     }
     return Path(write_gguf({"llama.context_length": 512}, tensors, name="sharp.gguf"))
+
+
+@pytest.fixture
+def two_layers(write_gguf: Any) -> Path:
+    """A target with hidden states that are neither its embeddings nor its last."""
+    rng = np.random.default_rng(0)
+    shapes = {"attn_q": (64, 64), "attn_k": (32, 64), "attn_v": (32, 64), "attn_output": (64, 64)}
+    shapes |= {"ffn_gate": (96, 64), "ffn_up": (96, 64), "ffn_down": (64, 96)}
+    second = {f"blk.1.{name}.weight": rng.normal(0, 0.1, shape) for name, shape in shapes.items()}
+    second |= {f"blk.1.{name}_norm.weight": np.ones(64) for name in ("attn", "ffn")}
+    tensors = {name: tensor.astype(np.float32) for name, tensor in second.items()}
+    return Path(write_gguf({"llama.context_length": 512, "llama.block_count": 2}, tensors))
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -80,18 +79,6 @@ def test_the_folder_has_all_that_engines_ask_for(run: Run, tmp_path: Path) -> No
     assert weights.tensors.keys() == config.shapes.keys() | {HEAD}
     kinds = {tensor.dtype for tensor in load_file(tmp_path / "out" / "model.safetensors").values()}
     assert kinds == {torch.bfloat16, torch.int64, torch.bool}
-
-
-@pytest.fixture
-def two_layers(write_gguf: Any) -> Path:
-    """A target with hidden states that are neither its embeddings nor its last."""
-    rng = np.random.default_rng(0)
-    shapes = {"attn_q": (64, 64), "attn_k": (32, 64), "attn_v": (32, 64), "attn_output": (64, 64)}
-    shapes |= {"ffn_gate": (96, 64), "ffn_up": (96, 64), "ffn_down": (64, 96)}
-    second = {f"blk.1.{name}.weight": rng.normal(0, 0.1, shape) for name, shape in shapes.items()}
-    second |= {f"blk.1.{name}_norm.weight": np.ones(64) for name in ("attn", "ffn")}
-    tensors = {name: tensor.astype(np.float32) for name, tensor in second.items()}
-    return Path(write_gguf({"llama.context_length": 512, "llama.block_count": 2}, tensors))
 
 
 def test_with_the_targets_head_it_is_exported_in_the_native_form(

@@ -36,14 +36,14 @@ SMALL: dict[str, Any] = {
     "checkpoint_every": 2,
 }
 
-CHAIN = {"dflash": "candidates=1", "dspark": "candidates=1,min_confidence=0"}
+CHAIN = {"dflash": "candidates=1", "dflash2": "candidates=1", "dspark": "candidates=1,min_confidence=0"}
 """With which drafters draft a chain where widths do not say so."""
 FRESH = {"dspark": 2.1}
 """Tokens per pass of a fresh drafter, if it knows more than nothing: the slot of the known token reads its
 embedding, which this target's head makes the next token."""
-OPTIONS = {"draft": "layers=1,hidden=64"}
+OPTIONS = {"dflash2": "rank=16", "draft": "layers=1,hidden=64"}
 """Of an architecture, if not draft_vocab=265."""
-EPOCHS = {"dflash": 400}
+EPOCHS = {"dflash": 400, "dflash2": 400}
 """That an architecture takes, if not 150."""
 
 
@@ -87,6 +87,7 @@ def accepted(file: Path, answers: list[Answer], drafter: str) -> float:
 ARCHITECTURES = [
     "dflash",
     "dflash:head=target",
+    "dflash2",
     "draft",
     "dspark",
     "dspark:head=target",

@@ -17,6 +17,7 @@ from paceline.drafters._trained import TrainedDrafter
 from paceline.drafters.tasks import Tasks
 from paceline.engine import Engine
 from paceline.errors import ConfigError, IncompatibleDrafter, ModelFileError
+from paceline.models.dflash2_folder import read_dflash2
 from paceline.models.dflash_folder import read_dflash
 from paceline.models.dspark_folder import read_dspark
 from paceline.models.eagle3_folder import read_eagle3
@@ -28,6 +29,7 @@ from paceline.rules import load as load_rule
 from paceline.sampling import SamplingParams
 from paceline.trained.tasks import NativeTasks
 from tests import dflash as dflash_drafters
+from tests import dflash2 as dflash2_drafters
 from tests import dspark as dspark_drafters
 from tests import eagle3 as eagle3_drafters
 from tests import heads as heads_drafters
@@ -39,6 +41,7 @@ from tests.pads import pads_for
 from tests.toys import AHEAD, SketchingTable
 from tests.trained import Late, answers, embedding_of, same, tokens_per_pass
 from tests.unit import test_dflash as dflash
+from tests.unit import test_dflash2 as dflash2
 from tests.unit import test_dspark as dspark
 from tests.unit import test_eagle3 as eagle3
 from tests.unit import test_hydra as hydra
@@ -79,6 +82,7 @@ def cases() -> dict[str, Case]:
     additive, additive_weights = eagle3.additive()
     blocks, embedding = dflash_drafters.following_drafter(dflash.SUCCESSORS)
     parallel = peagle_drafters.following_drafter(dflash.SUCCESSORS)
+    convolved, _, convolved_head = dflash2_drafters.following_drafter(dflash.SUCCESSORS)
     around, around_heads = medusa.chain(8)
     chain, reading, _ = hydra.chain(2)
     known = pads_drafters.table_pads(around.info.vocab_size)
@@ -102,6 +106,24 @@ def cases() -> dict[str, Case]:
             late=2,
             write=lambda folder: dflash_drafters.folder_of(blocks, folder),
             read=lambda folder: dflash_drafters.run(read_dflash(folder), embedding, layers=4),
+            kept=lambda drafter: [
+                drafter._blocks._begins,
+                drafter._blocks._drafted,
+                drafter._blocks._room._held,
+                drafter._blocks._model._texts,
+            ],
+            needs=STATES,
+            tokens=dflash.MASK,
+        ),
+        "dflash2": Case(
+            target=dflash.following(),
+            made=dflash2.following,
+            least={0.0: 4.6, 1.0: 3.3},
+            late=2,
+            write=lambda folder: dflash2_drafters.folder_of(convolved, folder),
+            read=lambda folder: dflash2_drafters.run(
+                read_dflash2(folder), embedding, convolved_head, layers=4
+            ),
             kept=lambda drafter: [
                 drafter._blocks._begins,
                 drafter._blocks._drafted,
@@ -318,6 +340,7 @@ def test_bad_options_are_refused(name: str, case: Case) -> None:
         ("peagle:model=x,frontier=-1", "peagle:frontier must be from 0 to 64, got -1"),
         ("hydra:model=x,frontier=65", "hydra:frontier must be from 0 to 64, got 65"),
         ("dflash:model=x,candidates=0", "dflash:candidates must be from 1 to 64, got 0"),
+        ("dflash2:model=x,candidates=65", "dflash2:candidates must be from 1 to 64, got 65"),
         ("medusa:model=x,frontier=2", "medusa has no option 'frontier'"),
         ("pads:model=x,frontier=2", "pads has no option 'frontier'"),
     ],

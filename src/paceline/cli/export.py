@@ -41,6 +41,7 @@ def command(folder: str, to: str, out: str | None, target: str, layers: int | No
     with it.
     """  # fmt: skip
     from paceline.errors import ConfigError
+    from paceline.models.dflash2_folder import is_dflash2, read_dflash2
     from paceline.models.dflash_folder import is_dflash, read_dflash
     from paceline.models.dspark_folder import is_dspark, read_dspark
     from paceline.models.eagle3_folder import is_peagle, read_eagle3
@@ -49,6 +50,7 @@ def command(folder: str, to: str, out: str | None, target: str, layers: int | No
     from paceline.models.llama_folder import holds_llama, read_llama
     from paceline.models.mtp_folder import is_mtp, read_mtp
     from paceline.models.pads_folder import holds_pads
+    from paceline.trained.dflash2_export import export_dflash2
     from paceline.trained.dflash_export import export_dflash
     from paceline.trained.draft_export import export_draft
     from paceline.trained.dspark_export import export_dspark
@@ -69,11 +71,13 @@ def command(folder: str, to: str, out: str | None, target: str, layers: int | No
         if layers is not None:
             raise ConfigError(f"--layers {layers}: a draft model reads no hidden states")
         written = export_draft(read_llama(found), to, into, target)
-    elif is_dflash(found) or is_dspark(found):
+    elif is_dflash(found) or is_dflash2(found) or is_dspark(found):
         if layers is not None:
             raise ConfigError(f"--layers {layers}: a drafter of blocks says which hidden states it reads")
         if is_dspark(found):
             written = export_dspark(read_dspark(found), to, into, target)
+        elif is_dflash2(found):
+            written = export_dflash2(read_dflash2(found), to, into, target)
         else:
             written = export_dflash(read_dflash(found), to, into, target)
     elif is_mtp(found):

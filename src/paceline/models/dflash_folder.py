@@ -48,6 +48,15 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
 """Settings of decoder layers that are implemented with these values only, beside
 `paceline.models.drafter_folder.NEUTRAL`."""
 
+_NATIVE_NEUTRAL: dict[str, tuple[object, ...]] = {
+    "causal": (False, None),
+    "use_swa": (False, None),
+    "input_embedding_scale": (1, None),
+    "output_multiplier": (1, None),
+    "final_logit_softcapping": (None, 0),
+}
+"""The same of native folders, where they may stand inside or outside."""
+
 _UNUSED = {"embed_tokens.weight", "verifier_lm_head.weight", "verifier_norm.weight"}
 """Tensors of the target that some folders hold, too."""
 
@@ -208,14 +217,22 @@ def speculators_fields(held: Settings) -> dict[str, Any]:
 def _native(held: Settings) -> DFlashConfig:
     if held.get("architectures") != [NATIVE_ARCHITECTURE]:
         raise held.wrong("architectures", f'["{NATIVE_ARCHITECTURE}"], or speculators_model_type')
+    return _checked(_blocks(held), DFlashConfig(**native_fields(held)))
+
+
+def native_fields(held: Settings) -> dict[str, Any]:
+    """The fields of `DFlashConfig` in the native form. Raises ModelFileError."""
     own = held.inside("dflash_config")
-    for key, neutral in (("causal", (None, False)), ("use_swa", (None, False))):
-        if own.get(key) not in neutral:
-            raise own.wrong(key, "false")
-    # Newer folders have the size of a block inside.
-    block = own if "block_size" in own else held
-    fields = {**block_fields(held, held, own, block), "layer_ids": own.ids("target_layer_ids", 1)}
-    return _checked(block, DFlashConfig(**fields))
+    for key, neutral in _NATIVE_NEUTRAL.items():
+        expect(own, key, neutral)
+        expect(held, key, neutral)
+    return {**block_fields(held, held, own, _blocks(held)), "layer_ids": own.ids("target_layer_ids", 1)}
+
+
+def _blocks(held: Settings) -> Settings:
+    """Where the size of a block is: newer native folders have it inside."""
+    own = held.inside("dflash_config")
+    return own if "block_size" in own else held
 
 
 def _checked(blocks: Settings, config: DFlashConfig) -> DFlashConfig:

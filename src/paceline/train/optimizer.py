@@ -1,5 +1,5 @@
 """The optimiser: Muon for the matrices inside of a drafter, AdamW for those with a row for each token, such
-as its head, and for its vectors.
+as its head, and for what is no matrix, such as its norms.
 
 On drafters of this size Muon learns more than AdamW from the same tokens (docs/log.md).
 

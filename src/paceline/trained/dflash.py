@@ -9,6 +9,7 @@ computed.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
@@ -45,7 +46,7 @@ class NativeDFlash:
         found = weights.tensors
         self._norms = {name: tensor for name, tensor in found.items() if tensor.ndim == 1}
         self._fc = product(found["fc.weight"])
-        self._layers = [_Layer(weights, number) for number in range(config.layers)]
+        self._layers = [self._layer(weights, number) for number in range(config.layers)]
         self._context = product(
             np.concatenate([found[name] for layer in self._layers for name in layer.keys_values])
         )
@@ -91,27 +92,36 @@ class NativeDFlash:
         embedded[:, 0] = [self._embedding.row(token) for token in tokens]
         embedded[:, 1:] = self._mask
         x: Floats = embedded.reshape(-1, config.hidden)
-        q_width, kv_width = config.heads * config.head_dim, config.kv_heads * config.head_dim
-        scale = np.float32(config.head_dim**-0.5)
         for number, layer in enumerate(self._layers):
-            made = layer.qkv(layer.normed(x, "input_layernorm", "")).reshape(len(slots), block, -1)
-            attended = np.empty((len(slots), block, q_width), np.float32)
-            for row, slot in enumerate(slots):
-                cache = self._texts[slot][number]
-                positions = cache.length + np.arange(block)
-                q, k, v = (
-                    part.reshape(block, -1, config.head_dim)
-                    for part in np.split(made[row], (q_width, q_width + kv_width), axis=-1)
-                )
-                q = rotate(layer.normed(q, "q_norm"), positions, config.frequencies)
-                k = rotate(layer.normed(k, "k_norm"), positions, config.frequencies)
-                cache.put(k, v)
-                attended[row] = cache.attend(q * scale, cache.length + block)
-            x = x + layer.output(attended.reshape(-1, q_width))
-            gate, up = np.split(layer.gate_up(layer.normed(x, "post_attention_layernorm", "")), 2, axis=-1)
-            x = x + layer.down(gate / (1 + np.exp(-gate)) * up)
+            read = layer.normed(x, "input_layernorm", "")
+            x = x + layer.around("attention", read, partial(self._attend, slots, number))
+            read = layer.normed(x, "post_attention_layernorm", "")
+            x = x + layer.around("mlp", read, layer.mlp)
         drafted = x.reshape(len(slots), block, -1)[:, block - self.depths :].reshape(-1, config.hidden)
         return norm(drafted, self._norms["norm.weight"], config.norm_eps)
+
+    def _attend(self, slots: Sequence[int], number: int, read: Floats) -> Floats:
+        """What attention adds to blocks, [B * block, hidden]: it sees each one's text and itself."""
+        config, block, layer = self._config, self._config.block, self._layers[number]
+        q_width, kv_width = config.heads * config.head_dim, config.kv_heads * config.head_dim
+        made = layer.qkv(read).reshape(len(slots), block, -1)
+        attended = np.empty((len(slots), block, q_width), np.float32)
+        scale = np.float32(config.head_dim**-0.5)
+        for row, slot in enumerate(slots):
+            cache = self._texts[slot][number]
+            positions = cache.length + np.arange(block)
+            q, k, v = (
+                part.reshape(block, -1, config.head_dim)
+                for part in np.split(made[row], (q_width, q_width + kv_width), axis=-1)
+            )
+            q = rotate(layer.normed(q, "q_norm"), positions, config.frequencies)
+            k = rotate(layer.normed(k, "k_norm"), positions, config.frequencies)
+            cache.put(k, v)
+            attended[row] = cache.attend(q * scale, cache.length + block)
+        return layer.output(attended.reshape(-1, q_width))
+
+    def _layer(self, weights: DFlashWeights, number: int) -> Layer:
+        return Layer(weights, number)
 
     def release(self, slots: Sequence[int]) -> None:
         """Forget these sequences. One that was never seen is no error."""
@@ -119,7 +129,7 @@ class NativeDFlash:
             self._texts.pop(slot, None)
 
 
-class _Layer:
+class Layer:
     """One layer's matrices, those that read the same put together, and its norms."""
 
     def __init__(self, weights: DFlashWeights, number: int) -> None:
@@ -139,6 +149,15 @@ class _Layer:
     def normed(self, x: Floats, name: str, within: str = "self_attn.") -> Floats:
         """Behind one of its norms."""
         return norm(x, self._norms[f"{within}{name}.weight"], self._eps)
+
+    def mlp(self, read: Floats) -> Floats:
+        """The gated feed-forward part."""
+        gate, up = np.split(self.gate_up(read), 2, axis=-1)
+        return self.down(gate / (1 + np.exp(-gate)) * up)
+
+    def around(self, name: str, read: Floats, inner: Product) -> Floats:
+        """What a part of the layer, "attention" or "mlp", makes of blocks [B * block, hidden]."""
+        return inner(read)
 
 
 class _Cache:

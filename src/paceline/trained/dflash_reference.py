@@ -11,13 +11,18 @@ norms are those of vLLM (vllm/model_executor/models/qwen3_dflash.py).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
 from paceline.models.dflash_folder import DFlashWeights
 from paceline.models.drafter_folder import Floats
 from paceline.trained.eagle3_reference import norm
+
+Layer = Mapping[str, Floats]
+Inner = Callable[[Floats], Floats]
+Around = Callable[[Layer, str, Floats, Inner], Floats]
 
 
 def inject(weights: DFlashWeights, hidden_states: Sequence[Floats]) -> Floats:
@@ -36,11 +41,16 @@ def forward(weights: DFlashWeights, head: Floats, embedded: Floats, injected: Fl
     return denoise(weights, embedded, injected) @ head.T
 
 
-def denoise(weights: DFlashWeights, embedded: Floats, injected: Floats) -> Floats:
+def straight(layer: Layer, name: str, read: Floats, inner: Inner) -> Floats:
+    """What is done around a part of a layer: nothing."""
+    return inner(read)
+
+
+def denoise(weights: DFlashWeights, embedded: Floats, injected: Floats, around: Around = straight) -> Floats:
     """What the head reads of each drafted token's slot, float32 [depths, hidden].
 
     embedded: float32 [block, hidden], the embeddings of the next token and of the masks; injected: float32
-    [N, hidden], of `inject`.
+    [N, hidden], of `inject`; around: what is done around the attention and the feed-forward part of a layer.
     """
     config, x = weights.config, embedded
     for number in range(config.layers):
@@ -51,15 +61,21 @@ def denoise(weights: DFlashWeights, embedded: Floats, injected: Floats) -> Float
             if name.startswith(at)
         }
         read = norm(x, layer["input_layernorm"], config.norm_eps)
-        x = x + _attention(weights, layer, read, injected)
+        x = x + around(layer, "attention", read, partial(_attention, weights, layer, injected))
         read = norm(x, layer["post_attention_layernorm"], config.norm_eps)
-        gate = read @ layer["mlp.gate_proj"].T
-        activated = gate / (1 + np.exp(-gate)) * (read @ layer["mlp.up_proj"].T)
-        x = x + activated @ layer["mlp.down_proj"].T
+        x = x + around(layer, "mlp", read, partial(_mlp, layer))
     return norm(x[config.block - config.depths :], weights.tensors["norm.weight"], config.norm_eps)
 
 
-def _attention(weights: DFlashWeights, layer: dict[str, Floats], read: Floats, injected: Floats) -> Floats:
+def _mlp(layer: Layer, read: Floats) -> Floats:
+    """The gated feed-forward part, [block, hidden]."""
+    gate = read @ layer["mlp.gate_proj"].T
+    activated = gate / (1 + np.exp(-gate)) * (read @ layer["mlp.up_proj"].T)
+    out: Floats = activated @ layer["mlp.down_proj"].T
+    return out
+
+
+def _attention(weights: DFlashWeights, layer: Layer, injected: Floats, read: Floats) -> Floats:
     """What the block attends to, [block, hidden]: keys and values of the text, then its own."""
     config, both = weights.config, np.concatenate([injected, read])
     positions = np.arange(len(both))

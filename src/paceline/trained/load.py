@@ -9,6 +9,7 @@ from typing import Protocol
 from paceline.core import TargetInfo
 from paceline.errors import IncompatibleDrafter
 from paceline.kernels.packing import Embedding
+from paceline.models.dflash2_folder import read_dflash2
 from paceline.models.dflash_folder import read_dflash
 from paceline.models.dspark_folder import read_dspark
 from paceline.models.eagle3_folder import Eagle3Weights, read_eagle3
@@ -18,6 +19,7 @@ from paceline.models.mtp_folder import read_mtp
 from paceline.models.pads_folder import read_pads
 from paceline.models.tasks_folder import read_tasks
 from paceline.trained.dflash import NativeDFlash
+from paceline.trained.dflash2 import NativeDFlash2
 from paceline.trained.dspark import NativeDSpark
 from paceline.trained.eagle3 import NativeEagle3
 from paceline.trained.exits import NativeExits
@@ -104,6 +106,13 @@ def _dflash(folder: Path, target: Lender) -> NativeDFlash:
     )
 
 
+def _dflash2(folder: Path, target: Lender) -> NativeDFlash2:
+    weights, cache_tokens = read_dflash2(folder), target.info.cache_tokens
+    return NativeDFlash2(
+        weights, target.embedding(), target.head(), _layers(target), cache_tokens=cache_tokens
+    )
+
+
 def _dspark(folder: Path, target: Lender) -> NativeDSpark:
     weights, cache_tokens = read_dspark(folder), target.info.cache_tokens
     return NativeDSpark(
@@ -135,6 +144,7 @@ _LOADERS: dict[str, Callable[[Path, Lender], Trained]] = {
     "peagle": _peagle,
     "mtp": _mtp,
     "dflash": _dflash,
+    "dflash2": _dflash2,
     "dspark": _dspark,
     "exit": _exit,
     "medusa": _medusa,

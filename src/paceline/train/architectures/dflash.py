@@ -15,7 +15,7 @@ also begin as some of the target's rows and be trained.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -61,10 +61,19 @@ class DFlash(DecoderDrafter):
     """The drafter."""
 
     def __init__(
-        self, teacher: Teacher, depths: int, layers: int, draft_vocab: int, *, own_head: bool, block: int = 0
+        self,
+        teacher: Teacher,
+        depths: int,
+        layers: int,
+        draft_vocab: int,
+        *,
+        own_head: bool,
+        block: int = 0,
+        make: Callable[[ModelConfig], nn.Module] | None = None,
     ) -> None:
-        """block: its slots, of which the last `depths` predict; 0: one more than these."""
-        fresh = [Layer(teacher.config) for _ in range(layers)]
+        """block: its slots, of which the last `depths` predict; 0: one more than these. make: a fresh layer;
+        None: plain ones."""
+        fresh = [(make or Layer)(teacher.config) for _ in range(layers)]
         super().__init__(teacher, depths, draft_vocab, fresh, own_head=own_head)
         self._block = block or depths + 1
         self._mask = int(teacher.counts.argmin())  # a token that answers hardly ever hold
