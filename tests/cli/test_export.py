@@ -13,8 +13,7 @@ from paceline.models.dspark_folder import read_dspark
 from paceline.models.eagle3_folder import read_eagle3
 from paceline.models.heads_folder import read_heads
 from paceline.models.mtp_folder import read_mtp
-from tests import dflash, draft_models, dspark, exits, heads, mtp, pads, peagle
-from tests import dflash, dflash2, draft_models, dspark, exits, heads
+from tests import dflash, dflash2, draft_models, dspark, exits, heads, mtp, pads, peagle
 from tests.cli.test_generate import one_line_error
 from tests.eagle3 import folder_of, random_drafter
 
@@ -79,6 +78,8 @@ def test_an_mtp_module_is_written_in_the_librarys_form(paceline: Paceline, tmp_p
     assert read_mtp(tmp_path / "drafter-vllm").config.verifier == "org/model"
     message = one_line_error(paceline("export", str(folder), "--to", "vllm", "--layers", "3"))
     assert "reads no hidden state but the last" in message
+
+
 def test_a_dflash2_drafter_is_written_for_both(paceline: Paceline, tmp_path: Path) -> None:
     folder = dflash2.folder_of(dflash2.random_drafter(), tmp_path / "drafter")
     for engine, said in (("vllm", '"method": "dflash"'), ("sglang", "--speculative-algorithm DFLASH")):
