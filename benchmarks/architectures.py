@@ -28,7 +28,8 @@ from paceline.train.loop import Run
 from paceline.train.settings import Settings
 
 BUILD = Path(__file__).parents[1] / "build" / "architectures"
-POLICIES = ("fixed", "throughput")
+POLICIES = {"fixed": ",min_probability=0@fixed", "throughput": "@throughput"}
+"""Drafts that are never cut, and the default."""
 APART = ("lora", "pads")
 """Adapters of a drafter that is there already; and what trains by passes of the whole target."""
 
@@ -54,7 +55,7 @@ def main() -> None:
             cards[f"{arch.partition(':')[0]}:model={folder}"] = run.train(advance)
     report = speed.run(
         model=options.model,
-        drafters=[f"{drafter}@{policy}" for drafter in cards for policy in POLICIES],
+        drafters=[drafter + how for drafter in cards for how in POLICIES.values()],
         prompts=options.prompts,
         limit=options.limit,
         params=SamplingParams(temperature=0, max_tokens=options.tokens, seed=0),
@@ -69,7 +70,7 @@ def main() -> None:
 
 
 def _row(drafter: str, card: dict[str, Any], report: dict[str, Any]) -> dict[str, Any]:
-    found = {policy: report["drafters"][f"{drafter}@{policy}"] for policy in POLICIES}
+    found = {policy: report["drafters"][drafter + how] for policy, how in POLICIES.items()}
     return {
         "arch": card["settings"]["arch"],
         "parameters": card["parameters"],
@@ -77,7 +78,10 @@ def _row(drafter: str, card: dict[str, Any], report: dict[str, Any]) -> dict[str
         "train_seconds": card["seconds"],
         "estimate": card["estimate"],
         **{
-            policy: {name: entry[name] for name in ("tau", "ratio", "decode_ratio", "acceptance_rate")}
+            policy: {
+                name: entry[name]
+                for name in ("tau", "ratio", "decode_ratio", "acceptance_rate", "share_of_decode_time")
+            }
             for policy, entry in found.items()
         },
     }

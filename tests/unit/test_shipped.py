@@ -1,28 +1,36 @@
-"""The datastores that come with the package: whole, small, and found by their tokens."""
+"""What comes with the package: whole, small, and found for the targets that it fits."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from paceline import shipped
+from paceline.core import TargetInfo
 from paceline.drafters import load
-from paceline.errors import TokenFileError
+from paceline.errors import IncompatibleDrafter, TokenFileError
 from paceline.lookups.reference import BOUNDARY
 from paceline.mixture import Mixture
+from paceline.models.eagle3_folder import read_eagle3
 from paceline.stores.datastore import KIND, Datastore
 from paceline.stores.token_file import TokenFile
 from paceline.targets.table import TableTarget
+from tests.trained import answers, same, tokens_per_pass
+from tests.unit.test_eagle3 import additive, on_kernels
 
 LARGEST = 20_000_000
 FILES = sorted(Path(shipped.__file__).parent.glob("*.pls"))
+FOLDERS = sorted(path.parent for path in Path(shipped.__file__).parent.glob("*/config.json"))
 
 
-def test_there_is_one() -> None:
+def test_there_is_one_of_each() -> None:
     assert FILES
+    assert FOLDERS
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem[:8])
@@ -50,22 +58,45 @@ def test_what_it_holds_is_found_in_it(path: Path) -> None:
 def test_it_is_found_by_its_tokens_and_by_no_others() -> None:
     info = TableTarget().info
     for path in FILES:
-        assert shipped.find(replace(info, vocabulary=path.stem)) == path
-        assert shipped.find(replace(info, vocabulary=path.stem[:-1] + "x")) is None
-    assert shipped.find(replace(info, vocabulary="")) is None
+        assert shipped.datastore(replace(info, vocabulary=path.stem)) == path
+        assert shipped.datastore(replace(info, vocabulary=path.stem[:-1] + "x")) is None
+    assert shipped.datastore(replace(info, vocabulary="")) is None
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name[:8])
+def test_a_trained_drafter_is_small_whole_and_called_by_its_target(folder: Path) -> None:
+    assert {path.name for path in folder.iterdir()} == {
+        "card.json",
+        "card.md",
+        "config.json",
+        "model.safetensors",
+    }
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= LARGEST
+    card = json.loads((folder / "card.json").read_bytes())
+    weights = read_eagle3(folder)
+    assert folder.name == f"{card['vocabulary']}-{card['layers']}"
+    assert card["license"]
+    assert [one["temperature"] for one in card["measured"]] == [0.0, 1.0]
+    for one in card["measured"]:
+        assert len(one["by_category"]) == 13
+        assert len(one["accepted_at_least"]) >= weights.config.draft_tokens
+    info = replace(TableTarget().info, vocabulary=card["vocabulary"], layers=card["layers"])
+    assert shipped.trained(info) == folder
+    assert shipped.trained(replace(info, layers=card["layers"] + 1)) is None
+    assert shipped.trained(replace(info, vocabulary="")) is None
+
+
+def parts(spec: str, info: TargetInfo, **offered: Any) -> set[str]:
+    made = load(spec, info, **offered)
+    assert isinstance(made, Mixture)
+    return {part.name for part in made._parts}
 
 
 def test_auto_drafts_from_it_unless_told_otherwise(tmp_path: Path) -> None:
     info = TableTarget().info
     fitting = replace(info, vocabulary=FILES[0].stem, vocab_size=49152)
-
-    def parts(spec: str, fitting: object = fitting) -> set[str]:
-        made = load(spec, fitting)  # type: ignore[arg-type]
-        assert isinstance(made, Mixture)
-        return {part.name for part in made._parts}
-
-    assert parts("auto") == {"prediction", "suffix", "datastore"}
-    assert parts("auto", info) == parts("auto:texts=none") == {"prediction", "suffix"}
+    assert parts("auto", fitting) == {"prediction", "suffix", "datastore"}
+    assert parts("auto", info) == parts("auto:texts=none", fitting) == {"prediction", "suffix"}
     tokens = np.array([*range(10), BOUNDARY] * 3, np.int32)
     own = tmp_path / "own.pls"
     TokenFile(KIND, info.vocabulary, "table", {"texts": 3}, Datastore.index(tokens, 12).arrays).write(own)
@@ -74,3 +105,28 @@ def test_auto_drafts_from_it_unless_told_otherwise(tmp_path: Path) -> None:
         load(f"auto:texts={own}", fitting)
     with pytest.raises(TokenFileError, match="No such file"):
         load("auto:texts=nowhere.pls", info)
+
+
+def test_auto_drafts_with_a_trained_drafter_if_told_to() -> None:
+    target, weights = additive()
+    looked_up, info = {"prediction", "suffix"}, target.info
+    offered = {"load_trained": lambda *_: on_kernels(weights)}
+    vocabulary, _, layers = FOLDERS[0].name.partition("-")
+    fitting = replace(info, vocabulary=vocabulary, layers=int(layers), vocab_size=49152)
+    assert parts("auto:texts=none", fitting, **offered) == looked_up
+    assert parts("auto:texts=none,trained=shipped", fitting, **offered) == {*looked_up, "eagle3"}
+    assert parts("auto:trained=here", info, **offered) == {*looked_up, "eagle3"}
+    with pytest.raises(IncompatibleDrafter, match="trained=shipped: none comes with the package for table"):
+        load("auto:trained=shipped", info, **offered)
+    with pytest.raises(IncompatibleDrafter, match="trained=here: table cannot run trained drafters"):
+        load("auto:trained=here", info)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_auto_with_a_trained_drafter_gives_the_answers_of_plain_decoding(temperature: float) -> None:
+    target, weights = additive()
+    auto = load("auto:trained=here", target.info, load_trained=lambda *_: on_kernels(weights))
+    done = answers(target, auto, temperature, max_batch=3)
+    assert same(done, answers(target, None, temperature))
+    assert tokens_per_pass(done) > 2
+    assert any(one.stats.drafted > one.stats.accepted > 0 for one in done)

@@ -1,7 +1,8 @@
 """Finding drafters: one file each, the file name is the name that users type.
 
 A drafter's file has a function `build(info, ..., *, option=default, ...)`; its keyword-only parameters are
-the drafter's options, its other parameters what it needs beside the target's `info`: see `load`. Packages
+the drafter's options, its other parameters what it needs beside the target's `info`, or could use if they
+have a default: see `load`. Packages
 add drafters through the entry point group "paceline.drafters", whose entries name such a function.
 """
 
@@ -54,9 +55,9 @@ def load(spec: str, info: TargetInfo, **offered: Any) -> Drafter:
         return Mixture({part: load(part, info, **offered) for part in parts})
     name, chosen = _DRAFTERS.parse(spec)
     build = _DRAFTERS.find(name)
-    needed = [p.name for p in inspect.signature(build).parameters.values() if p.kind is not p.KEYWORD_ONLY]
-    for need in needed[1:]:
-        if offered.get(need) is None:
-            raise IncompatibleDrafter(f"drafter {name} needs a {need}, and {info.name} offers none")
-    drafter: Drafter = build(info, *(offered[need] for need in needed[1:]), **chosen)
+    _, *needed = [p for p in inspect.signature(build).parameters.values() if p.kind is not p.KEYWORD_ONLY]
+    for need in needed:
+        if offered.get(need.name) is None and need.default is need.empty:
+            raise IncompatibleDrafter(f"drafter {name} needs a {need.name}, and {info.name} offers none")
+    drafter: Drafter = build(info, *(offered.get(need.name) for need in needed), **chosen)
     return drafter

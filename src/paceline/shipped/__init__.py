@@ -1,7 +1,5 @@
-"""Datastores that come with the package: answers of known models, for `auto` to draft from.
-
-Each is called by the fingerprint of the tokenizer it was made with; docs/shipped.md says what it is and how
-it was made.
+"""What comes with the package for known models: datastores of their answers, and drafters that were trained
+for them, for `auto` to draft with. docs/shipped.md says what they are and how they were made.
 """
 
 from __future__ import annotations
@@ -10,8 +8,17 @@ from pathlib import Path
 
 from paceline.core import TargetInfo
 
+_HERE = Path(__file__).parent
 
-def find(info: TargetInfo) -> Path | None:
-    """The datastore for the tokens of this target; None if there is none."""
-    path = Path(__file__).parent / f"{info.vocabulary}.pls"
+
+def datastore(info: TargetInfo) -> Path | None:
+    """The datastore for the tokens of this target, called by the fingerprint of the tokenizer; None if there
+    is none."""
+    path = _HERE / f"{info.vocabulary}.pls"
     return path if info.vocabulary and path.is_file() else None
+
+
+def trained(info: TargetInfo) -> Path | None:
+    """The folder of the drafter for targets with these tokens and so many layers; None if there is none."""
+    path = _HERE / f"{info.vocabulary}-{info.layers}"
+    return path if info.vocabulary and path.is_dir() else None

@@ -14,7 +14,7 @@ from paceline.models.registry import resolve
 from paceline.sampling import SamplingParams
 from paceline.train import card as cards
 
-_KEPT = ("prompts", "prompts_from", "max_tokens", "temperature", "policy")
+_KEPT = ("prompts", "max_tokens", "temperature", "policy")
 _FIGURES = ("tau", "ratio", "ratio_low", "ratio_high", "acceptance_rate", "accepted_at_least", "tokens")
 
 
@@ -84,6 +84,7 @@ def _summary(report: dict[str, Any], drafter: str) -> dict[str, Any]:
     (found,) = report["drafters"].values()
     return {
         **{name: report[name] for name in _KEPT},
+        "prompts_from": Path(report["prompts_from"]).name,
         "drafter": drafter,
         "cpu": report["machine"]["cpu"],
         "threads": report["machine"]["threads"],
