@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from paceline.core import Drafter
-from paceline.drafters import load, names, options
+from paceline.drafters import load, names
 from paceline.engine import Engine
 from paceline.pretrained import offers
 from paceline.results import Completion
@@ -54,6 +54,8 @@ HELPFUL = {
 
 TRAINED = {"dflash", "dflash2", "dspark", "eagle3", "hydra", "medusa", "mtp", "pads", "peagle", "tasks"}
 """Drafters that need a folder."""
+COMPANIONS = {"draft", "slem"}
+"""Drafters that need another model."""
 
 SAME = {"draft", "sparse"}
 """These say what the target says: a draft model that is the target, a cache whose every token is seen."""
@@ -68,7 +70,7 @@ def make(name: str, answers: dict[int, Sequence[int]]) -> Drafter:
         with TemporaryDirectory() as folder:
             spec = f"{name}:model={untrained(name, Path(folder))},min_probability=0"
             return load(spec, target().info, **offers(target(), tokenizer()))
-    spec = f"{name}:model={MODEL}" if "model" in options(name) else EAGER.get(name, name)
+    spec = f"{name}:model={MODEL}" if name in COMPANIONS else EAGER.get(name, name)
     return load(spec, target().info, **offers(target(), tokenizer()))
 
 

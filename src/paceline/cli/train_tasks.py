@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 
 @click.command(
     epilog=examples(
-        "paceline train tasks for-tasks/ --base drafter/"
-        " --task maths=maths-adapters/,maths-answers/ --task code=code-adapters/,code-answers/"
+        "paceline train tasks out/ --base drafter/ --task maths=maths/,sums/ --task code=code/,programs/"
     )
 )
 @click.argument("folder", type=click.Path(path_type=Path))
