@@ -29,6 +29,7 @@ from paceline.trained.exits import NativeExits
 from paceline.trained.heads import NativeHeads
 from paceline.trained.mtp import NativeMtp
 from paceline.trained.peagle import NativePEagle
+from paceline.trained.redrafter import NativeRedrafter
 from tests.dflash import CONFIG as DFLASH
 from tests.dflash import random_drafter as random_dflash
 from tests.dflash import random_for
@@ -55,6 +56,10 @@ from tests.pads import pads_for
 from tests.peagle import CONFIG as PEAGLE
 from tests.peagle import random_drafter as random_peagle
 from tests.peagle import run as run_peagle
+from tests.redrafter import CONFIG as REDRAFTER
+from tests.redrafter import chain_drafter
+from tests.redrafter import random_drafter as random_redrafter
+from tests.redrafter import run as run_redrafter
 from tests.tasks import models_for
 from tests.toys import Signs, SketchingTable, state_width
 from tests.trained import embedding_of
@@ -81,6 +86,7 @@ EAGER = {
     "peagle": "peagle:model=near,min_probability=0",
     "prediction": "prediction:min_probability=1e-6",
     "recycling": "recycling:min_probability=1e-6",
+    "redrafter": "redrafter:model=near,min_probability=0",
     "skip": "skip:min_probability=0",
     "slem": "slem:model=near,min_probability=0",
     "sparse": "sparse:min_probability=0,sinks=2,recent=16",
@@ -102,6 +108,7 @@ RUN_MODELS = {
     "mtp",
     "pads",
     "peagle",
+    "redrafter",
     "skip",
     "slem",
     "sparse",
@@ -159,6 +166,7 @@ def trained(drafter: str, target: Target) -> Any:
         "mtp": module,
         "pads": pads_for,
         "peagle": parallel,
+        "redrafter": recurrent,
         "tasks": for_tasks,
     }
     return known.get(drafter, partial(trained_heads, drafter))(target)
@@ -273,6 +281,16 @@ def trained_heads(kind: str, target: Target) -> NativeHeads:
     weights = np.exp(target.table.mean(0))  # type: ignore[attr-defined]
     law = weights / weights.sum(1, keepdims=True)
     return run_heads(chain_heads(law) if kind == "medusa" else reading_heads(law))
+
+
+def recurrent(target: Target) -> NativeRedrafter:
+    """A recurrent drafter for this target: of a table it knows how a token bends the laws behind it; of
+    another target nothing."""
+    if isinstance(target, NativeTarget):
+        config = replace(REDRAFTER, vocab_size=target.info.vocab_size, hidden=target.config.hidden)
+        return run_redrafter(random_redrafter(config))
+    weights = np.exp(target.table.mean(0))  # type: ignore[attr-defined]
+    return run_redrafter(chain_drafter(weights / weights.sum(1, keepdims=True)))
 
 
 def near(target: Target) -> Target:

@@ -10,6 +10,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,7 +99,16 @@ def run(weights: HeadsWeights) -> NativeHeads:
     return NativeHeads(weights, embedding_of(embeddings(weights.config)))
 
 
-def embeddings(config: HeadsConfig) -> NDArray[np.float32]:
+class Sizes(Protocol):
+    """Of a drafter."""
+
+    @property
+    def hidden(self) -> int: ...
+    @property
+    def vocab_size(self) -> int: ...
+
+
+def embeddings(config: Sizes) -> NDArray[np.float32]:
     """1 in the place of the token, and beyond the width anything."""
     rest = np.random.default_rng(3).standard_normal((config.vocab_size, config.hidden), np.float32)
     rest[: config.hidden] = np.eye(config.vocab_size, config.hidden, dtype=np.float32)[: config.hidden]

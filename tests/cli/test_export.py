@@ -13,7 +13,7 @@ from paceline.models.dspark_folder import read_dspark
 from paceline.models.eagle3_folder import read_eagle3
 from paceline.models.heads_folder import read_heads
 from paceline.models.mtp_folder import read_mtp
-from tests import dflash, dflash2, draft_models, dspark, exits, heads, mtp, pads, peagle
+from tests import dflash, dflash2, draft_models, dspark, exits, heads, mtp, pads, peagle, redrafter
 from tests.cli.test_generate import one_line_error
 from tests.eagle3 import folder_of, random_drafter
 
@@ -125,6 +125,13 @@ def test_pads_are_written_for_nobody(paceline: Paceline, tmp_path: Path) -> None
     folder = pads.folder_of(pads.random_pads(), tmp_path / "pads")
     refused = paceline("export", str(folder), "--to", "vllm", "--target", "org/model")
     assert "vllm reads no pads in a model's passes" in one_line_error(refused)
+
+
+def test_recurrent_drafters_are_written_for_nobody(paceline: Paceline, tmp_path: Path) -> None:
+    folder = redrafter.folder_of(redrafter.random_drafter(), tmp_path / "drafter")
+    refused = paceline("export", str(folder), "--to", "vllm", "--target", "org/model")
+    assert "vllm does not load recurrent drafters" in one_line_error(refused)
+    assert not (tmp_path / "drafter-vllm").exists()
 
 
 def test_bad_input_is_one_line(paceline: Paceline, tmp_path: Path) -> None:

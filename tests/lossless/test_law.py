@@ -103,6 +103,8 @@ def test_a_hundred_thousand_answers_follow_the_targets_law(
         ("recursive", "peagle:model=near,widths=2x2,min_probability=0,drawn=without_replacement"),
         ("block", "hydra:model=near,widths=1x1,min_probability=0"),
         ("recursive", "hydra:model=near,widths=2x2,min_probability=0,drawn=without_replacement"),
+        ("block", "redrafter:model=near,widths=1x1,min_probability=0"),
+        ("recursive", "redrafter:model=near,widths=2x2,min_probability=0,drawn=without_replacement"),
         *itertools.product(["rejection", "block"], ["medusa:model=near,widths=1x1,min_probability=0"]),
         ("traversal", "medusa:model=near,widths=2x2,min_probability=0"),
         ("recursive", "medusa:model=near,widths=2x2,min_probability=0,drawn=without_replacement"),

@@ -16,7 +16,7 @@ from paceline.engine import Engine
 from paceline.pretrained import offers
 from paceline.results import Completion
 from paceline.sampling import SamplingParams
-from tests import dflash, dflash2, dspark, eagle3, heads, mtp, pads, peagle, tasks
+from tests import dflash, dflash2, dspark, eagle3, heads, mtp, pads, peagle, redrafter, tasks
 from tests.discovery import RUN_MODELS, Record, drafter
 from tests.real_model import MODEL, prompts, target, tokenizer
 from tests.toys import ADVERSARIES, trusting
@@ -52,7 +52,19 @@ HELPFUL = {
 }
 
 
-TRAINED = {"dflash", "dflash2", "dspark", "eagle3", "hydra", "medusa", "mtp", "pads", "peagle", "tasks"}
+TRAINED = {
+    "dflash",
+    "dflash2",
+    "dspark",
+    "eagle3",
+    "hydra",
+    "medusa",
+    "mtp",
+    "pads",
+    "peagle",
+    "redrafter",
+    "tasks",
+}
 """Drafters that need a folder."""
 COMPANIONS = {"draft", "slem"}
 """Drafters that need another model."""
@@ -90,6 +102,8 @@ def untrained(name: str, folder: Path) -> Path:
         return dspark.folder_of(dspark.random_drafter(dspark.SMOLLM2), folder)
     if name == "tasks":
         return tasks.folder_of(tasks.tasks_of(eagle3.random_drafter(eagle3.SMOLLM2)), folder)
+    if name == "redrafter":
+        return redrafter.folder_of(redrafter.random_drafter(redrafter.SMOLLM2), folder)
     if name == "pads":
         return pads.folder_of(pads.random_pads(pads.SMOLLM2), folder)
     return heads.folder_of(heads.random_heads(replace(heads.SMOLLM2, kind=name)), folder)

@@ -12,7 +12,7 @@ import pytest
 from paceline.cli.main import run
 from paceline.models.cache import sha256_of
 from paceline.train import card
-from tests import draft_models, heads
+from tests import draft_models, heads, redrafter
 from tests.eagle3 import CONFIG, folder_of, random_drafter
 
 
@@ -21,6 +21,9 @@ def untrained(architecture: str, folder: Path) -> Path:
     if architecture == "draft":
         config = replace(draft_models.CONFIG, vocab_size=265)
         return draft_models.folder_of(draft_models.random_model(config), folder)
+    if architecture == "redrafter":
+        small = replace(redrafter.CONFIG, hidden=64, vocab_size=265)
+        return redrafter.folder_of(redrafter.random_drafter(small), folder)
     if architecture != "eagle3":
         sizes = replace(heads.CONFIG, kind=architecture, hidden=64, vocab_size=265)
         return heads.folder_of(heads.random_heads(sizes), folder)
@@ -58,7 +61,7 @@ def asked(tmp_path: Path) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("drafter", ["draft", "eagle3", "hydra", "medusa"], indirect=True)
+@pytest.mark.parametrize("drafter", ["draft", "eagle3", "hydra", "medusa", "redrafter"], indirect=True)
 def test_what_is_measured_stands_in_the_card(
     drafter: Path, asked: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

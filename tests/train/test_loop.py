@@ -96,6 +96,7 @@ ARCHITECTURES = [
     "medusa",
     "mtp",
     "peagle",
+    "redrafter",
 ]
 
 

@@ -24,6 +24,7 @@ from paceline.models.eagle3_folder import read_eagle3
 from paceline.models.heads_folder import read_heads
 from paceline.models.mtp_folder import read_mtp
 from paceline.models.pads_folder import read_pads
+from paceline.models.redrafter_folder import read_redrafter
 from paceline.models.tasks_folder import read_tasks
 from paceline.rules import load as load_rule
 from paceline.sampling import SamplingParams
@@ -36,6 +37,7 @@ from tests import heads as heads_drafters
 from tests import mtp as mtp_drafters
 from tests import pads as pads_drafters
 from tests import peagle as peagle_drafters
+from tests import redrafter as redrafters
 from tests import tasks as tasks_drafters
 from tests.pads import pads_for
 from tests.toys import AHEAD, SketchingTable
@@ -48,6 +50,7 @@ from tests.unit import test_hydra as hydra
 from tests.unit import test_medusa as medusa
 from tests.unit import test_mtp as mtp
 from tests.unit import test_peagle as peagle
+from tests.unit import test_redrafter as redrafter
 from tests.unit import test_tasks as tasks
 
 STATES = frozenset({"hidden.1", "hidden.2", "hidden.3"})
@@ -85,6 +88,7 @@ def cases() -> dict[str, Case]:
     convolved, _, convolved_head = dflash2_drafters.following_drafter(dflash.SUCCESSORS)
     around, around_heads = medusa.chain(8)
     chain, reading, _ = hydra.chain(2)
+    recurring, recurrent = redrafter.chain(2)
     known = pads_drafters.table_pads(around.info.vocab_size)
     parted = tasks_drafters.tasks_of(additive_weights, size=0)
     nothing = embedding_of(np.zeros((additive.info.vocab_size, parted.weight.shape[1]), np.float32))
@@ -204,6 +208,16 @@ def cases() -> dict[str, Case]:
             read=lambda folder: pads_drafters.run(read_pads(folder), around),
             kept=lambda drafter: [drafter._levels._states, drafter._levels._levels, drafter._proposed],
             needs=frozenset({AHEAD}),
+        ),
+        "redrafter": Case(
+            target=recurring,
+            made=partial(redrafter.drafter, recurrent),
+            least={0.0: 4.3, 1.0: 4.0},
+            late=None,
+            write=lambda folder: redrafters.folder_of(recurrent, folder),
+            read=lambda folder: redrafters.run(read_redrafter(folder)),
+            kept=lambda drafter: [drafter._trained._states, drafter._trained._reached],
+            needs=frozenset({LAST}),
         ),
         "tasks": Case(
             target=additive,
@@ -338,6 +352,7 @@ def test_bad_options_are_refused(name: str, case: Case) -> None:
         ("eagle3:model=x,frontier=-1", "eagle3:frontier must be from 0 to 64, got -1"),
         ("mtp:model=x,frontier=-1", "mtp:frontier must be from 0 to 64, got -1"),
         ("peagle:model=x,frontier=-1", "peagle:frontier must be from 0 to 64, got -1"),
+        ("redrafter:model=x,frontier=65", "redrafter:frontier must be from 0 to 64, got 65"),
         ("hydra:model=x,frontier=65", "hydra:frontier must be from 0 to 64, got 65"),
         ("dflash:model=x,candidates=0", "dflash:candidates must be from 1 to 64, got 0"),
         ("dflash2:model=x,candidates=65", "dflash2:candidates must be from 1 to 64, got 65"),

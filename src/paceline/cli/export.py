@@ -50,6 +50,7 @@ def command(folder: str, to: str, out: str | None, target: str, layers: int | No
     from paceline.models.llama_folder import holds_llama, read_llama
     from paceline.models.mtp_folder import is_mtp, read_mtp
     from paceline.models.pads_folder import holds_pads
+    from paceline.models.redrafter_folder import holds_redrafter
     from paceline.trained.dflash2_export import export_dflash2
     from paceline.trained.dflash_export import export_dflash
     from paceline.trained.draft_export import export_draft
@@ -63,6 +64,8 @@ def command(folder: str, to: str, out: str | None, target: str, layers: int | No
         raise ConfigError("no other engine drafts with trained exits of its target")
     if holds_pads(found):
         raise ConfigError(f"{to} reads no pads in a model's passes; no other engine does")
+    if holds_redrafter(found):
+        raise ConfigError(f"{to} does not load recurrent drafters")
     if holds_heads(found):
         if layers is not None:
             raise ConfigError(f"--layers {layers}: heads read no hidden state but the last")

@@ -1,7 +1,7 @@
-"""Drafting with heads behind hidden states of the target.
+"""Drafting from the hidden state behind which the target drew the last token, and with heads behind it.
 
-The state behind which the target drew the last token is all that they know of the text: there is no cache,
-and a sequence that was not followed can be drafted for again after any step.
+That state is all that such a drafter knows of the text: there is no cache, and a sequence that was not
+followed can be drafted for again after any step.
 """
 
 from __future__ import annotations
@@ -36,15 +36,13 @@ class Heads(Protocol):
         ...
 
 
-class HeadScorer:
-    """A `TrainedScorer` for heads."""
+class LastStates:
+    """The state behind which the target drew the last token of each sequence. tap: which states."""
 
-    def __init__(self, heads: Heads) -> None:
-        self.taps: Sequence[str] = (heads.tap,)
-        self.token_ids = heads.token_ids
-        self._heads = heads
+    def __init__(self, tap: str) -> None:
+        self.taps: Sequence[str] = (tap,)
         self._states: dict[int, tuple[int, Floats]] = {}
-        """{slot: (the history's length, the state [...] that its last token was drawn at)}"""
+        """{slot: (the history's length, the state [...])}"""
 
     def observe(self, step: Step) -> None:
         """Take in the last states of the rows that drew a token, where they are numbers."""
@@ -57,17 +55,30 @@ class HeadScorer:
                     length = step.view.ends[row] + len(path) + 1
                     self._states[step.view.slots[row]] = length, state
 
-    def room(self, slot: int, history: Sequence[int], nodes: int) -> int:
-        """As deep as there are heads; 0 where the last step was missed."""
+    def known(self, slot: int, history: Sequence[int]) -> bool:
+        """Whether the last step was seen."""
         length, _ = self._states.get(slot, (0, None))
-        return self._heads.depths if length == len(history) else 0
-
-    def score(self, slots: Sequence[int], histories: Sequence[Sequence[int]], paths: Paths) -> list[Array]:
-        """Logits [D] after each path, over the heads' `token_ids`."""
-        states = np.stack([self._states[slots[row]][1] for row, _ in paths])
-        return list(self._heads.forward(states, [(histories[row][-1], *path) for row, path in paths]))
+        return length == len(history)
 
     def release(self, slots: Sequence[int]) -> None:
         """Forget these sequences."""
         for slot in slots:
             self._states.pop(slot, None)
+
+
+class HeadScorer(LastStates):
+    """A `TrainedScorer` for heads."""
+
+    def __init__(self, heads: Heads) -> None:
+        super().__init__(heads.tap)
+        self.token_ids = heads.token_ids
+        self._heads = heads
+
+    def room(self, slot: int, history: Sequence[int], nodes: int) -> int:
+        """As deep as there are heads; 0 where the last step was missed."""
+        return self._heads.depths if self.known(slot, history) else 0
+
+    def score(self, slots: Sequence[int], histories: Sequence[Sequence[int]], paths: Paths) -> list[Array]:
+        """Logits [D] after each path, over the heads' `token_ids`."""
+        states = np.stack([self._states[slots[row]][1] for row, _ in paths])
+        return list(self._heads.forward(states, [(histories[row][-1], *path) for row, path in paths]))

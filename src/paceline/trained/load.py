@@ -17,6 +17,7 @@ from paceline.models.exit_folder import read_exits
 from paceline.models.heads_folder import read_heads
 from paceline.models.mtp_folder import read_mtp
 from paceline.models.pads_folder import read_pads
+from paceline.models.redrafter_folder import read_redrafter
 from paceline.models.tasks_folder import read_tasks
 from paceline.trained.dflash import NativeDFlash
 from paceline.trained.dflash2 import NativeDFlash2
@@ -27,9 +28,19 @@ from paceline.trained.heads import NativeHeads
 from paceline.trained.mtp import NativeMtp
 from paceline.trained.pads import NativePads
 from paceline.trained.peagle import NativePEagle
+from paceline.trained.redrafter import NativeRedrafter
 from paceline.trained.tasks import NativeTasks
 
-Trained = NativeEagle3 | NativeDFlash | NativeExits | NativeHeads | NativeMtp | NativePads | NativeTasks
+Trained = (
+    NativeEagle3
+    | NativeDFlash
+    | NativeExits
+    | NativeHeads
+    | NativeMtp
+    | NativePads
+    | NativeRedrafter
+    | NativeTasks
+)
 
 
 class Lender(Protocol):
@@ -132,6 +143,10 @@ def _hydra(folder: Path, target: Lender) -> NativeHeads:
     return NativeHeads(read_heads(folder, "hydra"), target.embedding())
 
 
+def _redrafter(folder: Path, target: Lender) -> NativeRedrafter:
+    return NativeRedrafter(read_redrafter(folder), target.embedding())
+
+
 def _pads(folder: Path, target: Lender) -> NativePads:
     look_ahead = getattr(target, "look_ahead", None)
     if look_ahead is None:
@@ -150,5 +165,6 @@ _LOADERS: dict[str, Callable[[Path, Lender], Trained]] = {
     "medusa": _medusa,
     "hydra": _hydra,
     "pads": _pads,
+    "redrafter": _redrafter,
     "tasks": _tasks,
 }
