@@ -120,6 +120,7 @@ class Quiet:
     """A drafter that learns nothing."""
 
     needs: frozenset[str] = frozenset()
+    whole = False
     drawn = frozenset({Drawn.FIXED})
     branches = True
 

@@ -501,6 +501,10 @@ class Drafter(Protocol):
     needs: frozenset[str]
     """Feature taps it wants to see in `observe`."""
 
+    whole: bool
+    """Whether it must see those of all of a text, so that its requests share no prefix with others; else
+    those behind which tokens are drawn will do."""
+
     drawn: frozenset[Drawn]
     """How its tokens come about where `View.coupled` is false; empty if it never proposes any."""
 

@@ -394,9 +394,8 @@ class Engine:
         drafter = self._known_drafter(drafter or (self.drafter if prediction is None else PREDICTION))
         _check_limit(limit)
         _check_inputs(inputs, self.target.info)
-        # A drafter that works with features must see those of the whole prompt; where there are inputs the
-        # same tokens are another text.
-        shares = self._shares_prefixes and not self.drafters[drafter].needs and inputs is None
+        # Where there are inputs the same tokens are another text.
+        shares = self._shares_prefixes and not self.drafters[drafter].whole and inputs is None
         seed = secrets.randbelow(MAX_SEED + 1) if params.seed is None else params.seed
         return [
             self._scheduler.add(

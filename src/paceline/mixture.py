@@ -58,6 +58,7 @@ class Mixture:
             )
         self._parts = [Part(name, drafter) for name, drafter in parts.items()]
         self.needs: frozenset[str] = frozenset().union(*(d.needs for d in parts.values()))
+        self.whole = any(drafter.whole for drafter in parts.values())
         self.drawn: frozenset[Drawn] = frozenset().union(*(d.drawn for d in parts.values()))
         self.branches = True
         self._trees: Sequence[Tree] = ()
@@ -92,7 +93,7 @@ class Mixture:
     def observe(self, step: Step) -> None:
         """Let the parts see the step, and judge whether they were worth their time: what one saved are
         accepted tokens that no other part proposed, or that stand below such a token. A part that rests sees
-        nothing, unless it needs the features of every token."""
+        nothing, unless it must see all of a text."""
         paths = [step.emitted(row)[:-1] for row in range(len(step.view.slots))]
         worth = step.seconds / (sum(len(path) + 1 for path in paths) or 1)
         sources = [_sources(tree, path) for tree, path in zip(self._trees, paths, strict=True) if path]
@@ -108,7 +109,7 @@ class Mixture:
                 started = perf_counter()
                 part.drafter.observe(step)
                 part.rest.worked(gained * worth - part.seconds - (perf_counter() - started))
-            elif not part.rest.resting or part.drafter.needs:
+            elif not part.rest.resting or part.drafter.whole:
                 part.drafter.observe(step)
 
     def release(self, slots: Sequence[int]) -> None:

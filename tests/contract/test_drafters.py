@@ -88,6 +88,7 @@ def test_an_unknown_option_is_refused_by_name(kind: str) -> None:
 
 def test_it_needs_no_more_than_a_set_of_taps(name: str) -> None:
     assert isinstance(make(name).needs, frozenset)
+    assert not make(name).whole or make(name).needs
 
 
 @pytest.mark.parametrize("budget", [Budget(0, 0), Budget(0, 5), Budget(5, 0), Budget(1, 1), Budget(9, 2)])
@@ -139,6 +140,7 @@ class OnAndOff:
         self._random = random.Random(1)
         self._on = True
         self.needs, self.drawn, self.branches = drafter.needs, drafter.drawn, drafter.branches
+        self.whole = drafter.whole
 
     def propose(self, view: View, budgets: Sequence[Budget]) -> Sequence[Tree]:
         self._on = self._random.random() < 0.6 and all(view.draws(row) for row in range(len(budgets)))
@@ -159,7 +161,7 @@ def test_it_may_miss_steps_and_the_beginnings_of_prompts(name: str) -> None:
     params = [SamplingParams(seed=seed, temperature=0.4, max_tokens=20) for seed in range(60)]
     done = engine.generate(prompts, params, "d", prediction=[repetitive(seed, 40) for seed in range(60)])
     assert engine.load.draft_failures == {}
-    assert engine.load.prefix_hit_tokens > 0 or make(name).needs, "who needs features reads whole prompts"
+    assert engine.load.prefix_hit_tokens > 0 or make(name).whole, "who needs all features reads whole prompts"
     plain = Engine(target, {"none": drafter_for("none", target)}, drafter="none").generate(prompts, params)
     assert [c.token_ids for c in done] == [c.token_ids for c in plain]
 

@@ -66,7 +66,7 @@ class Says(Quiet):
 
     def __init__(self, *tokens: int, needs: frozenset[str] = frozenset()) -> None:
         self.tokens = tokens
-        self.needs = needs
+        self.needs, self.whole = needs, bool(needs)
         self.asked: list[Budget] = []
         self.seeds: list[int] = []
         self.shown = 0

@@ -177,6 +177,7 @@ def test_a_draft_stops_where_it_gets_unlikely() -> None:
 def test_a_guesser_saves_passes_and_changes_no_draft() -> None:
     class Guess:
         needs: frozenset[str] = frozenset()
+        whole = False
 
         def __init__(self, tokens: Sequence[int]) -> None:
             self.tokens = tokens

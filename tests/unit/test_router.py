@@ -26,7 +26,7 @@ class Fixed(Quiet):
 
     def __init__(self, tree: Tree = NOTHING, needs: frozenset[str] = frozenset()) -> None:
         self.tree = tree
-        self.needs = needs
+        self.needs, self.whole = needs, bool(needs)
         self.seen: list[Step] = []
         self.released: list[int] = []
 

@@ -68,6 +68,7 @@ class Listener:
     def __init__(self, drafters: Mapping[str, Drafter]) -> None:
         self._drafters = drafters
         self.needs: frozenset[str] = frozenset().union(*(d.needs for d in drafters.values()))
+        self.whole = any(drafter.whole for drafter in drafters.values())
         self.drawn = frozenset().union(*(d.drawn for d in drafters.values()))
         self.branches = True
         self.heard: list[tuple[int, dict[str, Tree]]] = []

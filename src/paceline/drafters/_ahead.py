@@ -126,6 +126,7 @@ class Ahead:
 
     def __init__(self, drafter: ModelDrafter, foresight: Foresight, outcomes: int, wait: bool) -> None:
         self.needs, self.drawn, self.branches = drafter.needs, drafter.drawn, drafter.branches
+        self.whole = drafter.whole
         self._drafter = drafter
         self._foresight = foresight
         self._outcomes = outcomes

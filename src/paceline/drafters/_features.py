@@ -108,6 +108,8 @@ class FeatureScorer:
     """A `TrainedScorer` for such a model. Where it missed steps of a sequence, that begins anew with the next
     one."""
 
+    whole = True
+
     def __init__(self, model: FeatureModel) -> None:
         self.taps, self.token_ids = model.taps, model.token_ids
         self._model = model

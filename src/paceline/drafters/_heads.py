@@ -39,6 +39,8 @@ class Heads(Protocol):
 class LastStates:
     """The state behind which the target drew the last token of each sequence. tap: which states."""
 
+    whole = False
+
     def __init__(self, tap: str) -> None:
         self.taps: Sequence[str] = (tap,)
         self._states: dict[int, tuple[int, Floats]] = {}

@@ -46,6 +46,7 @@ class ModelDrafter:
     """
 
     needs: frozenset[str] = frozenset()
+    whole = False
 
     def __init__(
         self,

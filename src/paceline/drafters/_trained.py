@@ -23,10 +23,12 @@ class TrainedScorer(Scorer, Protocol):
     """A scorer that must be shown every step.
 
     taps       what it wants to see of the target
+    whole      whether of all of a text, see `paceline.core.Drafter`
     token_ids  int64 [D]: the target's id of each token that it can propose
     """
 
     taps: Sequence[str]
+    whole: bool
     token_ids: NDArray[np.int64]
 
     def observe(self, step: Step) -> None:
@@ -39,7 +41,7 @@ class TrainedDrafter(ModelDrafter):
 
     def __init__(self, scorer: TrainedScorer, growth: Growth, vocab_size: int) -> None:
         super().__init__(scorer, growth, subset=Subset(scorer.token_ids, vocab_size))
-        self.needs = frozenset(scorer.taps)
+        self.needs, self.whole = frozenset(scorer.taps), scorer.whole
         self._trained = scorer
 
     def observe(self, step: Step) -> None:

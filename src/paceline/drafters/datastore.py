@@ -28,6 +28,7 @@ class Retrieval:
     """Proposes a tree for every row whose last token is in the datastore."""
 
     needs: frozenset[str] = frozenset()
+    whole = False
     drawn = frozenset({Drawn.FIXED})
     branches = True
 

@@ -84,6 +84,7 @@ class Lookahead:
     """Proposes n-grams of the pool, and the window."""
 
     needs: frozenset[str] = frozenset()
+    whole = False
     drawn = frozenset({Drawn.FIXED})
     branches = True
 

@@ -51,6 +51,7 @@ class Markov:
     """Draws a tree for every row from the row's own followers."""
 
     needs: frozenset[str] = frozenset()
+    whole = False
 
     def __init__(self, vocab_size: int, widths: Sequence[int], drawn: Drawn) -> None:
         self.drawn = frozenset({drawn})

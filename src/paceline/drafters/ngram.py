@@ -45,6 +45,7 @@ class Ngram:
     """Proposes one chain: the continuation of the latest earlier occurrence of the last tokens."""
 
     needs: frozenset[str] = frozenset()
+    whole = False
     drawn = frozenset({Drawn.FIXED})
     branches = False
 

@@ -11,6 +11,7 @@ class Plain:
     """The drafter that leaves everything to the target."""
 
     needs: frozenset[str] = frozenset()
+    whole = False
     drawn: frozenset[Drawn] = frozenset()
     branches = False
 

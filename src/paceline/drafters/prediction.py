@@ -85,6 +85,7 @@ class Prediction:
     """Proposes a tree for every row whose caller gave a prediction."""
 
     needs: frozenset[str] = frozenset()
+    whole = False
     drawn = frozenset({Drawn.FIXED})
     branches = True
 

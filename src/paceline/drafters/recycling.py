@@ -31,6 +31,7 @@ class Recycling:
     """Proposes a tree for every row whose last token is in the table."""
 
     needs: frozenset[str] = frozenset()
+    whole = False
     drawn = frozenset({Drawn.FIXED})
     branches = True
 

@@ -28,6 +28,7 @@ class Slem:
     """Proposes one chain per row: the draft model's text in the target's tokens."""
 
     needs: frozenset[str] = frozenset()
+    whole = False
     drawn = frozenset({Drawn.FIXED})
     branches = False
 

@@ -59,6 +59,7 @@ class Suffix:
     """Proposes a tree for every row, from the row's own text and the store of earlier answers."""
 
     needs: frozenset[str] = frozenset()
+    whole = False
     drawn = frozenset({Drawn.FIXED})
     branches = True
 

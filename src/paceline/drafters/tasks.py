@@ -43,6 +43,7 @@ class Tasks:
         self._chosen: dict[int, int] = {}  # by slot
         first = self._parts[0]
         self.needs, self.drawn, self.branches = first.needs, first.drawn, first.branches
+        self.whole = first.whole
 
     def propose(self, view: View, budgets: Sequence[Budget]) -> Sequence[Tree]:
         """What the drafter of each row's task proposes."""

@@ -25,7 +25,7 @@ class Recorder:
     branches = False
 
     def __init__(self, taps: Sequence[str]) -> None:
-        self.needs = frozenset(taps)
+        self.needs, self.whole = frozenset(taps), True
         self._taps = tuple(taps)
         self._kept: dict[int, NDArray[np.uint16]] = {}
         self._lengths: dict[int, int] = {}
