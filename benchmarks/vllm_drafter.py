@@ -32,7 +32,7 @@ from paceline.models.eagle3_folder import read_eagle3
 from paceline.models.registry import resolve
 from paceline.models.tokenizer import Tokenizer
 from paceline.targets.weights import load_weights
-from paceline.trained.export import export
+from paceline.trained.eagle3_export import export_eagle3
 
 TIE = 0.25
 """Of logits of about 16 to 32: two steps of bfloat16 there."""
@@ -65,7 +65,7 @@ def main() -> int:
     )
     python = environment_of(plan)
     target = safetensors(plan, "vllm", python)
-    exported = export(read_eagle3(options.folder), "vllm", BUILD / "vllm-drafter", str(target)).folder
+    exported = export_eagle3(read_eagle3(options.folder), "vllm", BUILD / "vllm-drafter", str(target)).folder
     answers: dict[str, list[list[int]]] = {}
     counted: dict[str, Any] = {}
     drafting = {"method": "eagle3", "model": str(exported), "num_speculative_tokens": options.depth}

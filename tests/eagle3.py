@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from paceline.kernels.packing import Embedding
 from paceline.models.eagle3_folder import Eagle3Config, Eagle3Weights
 from paceline.trained.eagle3 import NativeEagle3
-from paceline.trained.export import export
+from paceline.trained.eagle3_export import export_eagle3
 from tests.toys import state_width
 from tests.trained import REAL, TINY, random_ids, random_tensors
 
@@ -47,7 +47,7 @@ def random_drafter(
 
 def folder_of(weights: Eagle3Weights, folder: Path, to: str = "vllm") -> Path:
     """The drafter in a folder."""
-    return export(weights, to, folder, "target").folder
+    return export_eagle3(weights, to, folder, "target").folder
 
 
 def run(

@@ -47,7 +47,7 @@ def test_a_dflash_drafter_is_written_in_its_own_form(paceline: Paceline, tmp_pat
     message = one_line_error(paceline("export", str(folder), "--to", "sglang"))
     assert "has a head of its own" in message
     message = one_line_error(paceline("export", str(folder), "--to", "vllm", "--layers", "3"))
-    assert "says which hidden states it reads" in message
+    assert "is for dflash" in message
 
 
 def test_a_dspark_drafter_is_written_for_vllm_alone(paceline: Paceline, tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_an_mtp_module_is_written_in_the_librarys_form(paceline: Paceline, tmp_p
     assert '"method": "mtp"' in outcome.out
     assert read_mtp(tmp_path / "drafter-vllm").config.verifier == "org/model"
     message = one_line_error(paceline("export", str(folder), "--to", "vllm", "--layers", "3"))
-    assert "reads no hidden state but the last" in message
+    assert "is for mtp" in message
 
 
 def test_a_dflash2_drafter_is_written_for_both(paceline: Paceline, tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_heads_are_written_for_vllm_alone(paceline: Paceline, tmp_path: Path) ->
     refused = paceline("export", str(folder), "--to", "sglang", "--target", "org/model")
     assert "sglang does not load medusa heads" in one_line_error(refused)
     refused = paceline("export", str(folder), "--to", "vllm", "--layers", "3")
-    assert "--layers 3: heads read no hidden state but the last" in one_line_error(refused)
+    assert "--layers 3 is for EAGLE-3 and P-EAGLE," in one_line_error(refused)
 
 
 def test_a_draft_model_is_written_for_vllm_alone(paceline: Paceline, tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_a_draft_model_is_written_for_vllm_alone(paceline: Paceline, tmp_path: P
     refused = paceline("export", str(folder), "--to", "sglang", "--target", "org/model")
     assert "draft models are written for vllm, not for sglang" in one_line_error(refused)
     refused = paceline("export", str(folder), "--to", "vllm", "--layers", "3")
-    assert "--layers 3: a draft model reads no hidden states" in one_line_error(refused)
+    assert "--layers 3 is for EAGLE-3 and P-EAGLE," in one_line_error(refused)
 
 
 def test_exits_are_for_this_engine_alone(paceline: Paceline, tmp_path: Path) -> None:
@@ -124,13 +124,13 @@ def test_exits_are_for_this_engine_alone(paceline: Paceline, tmp_path: Path) -> 
 def test_pads_are_written_for_nobody(paceline: Paceline, tmp_path: Path) -> None:
     folder = pads.folder_of(pads.random_pads(), tmp_path / "pads")
     refused = paceline("export", str(folder), "--to", "vllm", "--target", "org/model")
-    assert "vllm reads no pads in a model's passes" in one_line_error(refused)
+    assert "no other engine reads pads in a model's passes" in one_line_error(refused)
 
 
 def test_recurrent_drafters_are_written_for_nobody(paceline: Paceline, tmp_path: Path) -> None:
     folder = redrafter.folder_of(redrafter.random_drafter(), tmp_path / "drafter")
     refused = paceline("export", str(folder), "--to", "vllm", "--target", "org/model")
-    assert "vllm does not load recurrent drafters" in one_line_error(refused)
+    assert "neither vLLM nor SGLang loads recurrent drafters" in one_line_error(refused)
     assert not (tmp_path / "drafter-vllm").exists()
 
 

@@ -14,8 +14,8 @@ import pytest
 from paceline.errors import ConfigError, ModelFileError
 from paceline.models.eagle3_folder import Eagle3Weights, read_eagle3
 from paceline.models.safetensors_file import read_safetensors, write_safetensors
+from paceline.trained.eagle3_export import compare, export_eagle3
 from paceline.trained.eagle3_reference import follow, fuse
-from paceline.trained.export import compare, export
 from tests.eagle3 import CONFIG, random_drafter
 
 LAYER: dict[str, Any] = {
@@ -243,7 +243,7 @@ FULL = replace(CONFIG, norm_before_residual=True, norm_before_fc=True, fc_norm=T
 def test_an_export_reads_back_as_the_same_drafter(to: str, config: Any, tmp_path: Path) -> None:
     config = replace(config, layer_ids=(1, 2, 3))
     weights = random_drafter(config, embeddings=config is not CONFIG)
-    written = export(weights, to, tmp_path / "out", "")
+    written = export_eagle3(weights, to, tmp_path / "out", "")
     assert written.difference == 0
     again = read_eagle3(written.folder)
     assert replace(again.config, verifier=config.verifier) == config
@@ -287,13 +287,15 @@ def test_an_export_that_would_have_to_guess_is_refused(
 ) -> None:
     weights = random_drafter()
     with pytest.raises(ConfigError, match=message):
-        export(replace(weights, config=replace(CONFIG, **changes)), to, tmp_path / "out", "")
+        export_eagle3(replace(weights, config=replace(CONFIG, **changes)), to, tmp_path / "out", "")
     assert not (tmp_path / "out").exists()
 
 
 def test_layers_that_are_not_said_become_the_usual_ones(tmp_path: Path) -> None:
     weights = random_drafter(replace(CONFIG, layer_ids=None))
-    assert export(weights, "vllm", tmp_path, "t", layers=30).config["eagle_aux_hidden_state_layer_ids"] == [
+    assert export_eagle3(weights, "vllm", tmp_path, "t", layers=30).config[
+        "eagle_aux_hidden_state_layer_ids"
+    ] == [
         2,
         15,
         27,

@@ -12,7 +12,7 @@ import pytest
 from paceline.errors import ConfigError, ModelFileError
 from paceline.models.eagle3_folder import MASK_HIDDEN, is_peagle, read_eagle3
 from paceline.models.safetensors_file import read_safetensors
-from paceline.trained.export import compare, export
+from paceline.trained.eagle3_export import compare, export_eagle3
 from paceline.trained.peagle_reference import draft
 from tests.eagle3 import random_drafter as random_eagle3
 from tests.peagle import CONFIG, random_drafter
@@ -73,7 +73,7 @@ def test_a_mask_that_does_not_fit_is_refused(
 
 def test_an_export_reads_back_as_the_same_drafter(tmp_path: Path) -> None:
     weights = random_drafter()
-    written = export(weights, "vllm", tmp_path / "out", "org/model")
+    written = export_eagle3(weights, "vllm", tmp_path / "out", "org/model")
     assert written.difference == 0
     again = read_eagle3(written.folder, "peagle")
     assert replace(again.config, verifier=CONFIG.verifier) == CONFIG
@@ -85,7 +85,9 @@ def test_an_export_reads_back_as_the_same_drafter(tmp_path: Path) -> None:
     assert '"method": "eagle3"' in written.command
     assert '"num_speculative_tokens": 4, "parallel_drafting": true' in written.command
     with pytest.raises(ConfigError, match="SGLang loads no drafters of P-EAGLE"):
-        export(replace(weights, config=replace(CONFIG, layer_ids=(1, 2, 3))), "sglang", tmp_path / "s", "t")
+        export_eagle3(
+            replace(weights, config=replace(CONFIG, layer_ids=(1, 2, 3))), "sglang", tmp_path / "s", "t"
+        )
 
 
 def test_another_drafter_would_be_noticed() -> None:

@@ -40,56 +40,9 @@ def command(folder: str, to: str, out: str | None, target: str, layers: int | No
     models; for SGLang in the native form of EAGLE-3 or DFlash. Prints the command that serves the target
     with it.
     """  # fmt: skip
-    from paceline.errors import ConfigError
-    from paceline.models.dflash2_folder import is_dflash2, read_dflash2
-    from paceline.models.dflash_folder import is_dflash, read_dflash
-    from paceline.models.dspark_folder import is_dspark, read_dspark
-    from paceline.models.eagle3_folder import is_peagle, read_eagle3
-    from paceline.models.exit_folder import holds_exits
-    from paceline.models.heads_folder import holds_heads, read_heads
-    from paceline.models.llama_folder import holds_llama, read_llama
-    from paceline.models.mtp_folder import is_mtp, read_mtp
-    from paceline.models.pads_folder import holds_pads
-    from paceline.models.redrafter_folder import holds_redrafter
-    from paceline.trained.dflash2_export import export_dflash2
-    from paceline.trained.dflash_export import export_dflash
-    from paceline.trained.draft_export import export_draft
-    from paceline.trained.dspark_export import export_dspark
-    from paceline.trained.export import export
-    from paceline.trained.heads_export import export_heads
-    from paceline.trained.mtp_export import export_mtp
+    from paceline.trained.exports import export
 
-    found, into = Path(folder), Path(out or f"{folder.rstrip('/')}-{to}")
-    if holds_exits(found):
-        raise ConfigError("no other engine drafts with trained exits of its target")
-    if holds_pads(found):
-        raise ConfigError(f"{to} reads no pads in a model's passes; no other engine does")
-    if holds_redrafter(found):
-        raise ConfigError(f"{to} does not load recurrent drafters")
-    if holds_heads(found):
-        if layers is not None:
-            raise ConfigError(f"--layers {layers}: heads read no hidden state but the last")
-        written = export_heads(read_heads(found), to, into, target)
-    elif holds_llama(found):
-        if layers is not None:
-            raise ConfigError(f"--layers {layers}: a draft model reads no hidden states")
-        written = export_draft(read_llama(found), to, into, target)
-    elif is_dflash(found) or is_dflash2(found) or is_dspark(found):
-        if layers is not None:
-            raise ConfigError(f"--layers {layers}: a drafter of blocks says which hidden states it reads")
-        if is_dspark(found):
-            written = export_dspark(read_dspark(found), to, into, target)
-        elif is_dflash2(found):
-            written = export_dflash2(read_dflash2(found), to, into, target)
-        else:
-            written = export_dflash(read_dflash(found), to, into, target)
-    elif is_mtp(found):
-        if layers is not None:
-            raise ConfigError(f"--layers {layers}: an MTP module reads no hidden state but the last")
-        written = export_mtp(read_mtp(found), to, into, target)
-    else:
-        kind = "peagle" if is_peagle(found) else "eagle3"
-        written = export(read_eagle3(found, kind), to, into, target, layers)
+    written = export(Path(folder), to, Path(out or f"{folder.rstrip('/')}-{to}"), target, layers)
     if as_json:
         record = {**written._asdict(), "folder": str(written.folder)}
         click.echo(json.dumps(record))
