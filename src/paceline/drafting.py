@@ -28,7 +28,8 @@ class Prospect(NamedTuple):
 
     row          of the view
     path         drafted tokens from below the root down to the node; empty at the root
-    probability  product of the path's tokens' probabilities when they were drawn
+    probability  product of the confidences of the path's tokens, by default their probabilities when they
+                 were drawn
     law          the law that the tokens below would be drawn from, over all tokens that can be
     """
 
@@ -56,6 +57,10 @@ class Subset(NamedTuple):
         return whole
 
 
+Trust = Callable[[int, tuple[int, ...], Sequence[tuple[int, float]]], Sequence[float]]
+"""From a row, a path and the tokens that were drawn behind it, with their probabilities, the foremost first,
+to how sure they are."""
+
 Paths = Sequence[tuple[int, tuple[int, ...]]]
 """(row, drafted tokens from below the root down) of the nodes whose law is wanted."""
 
@@ -63,6 +68,11 @@ Paths = Sequence[tuple[int, tuple[int, ...]]]
 def always(prospect: Prospect) -> bool:
     """Go on everywhere."""
     return True
+
+
+def trusted(row: int, path: tuple[int, ...], drawn: Sequence[tuple[int, float]]) -> Sequence[float]:
+    """The confidences of (token, probability) that were drawn behind a path: their probabilities."""
+    return [probability for _, probability in drawn]
 
 
 def grow(
@@ -117,11 +127,12 @@ def grow_likeliest(
     frontier: int,
     least: float = 0.0,
     go_on: Callable[[Prospect], bool] = always,
+    trust: Trust = trusted,
     subset: Subset | None = None,
 ) -> list[Tree]:
     """As `grow` under a coupled rule, which lets tokens be left out for what they are: only the `frontier`
     likeliest nodes of each level have children, and of all the likeliest are proposed, as many as the budget
-    holds.
+    holds. Likely is what `trust` makes of what was drawn, see `trusted`.
 
     Source: the expansion and reranking of Li et al., "EAGLE-2", 2024 (arXiv 2406.16858).
     """
@@ -143,7 +154,7 @@ def grow_likeliest(
         for (row, node), weights in zip(wanted, found, strict=True):
             law, tree = _law(weights, True), trees[row]
             if law is not None and go_on(Prospect(row, tree.path(node), tree.reached(node), law)):
-                levels[row] += tree.draw(node, law, width)
+                levels[row] += tree.draw(node, law, width, trust)
     return [tree.tree(budget.nodes) for tree, budget in zip(trees, budgets, strict=True)]
 
 
@@ -169,13 +180,17 @@ class _Growing:
         """The product of their probabilities."""
         return self._reached[node]
 
-    def draw(self, node: int, law: Array, width: int) -> range:
+    def draw(self, node: int, law: Array, width: int, trust: Trust = trusted) -> range:
         """Draw children of a node from a law: their nodes."""
         subset, first = self._subset, len(self._tokens)
         whole = law if subset is None or self._coupled else subset.spread(law, 0.0)
         origin = Origin(Drawn.COUPLED if self._coupled else self._drawn, whole)
-        for place in self._places(law, width, len(self._paths[node])):
-            token, confidence = place if subset is None else int(subset.ids[place]), float(law[place])
+        drawn = [
+            (place if subset is None else int(subset.ids[place]), float(law[place]))
+            for place in self._places(law, width, len(self._paths[node]))
+        ]
+        confidences = trust(self._row, self._paths[node], drawn)
+        for (token, _), confidence in zip(drawn, confidences, strict=True):
             self._origins[len(self._tokens)] = origin
             self._tokens.append(token)
             self._parents.append(node)

@@ -13,13 +13,20 @@ import pytest
 from paceline import shipped
 from paceline.core import TargetInfo
 from paceline.drafters import load
-from paceline.errors import IncompatibleDrafter, TokenFileError
+from paceline.errors import ConfigError, IncompatibleDrafter, ModelFileError, TokenFileError
 from paceline.lookups.reference import BOUNDARY
 from paceline.mixture import Mixture
+from paceline.models.drafter_kinds import kind_of
 from paceline.models.eagle3_folder import read_eagle3
+from paceline.models.redrafter_folder import read_redrafter
 from paceline.stores.datastore import KIND, Datastore
 from paceline.stores.token_file import TokenFile
 from paceline.targets.table import TableTarget
+from tests.eagle3 import folder_of as eagle3_folder
+from tests.heads import folder_of as heads_folder
+from tests.heads import random_heads
+from tests.redrafter import folder_of as redrafter_folder
+from tests.redrafter import random_drafter, run
 from tests.trained import answers, same, tokens_per_pass
 from tests.unit.test_eagle3 import additive, on_kernels
 
@@ -73,15 +80,19 @@ def test_a_trained_drafter_is_small_whole_and_called_by_its_target(folder: Path)
     }
     assert sum(path.stat().st_size for path in folder.iterdir()) <= LARGEST
     card = json.loads((folder / "card.json").read_bytes())
-    weights = read_eagle3(folder)
-    assert folder.name == f"{card['vocabulary']}-{card['layers']}"
+    kind = kind_of(folder)
+    assert folder.name == f"{card['vocabulary']}-{card['layers']}-{kind}"
+    depths = (
+        read_eagle3(folder).config.draft_tokens if kind == "eagle3" else read_redrafter(folder).config.depths
+    )
     assert card["license"]
     assert [one["temperature"] for one in card["measured"]] == [0.0, 1.0]
     for one in card["measured"]:
         assert len(one["by_category"]) == 13
-        assert len(one["accepted_at_least"]) >= weights.config.draft_tokens
+        assert len(one["accepted_at_least"]) >= depths
     info = replace(TableTarget().info, vocabulary=card["vocabulary"], layers=card["layers"])
-    assert shipped.trained(info) == folder
+    if kind == "redrafter":
+        assert shipped.trained(info) == folder
     assert shipped.trained(replace(info, layers=card["layers"] + 1)) is None
     assert shipped.trained(replace(info, vocabulary="")) is None
 
@@ -107,25 +118,51 @@ def test_auto_drafts_from_it_unless_told_otherwise(tmp_path: Path) -> None:
         load("auto:texts=nowhere.pls", info)
 
 
-def test_auto_drafts_with_a_trained_drafter_if_told_to() -> None:
+def test_auto_drafts_with_a_trained_drafter(tmp_path: Path) -> None:
     target, weights = additive()
+    recurrent = random_drafter()
     looked_up, info = {"prediction", "suffix"}, target.info
-    offered = {"load_trained": lambda *_: on_kernels(weights)}
-    vocabulary, _, layers = FOLDERS[0].name.partition("-")
+    made = {"eagle3": on_kernels(weights), "redrafter": run(recurrent)}
+    offered = {"load_trained": lambda kind, folder: made[kind]}
+    vocabulary, layers, _ = FOLDERS[0].name.split("-")
     fitting = replace(info, vocabulary=vocabulary, layers=int(layers), vocab_size=49152)
-    assert parts("auto:texts=none", fitting, **offered) == looked_up
-    assert parts("auto:texts=none,trained=shipped", fitting, **offered) == {*looked_up, "eagle3"}
-    assert parts("auto:trained=here", info, **offered) == {*looked_up, "eagle3"}
-    with pytest.raises(IncompatibleDrafter, match="trained=shipped: none comes with the package for table"):
-        load("auto:trained=shipped", info, **offered)
-    with pytest.raises(IncompatibleDrafter, match="trained=here: table cannot run trained drafters"):
-        load("auto:trained=here", info)
+    assert parts("auto:texts=none", fitting, **offered) == {*looked_up, "redrafter"}
+    assert parts("auto:texts=none,trained=none", fitting, **offered) == looked_up
+    assert parts("auto:texts=none", fitting) == looked_up, "the target cannot run it"
+    assert parts("auto", info, **offered) == looked_up, "there is none for it"
+    own = eagle3_folder(weights, tmp_path / "eagle3")
+    assert parts(f"auto:trained={own}", info, **offered) == {*looked_up, "eagle3"}
+    own = redrafter_folder(recurrent, tmp_path / "redrafter")
+    assert parts(f"auto:trained={own}", info, **offered) == {*looked_up, "redrafter"}
+    with pytest.raises(IncompatibleDrafter, match="table cannot run trained drafters"):
+        load(f"auto:trained={own}", info)
+    with pytest.raises(ModelFileError, match=r"here/config\.json cannot be read"):
+        load("auto:trained=here", info, **offered)
+    own = heads_folder(random_heads(), tmp_path / "medusa")
+    with pytest.raises(ConfigError, match=f"auto:trained={own}: is for medusa, allowed: eagle3, redrafter"):
+        load(f"auto:trained={own}", info, **offered)
+
+
+def test_auto_does_without_the_drafter_where_the_target_is_another_with_as_many_layers() -> None:
+    """It is found by tokens and layers; whether it fits is seen when it is loaded."""
+    vocabulary, layers, _ = FOLDERS[0].name.split("-")
+    fitting = replace(TableTarget().info, vocabulary=vocabulary, layers=int(layers), vocab_size=49152)
+
+    def refuse(kind: str, folder: str) -> None:
+        raise IncompatibleDrafter("for a target of 576 wide hidden states, this one has 96")
+
+    assert parts("auto:texts=none", fitting, load_trained=refuse) == {"prediction", "suffix"}
+    with pytest.raises(IncompatibleDrafter, match="this one has 96"):
+        load(f"auto:trained={shipped.trained(fitting)}", fitting, load_trained=refuse)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_auto_with_a_trained_drafter_gives_the_answers_of_plain_decoding(temperature: float) -> None:
+def test_auto_with_a_trained_drafter_gives_the_answers_of_plain_decoding(
+    temperature: float, tmp_path: Path
+) -> None:
     target, weights = additive()
-    auto = load("auto:trained=here", target.info, load_trained=lambda *_: on_kernels(weights))
+    folder = eagle3_folder(weights, tmp_path / "drafter")
+    auto = load(f"auto:trained={folder}", target.info, load_trained=lambda *_: on_kernels(weights))
     done = answers(target, auto, temperature, max_batch=3)
     assert same(done, answers(target, None, temperature))
     assert tokens_per_pass(done) > 2

@@ -186,7 +186,11 @@ def cases() -> dict[str, Case]:
             late=1.5,
             write=lambda folder: heads_drafters.folder_of(around_heads, folder),
             read=lambda folder: heads_drafters.run(read_heads(folder, "medusa")),
-            kept=lambda drafter: [drafter._levels._states, drafter._levels._levels, drafter._proposed],
+            kept=lambda drafter: [
+                drafter._levels._states,
+                drafter._levels._levels,
+                drafter._siblings._proposed,
+            ],
             needs=frozenset({LAST}),
         ),
         "hydra": Case(
@@ -206,7 +210,11 @@ def cases() -> dict[str, Case]:
             late=1.5,
             write=lambda folder: pads_drafters.folder_of(known, folder),
             read=lambda folder: pads_drafters.run(read_pads(folder), around),
-            kept=lambda drafter: [drafter._levels._states, drafter._levels._levels, drafter._proposed],
+            kept=lambda drafter: [
+                drafter._levels._states,
+                drafter._levels._levels,
+                drafter._siblings._proposed,
+            ],
             needs=frozenset({AHEAD}),
         ),
         "redrafter": Case(

@@ -7,12 +7,14 @@ back, and what was committed stays as it is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 
 from paceline.core import Array, Budget, Draft, Drafter, Step, Tree, View
+from paceline.drafters._acceptance import Siblings
 from paceline.drafters._options import Growth
 from paceline.drafting import Paths, Prospect, Subset, grow, grow_likeliest, warped
 
@@ -59,6 +61,7 @@ class ModelDrafter:
         self.branches = max(growth.widths) > 1
         self._scorer = scorer
         self._growth = growth
+        self._siblings = Siblings(growth.widths)
         self._guesser = guesser
         self._subset = subset
 
@@ -79,26 +82,45 @@ class ModelDrafter:
             guesses.clear()
             return [warped(view, row, path, scored[row, path], self._subset) for row, path in paths]
 
+        def may_follow(row: int, path: Path) -> bool:
+            return not (path and path[-1] in view.controls[row].ending) and self._trusts(view, row, path)
+
         def go_on(prospect: Prospect) -> bool:
             row, path, probability, law = prospect
-            if path and path[-1] in view.controls[row].ending:
-                return False
-            return probability * float(law.max()) > growth.min_probability and self._trusts(view, row, path)
+            return probability * float(law.max()) > growth.min_probability and may_follow(row, path)
 
         how: dict[str, Any] = {
             "widths": growth.widths,
             "least": growth.min_probability,
-            "go_on": go_on,
             "subset": self._subset,
         }
-        if growth.frontier and view.coupled:
-            return grow_likeliest(view, budgets, laws, frontier=growth.frontier, **how)
-        return grow(view, budgets, laws, drawn=growth.drawn, **how)
+        if not (growth.frontier and view.coupled):
+            return grow(view, budgets, laws, drawn=growth.drawn, go_on=go_on, **how)
+        self._siblings.release(view.slots)
+
+        def trust(row: int, path: Path, drawn: Sequence[tuple[int, float]]) -> list[float]:
+            found = self._siblings.add(view.slots[row], self._place(view, row, path), drawn)
+            estimates = self._siblings.estimates(view.controls[row].params.temperature == 0, len(path))
+            return [estimates[rank][share] for rank, (_, share) in enumerate(found)]
+
+        return grow_likeliest(
+            view,
+            budgets,
+            laws,
+            frontier=growth.frontier,
+            go_on=lambda prospect: may_follow(prospect.row, prospect.path),
+            trust=trust,
+            **how,
+        )
 
     def _trusts(self, view: View, row: int, path: Path) -> bool:
         """Whether tokens are drafted below a path, for all that is known before they are drawn; by default
         they are."""
         return True
+
+    def _place(self, view: View, row: int, path: Path) -> Hashable:
+        """What the tokens that may follow a path hang on; by default all of it."""
+        return path
 
     def _within_room(self, slot: int, history: Sequence[int], budget: Budget) -> Budget:
         nodes, depth = budget.nodes, min(budget.depth, len(self._growth.widths))
@@ -121,13 +143,15 @@ class ModelDrafter:
         return guesses
 
     def observe(self, step: Step) -> None:
-        """The histories say all there is to know; a guesser may learn from the rest."""
+        """Learn which drafted tokens came true; else the histories say all there is to know."""
+        self._siblings.learn(step, partial(self._place, step.view))
         if self._guesser is not None:
             self._guesser.observe(step)
 
     def release(self, slots: Sequence[int]) -> None:
         """Forget these sequences."""
         self._scorer.release(slots)
+        self._siblings.release(slots)
         if self._guesser is not None:
             self._guesser.release(slots)
 

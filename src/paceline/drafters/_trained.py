@@ -46,6 +46,7 @@ class TrainedDrafter(ModelDrafter):
 
     def observe(self, step: Step) -> None:
         """See `TrainedScorer.observe`."""
+        super().observe(step)
         self._trained.observe(step)
 
 

@@ -6,6 +6,8 @@ See docs/drafters/auto.md. How much of their proposals is scored, down to none, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from paceline import shipped
@@ -14,15 +16,20 @@ from paceline.drafters._trained import LoadTrained
 from paceline.drafters.datastore import build as datastore
 from paceline.drafters.eagle3 import build as eagle3
 from paceline.drafters.prediction import build as prediction
+from paceline.drafters.redrafter import build as redrafter
 from paceline.drafters.suffix import build as suffix
-from paceline.errors import IncompatibleDrafter
+from paceline.errors import ConfigError, IncompatibleDrafter
 from paceline.mixture import Mixture
+from paceline.models.drafter_kinds import kind_of
 
 NODES = 16
 LEAST = 0.03
 """Parts propose what is likelier than this: the policy, which knows what a token costs, does the rest."""
-TREE: dict[str, Any] = {"widths": "3x2x2x1", "frontier": 3, "min_probability": 0.1}
-"""Of a trained drafter: each level is a pass of it."""
+KINDS: dict[str, tuple[Callable[..., Drafter], dict[str, Any]]] = {
+    "eagle3": (eagle3, {"widths": "3x2x2x1", "frontier": 3, "min_probability": 0.1}),
+    "redrafter": (redrafter, {"widths": "3x2x2x1", "frontier": 3, "min_probability": 0.1}),
+}
+"""Trained drafters that may be a part, and their trees: each level is a pass of the drafter."""
 
 
 def build(
@@ -32,7 +39,7 @@ def build(
     store_tokens: int = 100_000,
     store: str = "",
     texts: str = "shipped",
-    trained: str = "none",
+    trained: str = "shipped",
 ) -> Mixture:
     """The mixture of the drafters that pay.
 
@@ -40,11 +47,12 @@ def build(
     store         a file to keep earlier answers in from one run to the next; made if it is not there
     texts         a datastore to draft from: "shipped", the one that comes with the package for the target's
                   tokens, if there is one; "none"; or a file that `paceline datastore build` wrote
-    trained       a trained EAGLE-3 drafter as a part, too: "shipped", the one that comes with the package for
-                  the target; "none"; or a folder that `paceline train run` wrote
+    trained       a trained drafter as a part, too: "shipped", the one that comes with the package for the
+                  target, if there is one; "none"; or a folder that `paceline train run` wrote, of an
+                  architecture in KINDS
 
     Raises ConfigError for a value out of range, TokenFileError for a file, ModelFileError for a folder,
-    IncompatibleDrafter for a drafter that was trained for another target, or if none comes along for this.
+    IncompatibleDrafter for a drafter that was trained for another target.
     """
     common: Any = {"max_nodes": NODES, "min_probability": LEAST}
     parts: dict[str, Drafter] = {
@@ -54,15 +62,30 @@ def build(
     path = shipped.datastore(info) if texts == "shipped" else texts
     if path is not None and path != "none":
         parts["datastore"] = datastore(info, path=str(path), **common)
-    if trained != "none":
-        parts["eagle3"] = _trained(info, load_trained, trained)
+    if trained == "shipped":
+        parts |= _shipped(info, load_trained)
+    elif trained != "none":
+        parts |= _trained(info, load_trained, trained)
     return Mixture(parts)
 
 
-def _trained(info: TargetInfo, load_trained: LoadTrained | None, trained: str) -> Drafter:
+def _shipped(info: TargetInfo, load_trained: LoadTrained | None) -> dict[str, Drafter]:
+    """The drafter that comes along, by its name; nothing where none does, or this is another target with as
+    many layers and the same tokens."""
+    folder = shipped.trained(info)
+    if folder is None or load_trained is None:
+        return {}
+    try:
+        return _trained(info, load_trained, str(folder))
+    except IncompatibleDrafter:
+        return {}
+
+
+def _trained(info: TargetInfo, load_trained: LoadTrained | None, folder: str) -> dict[str, Drafter]:
     if load_trained is None:
-        raise IncompatibleDrafter(f"auto:trained={trained}: {info.name} cannot run trained drafters")
-    folder = shipped.trained(info) if trained == "shipped" else trained
-    if folder is None:
-        raise IncompatibleDrafter(f"auto:trained=shipped: none comes with the package for {info.name}")
-    return eagle3(info, load_trained, model=str(folder), **TREE)
+        raise IncompatibleDrafter(f"auto:trained={folder}: {info.name} cannot run trained drafters")
+    kind = kind_of(Path(folder))
+    if kind not in KINDS:
+        raise ConfigError(f"auto:trained={folder}: is for {kind}, allowed: {', '.join(KINDS)}")
+    build, tree = KINDS[kind]
+    return {kind: build(info, load_trained, model=folder, **tree)}

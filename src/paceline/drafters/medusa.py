@@ -11,23 +11,16 @@ measured accuracies. Accuracies learned while drafting and the coupling by noise
 
 from __future__ import annotations
 
-from bisect import bisect
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 
 from paceline.core import Array, Budget, Step, TargetInfo, Tree, View
-from paceline.drafters._acceptance import TRUST, Acceptance, Successors
+from paceline.drafters._acceptance import Successors
 from paceline.drafters._heads import Heads, HeadScorer
 from paceline.drafters._model import Path
 from paceline.drafters._options import Growth, parse_growth
 from paceline.drafters._trained import LoadTrained, TrainedDrafter, load_folder
 from paceline.drafting import Paths, Subset, foremost, warped
 from paceline.lookups.best_first import best_first
-
-EDGES = (*(2.0**-power for power in range(7, 3, -1)), *(eighth / 8 for eighth in range(1, 8)))
-"""Between the classes of probabilities whose acceptance is learned: narrow where they are small, for of many
-unlikely tokens the less unlikely ones must be told apart."""
-GUESSES = [TRUST * (low + high) / 2 for low, high in pairwise((0.0, *EDGES, 1.0))]
 
 Reached = tuple[Path, float]
 """A drafted path, and the estimated probability that all of it is accepted."""
@@ -81,12 +74,6 @@ class Medusa(TrainedDrafter):
         self._levels = LevelScorer(heads, len(growth.widths))
         self._tokens = Subset(heads.token_ids, vocab_size)
         super().__init__(self._levels, growth, vocab_size)
-        # What is likely of a draw is learned apart from what is likely where nothing is drawn.
-        self._acceptance = {
-            greedy: [Acceptance(width, GUESSES) for width in growth.widths] for greedy in (False, True)
-        }
-        self._proposed: dict[int, dict[Place, Successors]] = {}
-        """{slot: {place: what may follow it}}"""
 
     def propose(self, view: View, budgets: Sequence[Budget]) -> Sequence[Tree]:
         """A tree for each row that decodes and whose last state is known."""
@@ -104,8 +91,9 @@ class Medusa(TrainedDrafter):
     def _likeliest(self, view: View, row: int, budget: Budget) -> Tree:
         """The likeliest paths through the levels."""
         controls = view.controls[row]
-        acceptance = self._acceptance[controls.params.temperature == 0]
-        proposed = self._proposed[view.slots[row]] = {}
+        greedy = controls.params.temperature == 0
+        self._siblings.release([view.slots[row]])
+        proposed: dict[Place, Successors] = {}
 
         def followers(reached: Reached) -> Iterator[tuple[int, float, Reached]]:
             path, probability = reached
@@ -113,17 +101,18 @@ class Medusa(TrainedDrafter):
                 return
             place = self._place(view, row, path)
             if place not in proposed:
-                proposed[place] = self._candidates(view, row, path)
+                drawn = self._candidates(view, row, path)
+                proposed[place] = self._siblings.add(view.slots[row], place, drawn)
             for rank, (token, share) in enumerate(proposed[place]):
-                confidence = acceptance[len(path)].estimates[rank][share]
+                confidence = self._siblings.estimates(greedy, len(path))[rank][share]
                 if probability * confidence > self._growth.min_probability:
                     yield token, confidence, ((*path, token), probability * confidence)
 
         root: Reached = ((), 1.0)
         return best_first(root, followers, *budget, min_probability=0)
 
-    def _candidates(self, view: View, row: int, path: Path) -> Successors:
-        """The tokens that may follow a path, the likeliest first."""
+    def _candidates(self, view: View, row: int, path: Path) -> Sequence[tuple[int, float]]:
+        """The tokens that may follow a path with their probabilities, the likeliest first."""
         (logits,) = self._levels.score(view.slots, view.histories, [(row, path)])
         weights = warped(view, row, path, logits, self._tokens)
         total, width = float(weights.sum()), self._growth.widths[len(path)]
@@ -131,34 +120,13 @@ class Medusa(TrainedDrafter):
             return ()
         places = foremost(view, row, len(path), weights, width, self._tokens)
         return tuple(
-            (int(self._tokens.ids[place]), bisect(EDGES, float(weights[place]) / total))
+            (int(self._tokens.ids[place]), float(weights[place]) / total)
             for place in places
             if weights[place]
         )
 
-    @staticmethod
-    def _place(view: View, row: int, path: Path) -> Place:
+    def _place(self, view: View, row: int, path: Path) -> Place:
         return path if view.controls[row].adjusts else len(path)
-
-    def observe(self, step: Step) -> None:
-        """Take in the last states, and which candidates came true."""
-        super().observe(step)
-        for row, slot in enumerate(step.view.slots):
-            proposed = self._proposed.pop(slot, {})
-            acceptance = self._acceptance[step.view.controls[row].params.temperature == 0]
-            emitted = tuple(step.emitted(row))
-            for depth, token in enumerate(emitted):
-                found = proposed.get(self._place(step.view, row, emitted[:depth]), ())
-                if found:
-                    acceptance[depth].learn(found, token)
-                if all(token != candidate for candidate, _ in found):
-                    break
-
-    def release(self, slots: Sequence[int]) -> None:
-        """Forget these sequences."""
-        super().release(slots)
-        for slot in slots:
-            self._proposed.pop(slot, None)
 
 
 def build(

@@ -19,6 +19,7 @@ def datastore(info: TargetInfo) -> Path | None:
 
 
 def trained(info: TargetInfo) -> Path | None:
-    """The folder of the drafter for targets with these tokens and so many layers; None if there is none."""
-    path = _HERE / f"{info.vocabulary}-{info.layers}"
+    """The folder of the drafter that `auto` uses for targets with these tokens and so many layers; None if
+    there is none."""
+    path = _HERE / f"{info.vocabulary}-{info.layers}-redrafter"
     return path if info.vocabulary and path.is_dir() else None
