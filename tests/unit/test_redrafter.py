@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pytest
 
 from paceline.core import Budget, Tree, View
 from paceline.drafters import load
@@ -100,3 +101,26 @@ def test_nothing_is_drafted_where_the_last_step_was_missed() -> None:
     done = answers(target, forgetful, 1.0, max_batch=1)
     assert same(done, answers(target, None, 1.0))
     assert 10 < missed < sum(one.stats.passes for one in done)
+
+
+@pytest.mark.parametrize(("shift", "low", "high"), [(0, 0.85, 1.0), (1, 0.0, 0.4)])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_trees_confidence_is_what_came_true_and_not_what_was_claimed(
+    temperature: float, shift: int, low: float, high: float
+) -> None:
+    """One that is right although no token is likely, and its twin that is as sure of itself and wrong."""
+    target, weights = chain(2)
+    shifted = np.roll(embeddings(weights.config), shift, axis=0)
+    claimed: list[float] = []
+
+    class Seen(TrainedDrafter):
+        def propose(self, view: View, budgets: Sequence[Budget]) -> Sequence[Tree]:
+            trees = super().propose(view, budgets)
+            claimed.extend(tree.confidences[0] for tree in trees if tree.confidences)
+            return trees
+
+    scorer = RecurrentScorer(NativeRedrafter(weights, embedding_of(shifted)))
+    seen = Seen(scorer, Growth([1, 1], frontier=1), VOCABULARY)
+    done = answers(target, seen, temperature, prompts=24, max_batch=1)
+    assert same(done, answers(target, None, temperature, prompts=24))
+    assert low <= np.mean(claimed[-100:]) <= high
