@@ -56,7 +56,7 @@ def test_products_equal_this_machines_to_the_bit(program: Path, emulated: str, h
             x = rng.standard_normal((n, columns)).astype(np.float32)
             cases += struct.pack("8siii", kind.encode(), rows, columns, n) + packed.tobytes() + x.tobytes()
             out = np.empty((n, -(-rows // LANES) * LANES), np.float32)
-            compiled.multiply(kind, rows, columns, packed, x, out, here)
+            compiled.Product(kind, rows, columns, packed, threads=1, isa=here).multiply(x, out)
             wanted += out.tobytes()
     found = run(program, emulated, cases)
     np.testing.assert_array_equal(np.frombuffer(found, np.float32), np.frombuffer(wanted, np.float32))

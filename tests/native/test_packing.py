@@ -26,7 +26,7 @@ def dequantised(kind: str, raw: np.ndarray) -> np.ndarray:
 
 def multiply(isa: str, kind: str, packed: np.ndarray, rows: int, x: np.ndarray) -> np.ndarray:
     out = np.empty((len(x), -(-rows // 16) * 16), np.float32)
-    compiled.multiply(kind, rows, x.shape[1], packed, x, out, isa)
+    compiled.Product(kind, rows, x.shape[1], packed, threads=1, isa=isa).multiply(x, out)
     return out[:, :rows]
 
 

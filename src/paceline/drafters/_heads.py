@@ -49,11 +49,12 @@ class LastStates:
     def observe(self, step: Step) -> None:
         """Take in the last states of the rows that drew a token, where they are numbers."""
         (tap,) = self.taps
+        states = step.scores.features[tap]
         for row, root in enumerate(step.draft.roots):
             if root >= 0:
                 path = step.verdict.paths[row]
-                state = np.array(step.scores.features[tap][path[-1] if path else root], np.float32)
-                if not np.isnan(state).any():
+                state = np.array(states[path[-1] if path else root], np.float32)
+                if not np.isnan(np.min(state)):
                     length = step.view.ends[row] + len(path) + 1
                     self._states[step.view.slots[row]] = length, state
 

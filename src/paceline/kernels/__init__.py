@@ -66,20 +66,24 @@ def make_model(shape: Mapping[str, Any], tensors: Mapping[str, Any], *, threads:
     return compiled.Model(dict(shape), dict(tensors), **sizes, threads=threads, isa=isa)
 
 
-def product(kind: str, rows: int, columns: int, packed: Bytes) -> Callable[[Floats], Floats]:
-    """What multiplies float32 [N, columns] by a packed matrix, on one thread, with the arithmetic of `Model`:
-    float32 [N, rows]. Each row's bits are its own."""
+def product(
+    kind: str, rows: int, columns: int, packed: Bytes, threads: int = 1
+) -> Callable[[Floats], Floats]:
+    """What multiplies float32 [N, columns] by a packed matrix, on threads that it shares with models of as
+    many, with the arithmetic of `Model`: float32 [N, rows]. Each row's bits are its own, whatever the number
+    of threads."""
     isa = chosen()
     if isa == "reference" or compiled is None:
         from paceline.kernels.reference import Matrix, multiply
 
         matrix = Matrix(dequantise(kind, rows, columns, packed), not FORMATS[kind].holds_floats)
         return lambda x: multiply(x, matrix)
-    run, padded = compiled.multiply, -(-rows // LANES) * LANES
+    matrix = compiled.Product(kind, rows, columns, packed, threads=threads, isa=isa)
+    padded = -(-rows // LANES) * LANES
 
     def on_kernels(x: Floats) -> Floats:
         out = np.empty((len(x), padded), np.float32)
-        run(kind, rows, columns, packed, x, out, isa)
+        matrix.multiply(x, out)
         return out[:, :rows]
 
     return on_kernels

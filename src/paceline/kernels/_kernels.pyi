@@ -26,17 +26,14 @@ def draw(
 ) -> int:
     """The token that Gumbel-max draws from the warped law of one row of logits; see paceline.sampling."""
 
-def multiply(
-    type: str,
-    rows: int,
-    columns: int,
-    packed: NDArray[np.uint8],
-    x: NDArray[np.float32],
-    out: NDArray[np.float32],
-    isa: str = "",
-) -> None:
-    """out [n, rows rounded up to 16] = x [n, columns] times a packed matrix; activations become 8-bit
-    numbers unless the matrix holds floats."""
+class Product:
+    """What rows are multiplied by; they become 8-bit numbers unless the matrix holds floats."""
+
+    def __init__(
+        self, type: str, rows: int, columns: int, packed: NDArray[np.uint8], *, threads: int, isa: str
+    ) -> None: ...
+    def multiply(self, x: NDArray[np.float32], out: NDArray[np.float32]) -> None:
+        """out [n, rows rounded up to 16] = x [n, columns] times the matrix."""
 
 class Model:
     """A dense decoder with its paged key/value cache. Not for use from two threads at once."""
@@ -76,7 +73,8 @@ class Model:
         pads: NDArray[np.float32] | None = None,
     ) -> None:
         """One pass; see paceline.core.Draft for the arrays. Fills logits [>= S, V], whose rows may lie
-        apart, and one [N, H] per tap. features: [N, H], what the residual stream starts as in a model that
+        apart, and one [N, H] per tap: of layer k what k layers give, of one more than there are what the head
+        reads. features: [N, H], what the residual stream starts as in a model that
         takes them. pads: [any, H], in other models, what tokens from the vocabulary's end on are embedded as.
 
         Raises CapacityError before anything changed if the cache is too full, ValueError if a row's start

@@ -29,7 +29,7 @@ def quantise(x: Floats) -> Floats:
 
 def rms_norm(x: Floats, weight: Floats, eps: float | np.floating) -> Floats:
     """Root mean square norm (Zhang & Sennrich, 2019) of the last axis, row by row."""
-    mean = (x * x).mean(-1, keepdims=True, dtype=np.float32)
+    mean = np.vecdot(x, x)[..., None] / np.float32(x.shape[-1])
     normed: Floats = x / np.sqrt(mean + np.float32(eps)) * weight
     return normed
 
@@ -242,6 +242,9 @@ class Model:
                     tap[:] = x
             if layer < self._layers and layer not in skipped:
                 x = self._layer(layer, x, embedded, slots, offsets, positions, paths, fresh, seen)
+        for wanted, tap in zip(tap_layers, taps, strict=True):
+            if wanted == self._layers + 1:
+                tap[:] = self._norm(x, "output_norm.weight")
         if len(scored):
             logits[: len(scored)] = self._multiply(self._norm(x[scored], "output_norm.weight"), self._head)
         self._last = (slots, offsets, fresh)

@@ -22,7 +22,6 @@ from paceline import kernels
 from paceline.core import LAST, Draft, Scores, Shortcut, TargetInfo, Verdict
 from paceline.errors import CapacityError, ConfigError
 from paceline.kernels.packing import LANES, Embedding
-from paceline.kernels.reference import rms_norm
 from paceline.models.vocabulary import fingerprint
 from paceline.targets._ahead import with_pads
 from paceline.targets._options import within
@@ -91,7 +90,6 @@ class NativeTarget:
                 ("output.weight" if "output.weight" in weights.tensors else "token_embd.weight", 1.0),
             )
         )
-        self._last_norm = weights.tensors["output_norm.weight"].view(np.float32)
         self._logits = self._logits_room(1)
         self._pads: dict[str, NDArray[np.float32]] = {}  # by tap, see `look_ahead`
 
@@ -135,13 +133,10 @@ class NativeTarget:
         features: list[NDArray[np.float32]] = [
             np.empty((len(draft.tokens), self.config.hidden), np.float32) for _ in names
         ]
-        deepest = f"hidden.{self.config.layers}"
-        layers = [int((deepest if name == LAST else name).removeprefix("hidden.")) for name in names]
+        last = self.config.layers + 1
+        layers = [last if name == LAST else int(name.removeprefix("hidden.")) for name in names]
         logits = self._pass(self.model.forward, draft, layers, features, None, pads)
-        found = dict(zip(names, features, strict=True))
-        if LAST in found:
-            found[LAST] = rms_norm(found[LAST], self._last_norm, self.config.norm_eps)
-        return Scores(logits, found)
+        return Scores(logits, dict(zip(names, features, strict=True)))
 
     def _forward_ahead(
         self, draft: Draft, taps: frozenset[str], lent: Mapping[str, NDArray[np.float32]]

@@ -44,10 +44,10 @@ def check_widths(widths: Mapping[str, int]) -> None:
             )
 
 
-def product(matrix: Floats) -> Product:
+def product(matrix: Floats, threads: int = 1) -> Product:
     """From rows [n, columns] to their products with a matrix [rows, columns], [n, rows]."""
     rows, columns = matrix.shape
-    return kernels.product(TYPE, rows, columns, aligned(pack(TYPE, quantise_weights(matrix))))
+    return kernels.product(TYPE, rows, columns, aligned(pack(TYPE, quantise_weights(matrix))), threads)
 
 
 def head_rows(head: Embedding, token_ids: NDArray[np.int64]) -> Product:

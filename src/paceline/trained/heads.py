@@ -21,9 +21,9 @@ from paceline.trained.heads_reference import unit
 class NativeHeads:
     """See `paceline.drafters._heads.Heads`."""
 
-    def __init__(self, weights: HeadsWeights, embedding: Embedding) -> None:
-        """embedding: the target's. Raises IncompatibleDrafter for heads that were not trained for such a
-        target."""
+    def __init__(self, weights: HeadsWeights, embedding: Embedding, *, threads: int = 1) -> None:
+        """embedding: the target's. threads: shared with a target of as many. Raises IncompatibleDrafter for
+        heads that were not trained for such a target."""
         config = weights.config
         _check(weights, embedding)
         self.tap = LAST
@@ -35,7 +35,7 @@ class NativeHeads:
         self._embedded: dict[int, Floats] = {}
         """Embeddings that were read before; a text has few different tokens."""
         self._products = {
-            name: product(tensor) for name, tensor in weights.tensors.items() if tensor.ndim == 2
+            name: product(tensor, threads) for name, tensor in weights.tensors.items() if tensor.ndim == 2
         }
 
     def forward(self, states: Floats, paths: Sequence[Sequence[int]]) -> Floats:

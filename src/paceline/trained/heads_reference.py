@@ -37,6 +37,6 @@ def forward(weights: HeadsWeights, state: Floats, embedded: Floats) -> Floats:
 
 def unit(embedded: Floats) -> Floats:
     """Embeddings [..., hidden], each divided by its root mean square; one of zeros stays so."""
-    squares = (embedded * embedded).mean(-1, keepdims=True, dtype=np.float32)
+    squares = np.vecdot(embedded, embedded)[..., None] / np.float32(embedded.shape[-1])
     found: Floats = embedded / np.sqrt(squares + np.float32(1e-12))
     return found

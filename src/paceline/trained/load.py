@@ -136,15 +136,15 @@ def _exit(folder: Path, target: Lender) -> NativeExits:
 
 
 def _medusa(folder: Path, target: Lender) -> NativeHeads:
-    return NativeHeads(read_heads(folder, "medusa"), target.embedding())
+    return NativeHeads(read_heads(folder, "medusa"), target.embedding(), threads=target.threads)
 
 
 def _hydra(folder: Path, target: Lender) -> NativeHeads:
-    return NativeHeads(read_heads(folder, "hydra"), target.embedding())
+    return NativeHeads(read_heads(folder, "hydra"), target.embedding(), threads=target.threads)
 
 
 def _redrafter(folder: Path, target: Lender) -> NativeRedrafter:
-    return NativeRedrafter(read_redrafter(folder), target.embedding())
+    return NativeRedrafter(read_redrafter(folder), target.embedding(), threads=target.threads)
 
 
 def _pads(folder: Path, target: Lender) -> NativePads:

@@ -22,9 +22,9 @@ from paceline.trained.heads_reference import unit
 class NativeRedrafter:
     """See `paceline.drafters.redrafter.RecurrentModel`."""
 
-    def __init__(self, weights: RedrafterWeights, embedding: Embedding) -> None:
-        """embedding: the target's. Raises IncompatibleDrafter for a drafter that was not trained for such a
-        target."""
+    def __init__(self, weights: RedrafterWeights, embedding: Embedding, *, threads: int = 1) -> None:
+        """embedding: the target's. threads: shared with a target of as many. Raises IncompatibleDrafter for
+        a drafter that was not trained for such a target."""
         config = weights.config
         check_target(config.vocab_size, config.hidden, embedding)
         check_widths({"hidden_size": config.hidden, "intermediate_size": config.inner})
@@ -37,8 +37,8 @@ class NativeRedrafter:
             gate, up, down = (
                 weights.tensors[f"layers.{layer}.{name}.weight"] for name in ("gate", "up", "down")
             )
-            self._layers.append((product(np.concatenate([gate, up])), product(down)))
-        self._head = product(weights.tensors["lm_head.weight"])
+            self._layers.append((product(np.concatenate([gate, up]), threads), product(down, threads)))
+        self._head = product(weights.tensors["lm_head.weight"], threads)
 
     def forward(self, states: Floats, tokens: Sequence[int]) -> tuple[Floats, Floats]:
         """Logits float32 [N, D] of what follows one more token behind each of N states, float32 [N, hidden],

@@ -152,6 +152,43 @@ nb::dict stage_seconds(BoundModel& bound) {
     return result;
 }
 
+// A packed matrix that rows are multiplied by. Each thread takes some of the matrix's rows, and quantises x for itself: what is multiplied
+// has few rows.
+class Product {
+  public:
+    Product(const std::string& type, int rows, int columns, Bytes packed, int threads, const std::string& isa)
+        : kind_(weight_type(type, columns)), rows_(rows), columns_(columns), blocks_((rows + kLanes - 1) / kLanes), bytes_(block_bytes(kind_, columns)),
+          data_(packed.data()), kernels_(choose_kernels(isa)), pool_(ThreadPool::shared(threads)) {
+        if (packed.size() != bytes_ * blocks_) throw std::invalid_argument("Product: shapes do not agree");
+    }
+
+    void multiply(Floats x, Floats out) const {
+        if ((int)x.shape(1) != columns_ || out.shape(0) != x.shape(0) || (int)out.shape(1) != blocks_ * kLanes)
+            throw std::invalid_argument("multiply: shapes do not agree");
+        const int n = (int)x.shape(0), groups = columns_ / kGroup, threads = pool_->size();
+        const size_t padded = (size_t)padded_rows(n) * groups;
+        pool_->run([&](int thread) {
+            const int first = blocks_ * thread / threads, last = blocks_ * (thread + 1) / threads;
+            if (first == last) return;
+            std::vector<int8_t> numbers(padded * kGroup);
+            std::vector<float> scales(padded), scaled_sums(padded), values(holds_floats(kind_) ? padded * kGroup : 0);
+            std::vector<int32_t> sums(padded), half_sums(format_of(kind_).part == kLanes ? padded : 0);
+            const int own = std::min(rows_, last * kLanes) - first * kLanes;
+            kernels_.matmul(describe(kind_, own, columns_, data_ + bytes_ * first), x.data(), n,
+                            {numbers.data(), scales.data(), sums.data(), scaled_sums.data(), half_sums.empty() ? nullptr : half_sums.data(),
+                             values.empty() ? nullptr : values.data(), groups, 1}, out.data() + (size_t)first * kLanes, out.shape(1));
+        });
+    }
+
+  private:
+    WeightType kind_;
+    int rows_, columns_, blocks_;
+    size_t bytes_;
+    const uint8_t* data_;
+    const Kernels& kernels_;
+    std::shared_ptr<ThreadPool> pool_;
+};
+
 // GB/s of reading `bytes` of memory with the given number of threads: the best of `repeats`.
 double measure_bandwidth(size_t bytes, int threads, int repeats) {
     const Kernels& kernels = choose_kernels("");
@@ -199,24 +236,10 @@ NB_MODULE(_kernels, m) {
             return kernels.draw(logits.data(), (int)logits.size(), {temperature, top_p, min_p, top_k, key}, room.data());
         },
         nb::arg("logits"), nb::arg("temperature"), nb::arg("top_k"), nb::arg("top_p"), nb::arg("min_p"), nb::arg("key"), nb::arg("isa") = "");
-    m.def(
-        "multiply",
-        [](const std::string& type, int rows, int columns, Bytes packed, Floats x, Floats out, const std::string& isa) {
-            const WeightType kind = weight_type(type, columns);
-            if (packed.size() != block_bytes(kind, columns) * ((rows + kLanes - 1) / kLanes) || (int)x.shape(1) != columns ||
-                out.shape(0) != x.shape(0) || (int)out.shape(1) != (rows + kLanes - 1) / kLanes * kLanes)
-                throw std::invalid_argument("multiply: shapes do not agree");
-            const Kernels& kernels = choose_kernels(isa);
-            const int n = (int)x.shape(0), groups = columns / kGroup;
-            const size_t padded = (size_t)padded_rows(n) * groups;
-            std::vector<int8_t> numbers(padded * kGroup);
-            std::vector<float> scales(padded), scaled_sums(padded), values(holds_floats(kind) ? padded * kGroup : 0);
-            std::vector<int32_t> sums(padded), half_sums(format_of(kind).part == kLanes ? padded : 0);
-            kernels.matmul(describe(kind, rows, columns, packed.data()), x.data(), n,
-                           {numbers.data(), scales.data(), sums.data(), scaled_sums.data(), half_sums.empty() ? nullptr : half_sums.data(),
-                            values.empty() ? nullptr : values.data(), groups, 1}, out.data(), out.shape(1));
-        },
-        nb::arg("type"), nb::arg("rows"), nb::arg("columns"), nb::arg("packed"), nb::arg("x"), nb::arg("out"), nb::arg("isa") = "");
+    nb::class_<Product>(m, "Product")
+        .def(nb::init<const std::string&, int, int, Bytes, int, const std::string&>(), nb::arg("type"), nb::arg("rows"), nb::arg("columns"), nb::arg("packed"),
+             nb::kw_only(), nb::arg("threads"), nb::arg("isa"), nb::keep_alive<1, 5>())
+        .def("multiply", &Product::multiply, nb::arg("x"), nb::arg("out"));
 
     nb::class_<Source>(m, "Source").def("at", &Source::at).def("matches", [](const Source& source, const std::vector<int32_t>& ending, int64_t most) {
         if (ending.empty()) throw std::invalid_argument("a text that goes on has a last token");

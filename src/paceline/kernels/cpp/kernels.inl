@@ -380,6 +380,18 @@ void copy_taps(const Pass& pass, int node, int layers_done) {
         if (pass.tap_layers[t] == layers_done) __builtin_memcpy(pass.tap_rows[t] + at, pass.x + at, sizeof(float) * pass.model->hidden);
 }
 
+// The tap behind the last layer's is what the head reads.
+void copy_last(const Pass& pass, int node) {
+    const ModelRecord& model = *pass.model;
+    const float* x = pass.x + (size_t)node * model.hidden;
+    for (int t = 0; t < pass.taps; t++) {
+        if (pass.tap_layers[t] != model.layers + 1) continue;
+        float* out = pass.tap_rows[t] + (size_t)node * model.hidden;
+        const F32 scale = norm_scale(x, model.hidden, model.norm_eps);
+        for (int i = 0; i < model.hidden; i += kLanes) store(out + i, load(x + i) * scale * load(model.output_norm + i));
+    }
+}
+
 void score_tokens(const Pass& pass, int first, int last, const Quantised& normed, float* out) {
     const Matrix& w = pass.model->head;
     if (last * kLanes <= w.rows) return multiply(w, first, last, normed, pass.scored, pass.logits + first * kLanes, pass.logits_stride);
@@ -469,6 +481,7 @@ void run(const Pass& pass, int thread, int threads) {
     each(pass.nodes, 1, [&](int node, int) {
         settle(pass, node, unsettled);
         copy_taps(pass, node, model.layers);
+        copy_last(pass, node);
     });
     if (unsettled) wait(*pass.barrier);
     const Quantised scored = tiled(pass.normed, pass.scored);

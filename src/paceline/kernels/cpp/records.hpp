@@ -163,7 +163,7 @@ struct Pass {
     float* logits;              // [scored][logits_stride]
     size_t logits_stride;
     int taps;
-    const int32_t* tap_layers;  // [taps]: k = after k layers; 0 = the embeddings
+    const int32_t* tap_layers;  // [taps]: k = after k layers; 0 = the embeddings, layers + 1 = behind the last norm
     float** tap_rows;           // [taps] -> [nodes][hidden]
     Barrier* barrier;
     double* stage_seconds;      // [kStages] or null: filled by thread 0
