@@ -181,8 +181,8 @@ def test_training_goes_on_from_a_drafter(data: Path, tmp_path: Path) -> None:
     assert torch.equal(load_file(other / "model.safetensors")["d2t"], held["d2t"])
     with pytest.raises(TrainingError, match="token_map"):
         train(data, tmp_path / "a", start_from=str(first), arch="medusa:draft_vocab=200")
-    with pytest.raises(TrainingError, match=r"lm_head.weight is \[200, \d+\], expected \[100"):
-        train(data, tmp_path / "b", start_from=str(first), arch="eagle3:draft_vocab=100")
+    with pytest.raises(TrainingError, match=r"lm_head.weight is \[200, \d+\], expected \[210"):
+        train(data, tmp_path / "b", start_from=str(first), arch="eagle3:draft_vocab=210")
     with pytest.raises(TrainingError, match="nowhere"):
         train(data, tmp_path / "c", start_from=str(tmp_path / "nowhere"))
     held["norm.weight"] += 1
@@ -192,6 +192,31 @@ def test_training_goes_on_from_a_drafter(data: Path, tmp_path: Path) -> None:
     (first / "model.safetensors").write_bytes((first / "model.safetensors").read_bytes()[:999])
     with pytest.raises(TrainingError, match="damaged"):
         train(data, tmp_path / "d", start_from=str(first))
+
+
+def test_training_goes_on_with_fewer_tokens(data: Path, tmp_path: Path) -> None:
+    first = tmp_path / "first"
+    train(data, first)
+    begun = Run(
+        data,
+        tmp_path / "begun",
+        Settings(**(SMALL | {"start_from": str(first), "arch": "eagle3:depths=3,draft_vocab=60"})),
+        threads=1,
+    )
+    held = load_file(first / "model.safetensors")
+    tokens = (held["d2t"] + torch.arange(200)).tolist()
+    fewer = begun.drafter.vocabulary.tolist()
+    assert len(fewer) == 60
+    assert set(fewer) < set(tokens)
+    for name, weight in begun.drafter.named_parameters():
+        wanted = held[name]
+        if name == "lm_head.weight":
+            wanted = torch.stack([wanted[tokens.index(token)] for token in fewer])
+        assert torch.equal(weight.detach().bfloat16(), wanted)
+    held["d2t"] += 1  # now it knows other tokens
+    save_file(held, first / "model.safetensors")
+    with pytest.raises(TrainingError, match=r"does not know token .*; choose a larger draft_vocab"):
+        train(data, tmp_path / "b", start_from=str(first), arch="eagle3:depths=3,draft_vocab=60")
 
 
 def test_states_that_were_not_kept_are_computed_anew(make: Make, data: Path, tmp_path: Path) -> None:

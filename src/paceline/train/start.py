@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
 from paceline.errors import TrainingError
 from paceline.models.cache import sha256_of
@@ -18,9 +19,11 @@ _FILE = "model.safetensors"
 
 
 def take_over(fresh: Architecture, folder: Path) -> None:
-    """Give a fresh drafter the weights and the tokens of the one in a folder.
+    """Give a fresh drafter the weights and the tokens of the one in a folder; if it is to propose fewer
+    tokens, its own and the rows of these.
 
-    Raises TrainingError if there is none, it is damaged, or of another architecture or size.
+    Raises TrainingError if there is none, it is damaged, of another architecture or size, or does not know a
+    token that the fresh one is to propose.
     """
     path = folder / _FILE
     try:
@@ -35,6 +38,13 @@ def take_over(fresh: Architecture, folder: Path) -> None:
     except KeyError as error:
         raise TrainingError(f"{path}: holds no {error}: it is of another architecture") from None
     start = fresh.start
+    if len(tokens) > len(fresh.vocabulary):
+        rows = _places(fresh.vocabulary, tokens, path)
+        outer = [
+            name for name, weight in fresh.named_parameters() if any(weight is one for one in fresh.outer)
+        ]
+        tensors |= {name: tensors[name][rows] for name in outer if len(tensors.get(name, ())) == len(tokens)}
+        tokens = fresh.vocabulary
     expected = {**start, "its tokens": fresh.vocabulary}
     for name, own in expected.items():
         found = tokens if own is fresh.vocabulary else tensors.get(name)
@@ -47,6 +57,19 @@ def take_over(fresh: Architecture, folder: Path) -> None:
         for name, weight in start.items():
             weight.copy_(tensors[name])
         fresh.vocabulary.copy_(tokens)
+
+
+def _places(wanted: Tensor, tokens: Tensor, path: Path) -> Tensor:
+    """Where the wanted tokens [D] stand among others, int64 [D]. Raises TrainingError naming one that does
+    not."""
+    places = {token: place for place, token in enumerate(tokens.tolist())}
+    unknown = [token for token in wanted.tolist() if token not in places]
+    if unknown:
+        raise TrainingError(
+            f"{path}: does not know token {unknown[0]}, one of the {len(wanted)} most frequent of the data; "
+            "choose a larger draft_vocab"
+        )
+    return torch.tensor([places[token] for token in wanted.tolist()])
 
 
 def history(folder: str) -> list[dict[str, Any]]:
