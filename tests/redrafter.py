@@ -19,7 +19,7 @@ from paceline.models.safetensors_file import write_safetensors
 from paceline.trained.redrafter import NativeRedrafter
 from tests.heads import embeddings
 from tests.toys import state_width
-from tests.trained import embedding_of, random_ids, random_tensors
+from tests.trained import embedding_of, random_ids, random_tensors, rounded
 
 CONFIG = RedrafterConfig(hidden=96, inner=64, layers=2, depths=3, vocab_size=203, draft_vocab_size=75)
 """A drafter for `tests.native.models.CONFIG`."""
@@ -29,9 +29,11 @@ SMOLLM2 = replace(CONFIG, hidden=576, inner=1536, layers=1, depths=4, vocab_size
 
 
 def random_drafter(config: RedrafterConfig = CONFIG, seed: int = 0) -> RedrafterWeights:
-    """Random weights."""
+    """Random weights, rounded as the kernels round theirs."""
     ids = random_ids(config.vocab_size, config.draft_vocab_size, seed)
-    return RedrafterWeights(config, random_tensors(config.shapes, seed), ids)
+    tensors = random_tensors(config.shapes, seed)
+    layers = {name: rounded(tensor, "Q4_1") for name, tensor in tensors.items() if name != "lm_head.weight"}
+    return RedrafterWeights(config, {**tensors, **layers}, ids)
 
 
 def chain_drafter(law: NDArray[np.float64]) -> RedrafterWeights:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from paceline.core import Draft, Drafter, Scores
 from paceline.drafters import load
 from paceline.engine import Engine
-from paceline.kernels.packing import Embedding, pack, quantise_weights
+from paceline.kernels.packing import Embedding, dequantise, pack, quantise_weights
 from paceline.results import Completion
 from paceline.sampling import SamplingParams
 from paceline.targets.weights import aligned
@@ -69,11 +69,9 @@ def random_ids(vocab_size: int, draft_vocab_size: int, seed: int) -> NDArray[np.
     return ids
 
 
-def rounded(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The nearest weights that Q8_0 holds."""
-    blocks = quantise_weights(values).reshape(len(values), -1, 34)
-    scales = np.ascontiguousarray(blocks[..., :2]).view(np.float16).astype(np.float32)
-    return (blocks[..., 2:].view(np.int8) * scales).reshape(values.shape)
+def rounded(values: NDArray[np.float32], kind: str = "Q8_0") -> NDArray[np.float32]:
+    """The nearest weights that a type holds."""
+    return dequantise(kind, *values.shape, pack(kind, quantise_weights(values, kind)))
 
 
 def embedding_of(values: NDArray[np.float32]) -> Embedding:

@@ -157,14 +157,30 @@ _READERS: dict[str, tuple[int, Callable[[Bytes], _Fields]]] = {
 """Per type the bytes of a GGUF block, and what reads blocks."""
 
 
-def quantise_weights(values: Floats) -> Bytes:
-    """Blocks of Q8_0, uint8 [rows, bytes per row], of a matrix float32 [rows, columns]: for each 32 columns a
-    scale, the largest magnitude over 127, and whole numbers. Rounds them."""
+def quantise_weights(values: Floats, kind: str = "Q8_0") -> Bytes:
+    """Blocks of a type, uint8 [rows, bytes per row], of a matrix float32 [rows, columns], 32 columns each.
+
+    Q8_0: a scale, the largest magnitude over 127, and whole numbers. Q4_1: a scale, a fifteenth of the range,
+    the smallest number, and how many scales the others lie above it. Rounds them.
+    """
     grouped = values.reshape(len(values), -1, GROUP)
+    if kind == "Q4_1":
+        return _quantise_4_1(grouped).reshape(len(values), -1)
+    assert kind == "Q8_0"
     scales = (np.abs(grouped).max(-1, keepdims=True) / 127).astype(np.float16)
     inverse = np.divide(1, scales, out=np.zeros(scales.shape, np.float32), where=scales > 0, dtype=np.float32)
     numbers = np.clip(np.rint(grouped * inverse), -127, 127).astype(np.int8)
     return np.concatenate([scales.view(np.uint8), numbers.view(np.uint8)], axis=-1).reshape(len(values), -1)
+
+
+def _quantise_4_1(grouped: Floats) -> Bytes:
+    least = grouped.min(-1, keepdims=True)
+    scales = ((grouped.max(-1, keepdims=True) - least) / 15).astype(np.float16)
+    least = least.astype(np.float16)
+    inverse = np.divide(1, scales, out=np.zeros(scales.shape, np.float32), where=scales > 0, dtype=np.float32)
+    numbers = np.clip(np.rint((grouped - least) * inverse), 0, 15).astype(np.uint8)
+    halves = numbers[..., : GROUP // 2] | numbers[..., GROUP // 2 :] << 4
+    return np.concatenate([scales.view(np.uint8), least.view(np.uint8), halves], axis=-1)
 
 
 def pack(kind: str, raw: Bytes) -> Bytes:

@@ -44,10 +44,11 @@ def check_widths(widths: Mapping[str, int]) -> None:
             )
 
 
-def product(matrix: Floats, threads: int = 1) -> Product:
-    """From rows [n, columns] to their products with a matrix [rows, columns], [n, rows]."""
+def product(matrix: Floats, threads: int = 1, kind: str = TYPE) -> Product:
+    """From rows [n, columns] to their products with a matrix [rows, columns], [n, rows]. kind: what it is
+    rounded to."""
     rows, columns = matrix.shape
-    return kernels.product(TYPE, rows, columns, aligned(pack(TYPE, quantise_weights(matrix))), threads)
+    return kernels.product(kind, rows, columns, aligned(pack(kind, quantise_weights(matrix, kind))), threads)
 
 
 def head_rows(head: Embedding, token_ids: NDArray[np.int64]) -> Product:

@@ -1,6 +1,7 @@
 """A recurrent drafter on the CPU kernels.
 
-Weights are rounded to 8 bits with a scale per 32, Q8_0; embeddings are the target's own packed ones.
+The layers' weights are rounded to 4 bits, Q4_1, the head's to 8, Q8_0: a trained one says nearly the same
+then (docs/log.md), and on a CPU what it costs is reading them. Embeddings are the target's own packed ones.
 `paceline.trained.redrafter_reference` says what is computed.
 """
 
@@ -37,7 +38,9 @@ class NativeRedrafter:
             gate, up, down = (
                 weights.tensors[f"layers.{layer}.{name}.weight"] for name in ("gate", "up", "down")
             )
-            self._layers.append((product(np.concatenate([gate, up]), threads), product(down, threads)))
+            self._layers.append(
+                (product(np.concatenate([gate, up]), threads, "Q4_1"), product(down, threads, "Q4_1"))
+            )
         self._head = product(weights.tensors["lm_head.weight"], threads)
 
     def forward(self, states: Floats, tokens: Sequence[int]) -> tuple[Floats, Floats]:
