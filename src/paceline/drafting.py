@@ -18,7 +18,8 @@ import numpy as np
 from array_api_compat import array_namespace
 from numpy.typing import NDArray
 
-from paceline.core import Array, Budget, Drawn, Origin, Tree, View
+from paceline.core import Array, Budget, Drawn, Lane, Origin, Tree, View
+from paceline.kernels import rank as fused_rank
 from paceline.noise import Noise, largest
 from paceline.sampling import log_law
 
@@ -229,8 +230,12 @@ def foremost(
     """
     if view.controls[row].params.temperature == 0:
         return largest(weights, count)
-    ids = None if subset is None else subset.ids
-    return Noise(view.seeds).like_target(row, len(view.histories[row]) + depth, weights, count, ids)
+    noise, position = Noise(view.seeds), len(view.histories[row]) + depth
+    if subset is not None and fused_rank is not None and isinstance(weights, np.ndarray):
+        key = noise.key(row, Lane.TARGET, position)
+        places: list[int] = fused_rank(weights.astype(np.float64, copy=False), subset.ids, key, count)
+        return places
+    return noise.like_target(row, position, weights, count, None if subset is None else subset.ids)
 
 
 def warped(view: View, row: int, path: Sequence[int], logits: Array, subset: Subset | None = None) -> Array:

@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paceline import kernels
-from paceline.noise import gumbel
+from paceline.core import Lane
+from paceline.noise import Noise, gumbel
 from paceline.sampling import SamplingParams, truncate
 
 assert kernels.compiled is not None, "these tests need the compiled kernels"
-draw = kernels.compiled.draw
+draw, rank = kernels.compiled.draw, kernels.compiled.rank
 
 
 def reference(logits: np.ndarray, params: SamplingParams, key: int) -> int:
@@ -81,3 +82,23 @@ def test_different_keys_draw_different_tokens() -> None:
     """The comparison above would pass if both sides ignored the noise."""
     logits = np.zeros(1000, np.float32)
     assert len({draw(logits, 1.0, 0, 1.0, 0.0, key) for key in range(200)}) > 150
+
+
+@pytest.mark.parametrize("spread", [0.1, 3.0, 30.0])
+def test_ranks_equal_the_slow_ones(spread: float) -> None:
+    """Where candidates lie close together, and where most cannot catch up."""
+    rng = np.random.default_rng(5)
+    moved = 0
+    for case in range(200):
+        size = int(rng.choice([1, 2, 40, 2048]))
+        ids = np.sort(rng.permutation(49152)[:size]).astype(np.int64)
+        weights = np.exp(spread * rng.standard_normal(size))
+        weights[rng.random(size) < 0.1] = 0
+        noise = Noise([case])
+        count = int(rng.choice([1, 3, 64]))
+        wanted = noise.like_target(0, case, weights, count, ids)
+        if not weights.any():
+            wanted = []
+        assert rank(weights, ids, noise.key(0, Lane.TARGET, case), count) == wanted
+        moved += wanted[:1] != [int(weights.argmax())]
+    assert moved > 20 or spread > 3, "noise changes who is first"

@@ -46,6 +46,10 @@ def chosen() -> str:
 
 draw = compiled.draw if compiled else None
 """draw(logits float32 [V], temperature, top_k, top_p, min_p, key) -> token id; None without the extension."""
+rank = compiled.rank if compiled else None
+"""rank(weights float64 [D], ids int64 [D], key, count) -> the places of those that come first by log weight
+plus noise, the foremost first; None without the extension. Its reference: `paceline.noise.Noise.like_target`.
+"""
 
 
 def make_model(shape: Mapping[str, Any], tensors: Mapping[str, Any], *, threads: int, **sizes: Any) -> Any:

@@ -26,6 +26,10 @@ def draw(
 ) -> int:
     """The token that Gumbel-max draws from the warped law of one row of logits; see paceline.sampling."""
 
+def rank(weights: NDArray[np.float64], ids: NDArray[np.int64], key: int, count: int) -> list[int]:
+    """The places of the tokens that come first by log weight plus noise, at most `count`, the foremost first;
+    see paceline.noise."""
+
 class Product:
     """What rows are multiplied by; they become 8-bit numbers unless the matrix holds floats."""
 

@@ -12,6 +12,7 @@
 
 #include "lookups.hpp"
 #include "model.hpp"
+#include "noise.hpp"
 
 namespace nb = nanobind;
 using namespace paceline;
@@ -189,6 +190,30 @@ class Product {
     std::shared_ptr<ThreadPool> pool_;
 };
 
+// The places of up to `count` tokens that come first by the logarithm of their weight plus noise, the foremost first; of equal ones the one
+// that stands first. Noise is above 6.932 once in a thousand times: what is too unlikely to catch up otherwise is not computed.
+std::vector<int> rank(Vector<double> weights, Vector<int64_t> ids, uint64_t key, int count) {
+    if (weights.size() != ids.size()) throw std::invalid_argument("rank: there are as many weights as ids");
+    std::vector<std::pair<double, int>> first;
+    double least = 0.0;
+    for (int i = 0; i < (int)weights.size(); i++) {
+        const double weight = weights.data()[i];
+        if (!(weight > 0.0)) continue;
+        const uint64_t bits = noise_bits(key, ids.data()[i]);
+        if (weight < least && bits >> 54 != 1023) continue;
+        const double score = std::log(weight) + gumbel(bits);
+        size_t at = first.size();
+        while (at > 0 && score > first[at - 1].first) at--;
+        if ((int)at == count) continue;
+        first.insert(first.begin() + at, {score, i});
+        if ((int)first.size() > count) first.pop_back();
+        if ((int)first.size() == count) least = std::exp(first.back().first - 6.932);
+    }
+    std::vector<int> places;
+    for (const auto& [score, place] : first) places.push_back(place);
+    return places;
+}
+
 // GB/s of reading `bytes` of memory with the given number of threads: the best of `repeats`.
 double measure_bandwidth(size_t bytes, int threads, int repeats) {
     const Kernels& kernels = choose_kernels("");
@@ -236,6 +261,7 @@ NB_MODULE(_kernels, m) {
             return kernels.draw(logits.data(), (int)logits.size(), {temperature, top_p, min_p, top_k, key}, room.data());
         },
         nb::arg("logits"), nb::arg("temperature"), nb::arg("top_k"), nb::arg("top_p"), nb::arg("min_p"), nb::arg("key"), nb::arg("isa") = "");
+    m.def("rank", &rank, nb::arg("weights"), nb::arg("ids"), nb::arg("key"), nb::arg("count"));
     nb::class_<Product>(m, "Product")
         .def(nb::init<const std::string&, int, int, Bytes, int, const std::string&>(), nb::arg("type"), nb::arg("rows"), nb::arg("columns"), nb::arg("packed"),
              nb::kw_only(), nb::arg("threads"), nb::arg("isa"), nb::keep_alive<1, 5>())

@@ -2,6 +2,8 @@
 // The slow reference is paceline.sampling; this finds the same token without sorting the vocabulary.
 #include <algorithm>
 
+#include "noise.hpp"
+
 namespace {
 
 constexpr double kMassError = 1e-6;      // of exp and of sums over sixteen lanes in float
@@ -9,18 +11,6 @@ constexpr double kMassError = 1e-6;      // of exp and of sums over sixteen lane
 struct Largest {            // descending by logit, ascending by id
     bool operator()(const Candidate& a, const Candidate& b) const { return a.logit > b.logit || (a.logit == b.logit && a.id < b.id); }
 };
-
-inline uint64_t noise_bits(uint64_t key, int id) {
-    uint64_t z = key + (uint64_t)(id + 1) * 0x9E3779B97F4A7C15ull;
-    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9ull;
-    z = (z ^ z >> 27) * 0x94D049BB133111EBull;
-    return z ^ z >> 31;
-}
-
-inline double gumbel(uint64_t bits) {
-    const double u = ((double)(bits >> 12) + 0.5) * 2.220446049250313e-16;      // 2^-52
-    return -std::log(-std::log(u));
-}
 
 struct Winner {
     double score;
