@@ -208,15 +208,13 @@ def test_training_goes_on_with_fewer_tokens(data: Path, tmp_path: Path) -> None:
     fewer = begun.drafter.vocabulary.tolist()
     assert len(fewer) == 60
     assert set(fewer) < set(tokens)
+    least = min(begun.teacher.counts[fewer])
+    assert least >= max(begun.teacher.counts[[token for token in tokens if token not in fewer]])
     for name, weight in begun.drafter.named_parameters():
         wanted = held[name]
         if name == "lm_head.weight":
             wanted = torch.stack([wanted[tokens.index(token)] for token in fewer])
         assert torch.equal(weight.detach().bfloat16(), wanted)
-    held["d2t"] += 1  # now it knows other tokens
-    save_file(held, first / "model.safetensors")
-    with pytest.raises(TrainingError, match=r"does not know token .*; choose a larger draft_vocab"):
-        train(data, tmp_path / "b", start_from=str(first), arch="eagle3:depths=3,draft_vocab=60")
 
 
 def test_states_that_were_not_kept_are_computed_anew(make: Make, data: Path, tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ class Run:
             torch.manual_seed(self.settings.seed)
             fresh = load(self.settings.arch, self.teacher)
         if self.settings.start_from:
-            start.take_over(fresh, Path(self.settings.start_from))
+            start.take_over(fresh, Path(self.settings.start_from), self.teacher.counts)
         elif fresh.adapts:
             raise ConfigError(f"{self.settings.arch} adapts a drafter: name it with --start-from")
         fresh.to(self.device)

@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
 
 from paceline.errors import TrainingError
 from paceline.models.cache import sha256_of
@@ -18,12 +19,12 @@ from paceline.train.architectures._base import Architecture
 _FILE = "model.safetensors"
 
 
-def take_over(fresh: Architecture, folder: Path) -> None:
-    """Give a fresh drafter the weights and the tokens of the one in a folder; if it is to propose fewer
-    tokens, its own and the rows of these.
+def take_over(fresh: Architecture, folder: Path, counts: NDArray[np.int64]) -> None:
+    """Give a fresh drafter the weights and the tokens of the one in a folder; if it is to propose fewer, the
+    most frequent of these.
 
-    Raises TrainingError if there is none, it is damaged, of another architecture or size, or does not know a
-    token that the fresh one is to propose.
+    counts: int64 [V], how often each token stands in the answers. Raises TrainingError if there is none, it
+    is damaged, or of another architecture or size.
     """
     path = folder / _FILE
     try:
@@ -39,12 +40,13 @@ def take_over(fresh: Architecture, folder: Path) -> None:
         raise TrainingError(f"{path}: holds no {error}: it is of another architecture") from None
     start = fresh.start
     if len(tokens) > len(fresh.vocabulary):
-        rows = _places(fresh.vocabulary, tokens, path)
+        often = np.argsort(-counts[tokens.numpy()], kind="stable")[: len(fresh.vocabulary)]
+        rows = torch.from_numpy(np.sort(often))
         outer = [
             name for name, weight in fresh.named_parameters() if any(weight is one for one in fresh.outer)
         ]
         tensors |= {name: tensors[name][rows] for name in outer if len(tensors.get(name, ())) == len(tokens)}
-        tokens = fresh.vocabulary
+        tokens = tokens[rows]
     expected = {**start, "its tokens": fresh.vocabulary}
     for name, own in expected.items():
         found = tokens if own is fresh.vocabulary else tensors.get(name)
@@ -57,19 +59,6 @@ def take_over(fresh: Architecture, folder: Path) -> None:
         for name, weight in start.items():
             weight.copy_(tensors[name])
         fresh.vocabulary.copy_(tokens)
-
-
-def _places(wanted: Tensor, tokens: Tensor, path: Path) -> Tensor:
-    """Where the wanted tokens [D] stand among others, int64 [D]. Raises TrainingError naming one that does
-    not."""
-    places = {token: place for place, token in enumerate(tokens.tolist())}
-    unknown = [token for token in wanted.tolist() if token not in places]
-    if unknown:
-        raise TrainingError(
-            f"{path}: does not know token {unknown[0]}, one of the {len(wanted)} most frequent of the data; "
-            "choose a larger draft_vocab"
-        )
-    return torch.tensor([places[token] for token in wanted.tolist()])
 
 
 def history(folder: str) -> list[dict[str, Any]]:
