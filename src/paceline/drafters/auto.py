@@ -29,8 +29,8 @@ KINDS: dict[str, tuple[Callable[..., Drafter], dict[str, Any]]] = {
     "eagle3": (eagle3, {"widths": "3x2x2x1", "frontier": 3, "min_probability": 0.1}),
     "redrafter": (redrafter, {"widths": "3", "frontier": 1, "min_probability": 0.0}),
 }
-"""Trained drafters that may be a part, and their trees: each level is a pass of the drafter, and beside what is
-looked up the first token matters most."""
+"""Trained drafters that may be a part, and their trees: each level is a pass of the drafter, and beside what
+is looked up the first token matters most."""
 
 
 def build(
