@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,11 @@ from benchmarks.peers.process import Process
 from paceline import Engine, SamplingParams
 from paceline.bench.prompts import choose
 from paceline.models.cache import write_atomically
-from paceline.models.eagle3_folder import read_eagle3
+from paceline.models.drafter_kinds import kind_of
 from paceline.models.registry import resolve
 from paceline.models.tokenizer import Tokenizer
 from paceline.targets.weights import load_weights
-from paceline.trained.eagle3_export import export_eagle3
+from paceline.trained.exports import export
 
 TIE = 0.25
 """Of logits of about 16 to 32: two steps of bfloat16 there."""
@@ -65,10 +66,11 @@ def main() -> int:
     )
     python = environment_of(plan)
     target = safetensors(plan, "vllm", python)
-    exported = export_eagle3(read_eagle3(options.folder), "vllm", BUILD / "vllm-drafter", str(target)).folder
+    exported = export(options.folder, "vllm", BUILD / "vllm-drafter", str(target))
+    # As the command says that `paceline export` prints.
+    drafting = {**json.loads(shlex.split(exported.command)[-1]), "num_speculative_tokens": options.depth}
     answers: dict[str, list[list[int]]] = {}
     counted: dict[str, Any] = {}
-    drafting = {"method": "eagle3", "model": str(exported), "num_speculative_tokens": options.depth}
     for name, speculative in (("plain", None), ("drafter", drafting)):
         console.print(f"vLLM {name}")
         settings = {**plan.common, "model": str(target), "speculative": speculative, "counts": True}
@@ -96,7 +98,7 @@ def main() -> int:
 def _ours(options: argparse.Namespace, prompts: list[list[int]]) -> list[float]:
     """The share of drafts of which 1, 2, ... tokens or more were accepted."""
     widths = "x".join("1" * options.depth)
-    drafter = f"eagle3:model={options.folder},widths={widths},min_probability=0"
+    drafter = f"{kind_of(options.folder)}:model={options.folder},widths={widths},min_probability=0"
     engine = Engine.from_pretrained(
         options.model, drafter=drafter, policy="fixed", threads=options.threads, share_prefixes=False
     )
@@ -134,7 +136,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=Path, help="an EAGLE-3 drafter")
+    parser.add_argument("folder", type=Path, help="a drafter that vLLM loads")
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--prompts", type=Path)
     parser.add_argument("--limit", type=int, default=13)
