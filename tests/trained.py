@@ -71,7 +71,9 @@ def random_ids(vocab_size: int, draft_vocab_size: int, seed: int) -> NDArray[np.
 
 def rounded(values: NDArray[np.float32], kind: str = "Q8_0") -> NDArray[np.float32]:
     """The nearest weights that a type holds."""
-    return dequantise(kind, *values.shape, pack(kind, quantise_weights(values, kind)))
+    rows, columns = len(values), values.size // len(values)
+    flat = values.reshape(rows, columns)
+    return dequantise(kind, rows, columns, pack(kind, quantise_weights(flat, kind))).reshape(values.shape)
 
 
 def embedding_of(values: NDArray[np.float32]) -> Embedding:

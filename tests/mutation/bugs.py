@@ -311,8 +311,8 @@ BUGS = (
         (
             Edit(
                 DRAFTING,
-                "place in self._places(law, width, len(self._paths[node])):",
-                "place in self._places(law * (law > 0.5 * law.max()), width, len(self._paths[node])):",
+                "place in self._places(law, width, len(self._paths[node]))",
+                "place in self._places(law * (law > 0.5 * law.max()), width, len(self._paths[node]))",
             ),
         ),
         LAWS,

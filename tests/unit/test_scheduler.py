@@ -261,6 +261,7 @@ class Needy(Known):
     """Wants the features of every token, and notes which positions it saw."""
 
     needs = frozenset({"last"})
+    whole = True
 
     def __init__(self) -> None:
         super().__init__({})
@@ -280,6 +281,16 @@ def test_who_needs_features_sees_those_of_the_whole_prompt() -> None:
         one.generate([1] * 50, params(max_tokens=1), "d")
         assert needy.seen == list(range(50))
         needy.seen.clear()
+    assert one.load.prefix_hit_tokens == 48
+
+
+def test_who_needs_those_of_the_last_token_alone_shares_prefixes() -> None:
+    needy = Needy()
+    needy.whole = False
+    one = engine(needy)
+    one.generate([1] * 50, params(max_tokens=1), "none")
+    one.generate([1] * 50, params(max_tokens=1), "d")
+    assert needy.seen == [48, 49]
     assert one.load.prefix_hit_tokens == 48
 
 
