@@ -116,11 +116,6 @@ class HeadsWeights:
     token_ids: NDArray[np.int64]
 
 
-def holds_heads(folder: Path) -> bool:
-    """Whether a folder says that it holds heads. Raises ModelFileError if it says nothing."""
-    return read_json(folder / CONFIG).get("model_type") in KINDS
-
-
 def read_heads(folder: Path, kind: str | None = None) -> HeadsWeights:
     """The heads in a folder; kind: which they must be. Raises ModelFileError naming what is wrong with it."""
     held = Settings(folder / CONFIG, read_json(folder / CONFIG))
