@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -164,10 +165,15 @@ def test_unknown_parameters(client: httpx2.Client, locked: Program) -> None:
         check(response, 400, "unknown_parameter", "?")
 
 
-def test_a_model_whose_name_is_half_a_character(client: httpx2.Client) -> None:
-    body = json.dumps(chat() | {"model": "\ud800"})
+@pytest.mark.parametrize("name", ["\ud800", "of-no-server"], ids=["half-a-character", "unknown"])
+def test_a_model_that_is_not_there_leaves_no_figures_of_its_name(client: httpx2.Client, name: str) -> None:
+    body = json.dumps(chat() | {"model": name})
     response = client.post(CHAT, content=body, headers={"Content-Type": "application/json"})
     check(response, 404, "model_not_found", "model")
+    figures = client.get("/metrics")
+    assert figures.status_code == 200
+    assert name not in figures.text
+    assert re.search(r'model_name="",path="[^"]*",status="404"', figures.text)
 
 
 @pytest.mark.parametrize(

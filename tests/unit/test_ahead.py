@@ -208,9 +208,11 @@ def test_a_request_that_is_cancelled_waits_for_a_pass_at_most() -> None:
     made = loaded(Held(), "widths=1x1x1x1x1x1,ahead=1")
     engine = Engine(SketchingTable(), {"d": made}, drafter="d", eos_ids=frozenset())
     request = engine.submit(words(5), SamplingParams(temperature=0, max_tokens=30))
+    going.set()
     for _ in range(2):
-        going.set()
         engine.step()
+    assert made._work is not None
+    made._work.exception()  # a slow thread would be held before the pass that this is about
     going.clear()
     engine.step()
     threading.Timer(0.05, going.set).start()

@@ -77,8 +77,9 @@ class Visit:
         if self._server.draining:
             raise shutting_down()
         wanted, warning = await self._server.read(request, self._form.record)
-        self._model = wanted.model
-        backend, (info, tokenizer) = await self._server.fleet.ready(self._model)
+        if wanted.model in self._server.fleet.names:  # any other name is the client's: figures do not keep it
+            self._model = wanted.model
+        backend, (info, tokenizer) = await self._server.fleet.ready(wanted.model)
         self._backend = backend
         backend.check_room(1)  # before a prompt is read for nothing
         brings_schema = any(getattr(wanted, name) for name in self._form.brings_schema)
