@@ -54,7 +54,7 @@ SETTINGS = (
         "logprobs": 20,
     },
 )
-ROUNDS = {1: 40, 4: 90, 64: 540}
+ROUNDS = {1: 24, 4: 90, 64: 280}
 """{batch size: answers per setting}."""
 
 Answers = Mapping[int, Sequence[int]]

@@ -162,7 +162,7 @@ def test_told_to_end_a_server_finishes_what_it_has() -> None:
     program = Program("--model", PACE)
     with program.client() as client, program.client() as other:
         assert other.get("/health").status_code == 200  # a connection from before
-        body = chat(max_tokens=20, min_tokens=20, ignore_eos=True, speculative={"off": True}, stream=True)
+        body = chat(max_tokens=60, min_tokens=60, ignore_eos=True, speculative={"off": True}, stream=True)
         with client.stream("POST", CHAT, json=body) as response:
             data = events(response)
             next(data)
