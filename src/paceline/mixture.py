@@ -62,10 +62,11 @@ class Mixture:
         self.drawn: frozenset[Drawn] = frozenset().union(*(d.drawn for d in parts.values()))
         self.branches = True
         self._trees: Sequence[Tree] = ()
+        self._drafting = 0  # rows that something may be drafted for
 
     def propose(self, view: View, budgets: Sequence[Budget]) -> Sequence[Tree]:
         """One merged tree per row, of the parts that are worth their time."""
-        wanted = any(budget.nodes for budget in budgets)
+        wanted = self._drafting = sum(budget.nodes > 0 for budget in budgets)
         proposed: list[Sequence[Tree]] = []
         shares = budgets
         if not view.coupled:
@@ -74,7 +75,7 @@ class Mixture:
         for place, part in enumerate(self._parts):
             sure = _certainty(proposed, budgets) if view.coupled else 0.0
             part.rest = part.rests[min(CLASSES - 1, int(CLASSES * sure))]
-            part.worked = wanted and part.rest.begin()
+            part.worked = wanted > 0 and part.rest.begin()
             if wanted and not part.worked:
                 proposed.append([NOTHING] * len(budgets))
                 continue
@@ -108,7 +109,8 @@ class Mixture:
                             break
                 started = perf_counter()
                 part.drafter.observe(step)
-                part.rest.worked(gained * worth - part.seconds - (perf_counter() - started))
+                spent = part.seconds + perf_counter() - started
+                part.rest.worked(gained * worth - spent, self._drafting)
             elif not part.rest.resting or part.drafter.whole:
                 part.drafter.observe(step)
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 MEMORY = 0.97
 """What a balance keeps of its weight with each further step."""
 FIRST_STEPS = 32
-"""Steps before the first judgement."""
+"""Steps before the first judgement; a step of several requests counts once for each."""
 TRIAL_STEPS = 4
 SHORTEST, LONGEST = 8, 256
 """Steps of a pause: after success, and after many trials in vain; then 4 steps of 260 are trials."""
 
 
 class Rest:
-    """Whether something that costs time works or rests. steps: that were worked in."""
+    """Whether something that costs time works or rests. steps: that were worked in, once for each request."""
 
     __slots__ = ("_balance", "_left", "_pause", "resting", "steps")
 
@@ -32,11 +32,12 @@ class Rest:
                 self._balance = 0.0
         return not self.resting
 
-    def worked(self, gained: float) -> None:
-        """A step that was worked in gained so many seconds: what was saved less what was spent."""
-        self.steps += 1
-        self._balance = MEMORY * self._balance + gained
-        self._left -= 1
+    def worked(self, gained: float, requests: int = 1) -> None:
+        """A step that was worked in for so many requests gained so many seconds: what was saved less what was
+        spent. It says as much as so many steps for one."""
+        self.steps += requests
+        self._balance = MEMORY**requests * self._balance + gained
+        self._left -= requests
         if self._left <= 0:
             self._judge()
 

@@ -187,6 +187,20 @@ def test_what_loses_is_tried_ever_more_rarely_and_what_gains_goes_on() -> None:
     assert worked(rest, 4 * LONGEST, 1.0) >= 2 * LONGEST
 
 
+def test_a_step_for_many_requests_says_as_much_as_many_steps() -> None:
+    alone, together = Rest(), Rest()
+    for _ in range(16):
+        alone.begin()
+        alone.worked(-1.0)
+    assert not alone.resting
+    together.begin()
+    together.worked(-16.0, 16)
+    assert not together.resting
+    together.worked(-16.0, 16)
+    assert together.resting
+    assert together.steps == 32
+
+
 def test_in_a_hurry_it_is_judged_before_its_first_steps_are_over() -> None:
     for gain, resting in ((-1.0, True), (1.0, False)):
         rest = Rest()

@@ -27,10 +27,10 @@ LEAST = 0.03
 """Parts propose what is likelier than this: the policy, which knows what a token costs, does the rest."""
 KINDS: dict[str, tuple[Callable[..., Drafter], dict[str, Any]]] = {
     "eagle3": (eagle3, {"widths": "3x2x2x1", "frontier": 3, "min_probability": 0.1}),
-    "redrafter": (redrafter, {"widths": "3", "frontier": 1, "min_probability": 0.0}),
+    "redrafter": (redrafter, {"widths": "3x1x1x1", "frontier": 1, "min_probability": 0.5}),
 }
 """Trained drafters that may be a part, and their trees: each level is a pass of the drafter, and beside what
-is looked up the first token matters most."""
+is looked up the first token matters most. So more levels pay only where those above are probably right."""
 
 
 def build(
