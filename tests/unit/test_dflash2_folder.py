@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from paceline.errors import ConfigError, ModelFileError
-from paceline.models.dflash2_folder import ABOVE, described, is_dflash2, read_dflash2
-from paceline.models.dflash_folder import HEAD, is_dflash
+from paceline.models.dflash2_folder import ABOVE, described, read_dflash2
+from paceline.models.dflash_folder import HEAD
+from paceline.models.drafter_kinds import kind_of
 from paceline.models.safetensors_file import read_safetensors
 from paceline.trained.dflash2_export import compare, export_dflash2
 from tests.dflash2 import CONFIG, folder_of, random_drafter
@@ -34,8 +35,7 @@ def test_an_export_reads_back_as_the_same_drafter(to: str, tmp_path: Path) -> No
     assert ('"method": "dflash"' if to == "vllm" else "--speculative-algorithm DFLASH") in written.command
     again = read_dflash2(tmp_path / "a")
     assert again.config == replace(CONFIG, verifier="")
-    assert is_dflash2(tmp_path / "a")
-    assert not is_dflash(tmp_path / "a")
+    assert kind_of(tmp_path / "a") == "dflash2"
     held = read_safetensors(tmp_path / "a" / "model.safetensors")
     assert held.keys() == CONFIG.shapes.keys()
 

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from paceline.errors import ConfigError, ModelFileError
-from paceline.models.dflash_folder import HEAD, DFlashWeights, is_dflash, read_dflash
+from paceline.models.dflash_folder import HEAD, DFlashWeights, read_dflash
+from paceline.models.drafter_kinds import kind_of
 from paceline.models.safetensors_file import read_safetensors, write_safetensors
 from paceline.trained.dflash_export import compare, export_dflash
 from tests.dflash import CONFIG, random_drafter
@@ -91,10 +92,10 @@ def test_both_forms_are_one_record_but_for_the_head(tmp_path: Path) -> None:
     assert (config.hidden, config.layers, config.ffn, config.head_dim) == (8, 2, 12, 4)
     assert (config.heads, config.kv_heads, config.rope_theta) == (2, 1, 5000.0)
     assert (config.block, config.depths, config.mask_token) == (4, 3, 19)
-    assert is_dflash(tmp_path / "a")
-    assert is_dflash(tmp_path / "b")
+    assert kind_of(tmp_path / "a") == "dflash"
+    assert kind_of(tmp_path / "b") == "dflash"
     eagle = write(tmp_path / "c", {**SPECULATORS, "speculators_model_type": "eagle3"}, {})
-    assert not is_dflash(eagle)
+    assert kind_of(eagle) == "eagle3"
 
 
 def test_newer_native_folders_have_the_size_of_a_block_inside(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from paceline.errors import ConfigError, ModelFileError
-from paceline.models.dflash_folder import is_dflash, read_dflash
-from paceline.models.dspark_folder import CONFIDENCE, MARKOV_IN, MARKOV_OUT, is_dspark, read_dspark
+from paceline.models.dflash_folder import read_dflash
+from paceline.models.drafter_kinds import kind_of
+from paceline.models.dspark_folder import CONFIDENCE, MARKOV_IN, MARKOV_OUT, read_dspark
 from paceline.models.safetensors_file import read_safetensors
 from paceline.trained.dspark_export import compare, export_dspark
 from tests.dspark import CONFIG, random_drafter
@@ -54,11 +55,9 @@ def test_both_forms_are_one_record(tmp_path: Path) -> None:
     assert (ours.config.rank, ours.config.block, ours.config.depths) == (3, 4, 4)
     assert ours.tensors.keys() == native.tensors.keys() > {MARKOV_IN, MARKOV_OUT, CONFIDENCE}
     assert ours.token_ids.tolist() == native.token_ids.tolist() == IDS
-    assert is_dspark(tmp_path / "a")
-    assert is_dspark(tmp_path / "b")
-    assert not is_dflash(tmp_path / "a")
-    assert not is_dflash(tmp_path / "b")
-    assert not is_dspark(write(tmp_path / "c", DFLASH, headed()))
+    assert kind_of(tmp_path / "a") == "dspark"
+    assert kind_of(tmp_path / "b") == "dspark"
+    assert kind_of(write(tmp_path / "c", DFLASH, headed())) == "dflash"
     with pytest.raises(ModelFileError, match='is "dspark", expected "dflash"'):
         read_dflash(tmp_path / "a")
     nested = {**changed(NATIVE, "architectures", ["DSparkDraftModel"])}

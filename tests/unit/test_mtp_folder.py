@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from paceline.errors import ConfigError, ModelFileError
-from paceline.models.mtp_folder import MODULE, MtpWeights, is_mtp, read_mtp
+from paceline.models.drafter_kinds import kind_of
+from paceline.models.mtp_folder import MODULE, MtpWeights, read_mtp
 from paceline.models.safetensors_file import read_safetensors
 from paceline.trained.mtp_export import compare, export_mtp
 from tests.mtp import CONFIG, folder_of, random_drafter
@@ -71,7 +72,7 @@ def test_a_folder_of_the_library_is_read(tmp_path: Path) -> None:
     folder = write(tmp_path / "a", PUBLIC, held)
     weights = read_mtp(folder)
     config = weights.config
-    assert is_mtp(folder)
+    assert kind_of(folder) == "mtp"
     assert (config.target_layers, config.draft_tokens, config.verifier) == (28, 5, "org/target")
     assert (config.head_dim, config.draft_vocab_size) == (4, 20)
     assert weights.token_ids.tolist() == list(range(20))

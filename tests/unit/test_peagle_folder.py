@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from paceline.errors import ConfigError, ModelFileError
-from paceline.models.eagle3_folder import MASK_HIDDEN, is_peagle, read_eagle3
+from paceline.models.drafter_kinds import kind_of
+from paceline.models.eagle3_folder import MASK_HIDDEN, read_eagle3
 from paceline.models.safetensors_file import read_safetensors
 from paceline.trained.eagle3_export import compare, export_eagle3
 from paceline.trained.peagle_reference import draft
@@ -28,11 +29,11 @@ def masked(first: str = "layers.0") -> dict[str, Any]:
 def test_both_forms_are_read(tmp_path: Path) -> None:
     folder = write(tmp_path / "a", changed(**MASKED), masked())
     weights = read_eagle3(folder, "peagle")
-    assert is_peagle(folder)
+    assert kind_of(folder) == "peagle"
     assert (weights.config.kind, weights.config.mask_token, weights.config.draft_tokens) == ("peagle", 19, 5)
     flat = {**masked("midlayer"), MASK_HIDDEN: np.arange(24, dtype=np.float32)}
     native = write(tmp_path / "b", {**NATIVE, "ptd_token_id": 19}, flat)
-    assert is_peagle(native)
+    assert kind_of(native) == "peagle"
     again = read_eagle3(native, "peagle")
     assert again.config.mask_token == 19
     np.testing.assert_array_equal(again.tensors[MASK_HIDDEN], weights.tensors[MASK_HIDDEN])
@@ -46,11 +47,11 @@ def test_a_drafter_of_the_other_kind_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match="pard_token is 1, expected none: P-EAGLE has one"):
         read_eagle3(native)
     other = write(tmp_path / "c", changed(), tensors())
-    assert not is_peagle(other)
+    assert kind_of(other) == "eagle3"
     with pytest.raises(ModelFileError, match='speculators_model_type is "eagle3", expected "peagle"'):
         read_eagle3(other, "peagle")
     plain = write(tmp_path / "d", NATIVE, tensors("midlayer"))
-    assert not is_peagle(plain)
+    assert kind_of(plain) == "eagle3"
     with pytest.raises(ModelFileError, match="mask_token_id is nothing, expected one of the target's 20"):
         read_eagle3(plain, "peagle")
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from paceline.errors import ModelFileError
-from paceline.models.redrafter_folder import RedrafterConfig, holds_redrafter, read_redrafter
+from paceline.models.drafter_kinds import kind_of
+from paceline.models.redrafter_folder import RedrafterConfig, read_redrafter
 from paceline.models.safetensors_file import write_safetensors
 from tests.redrafter import folder_of, random_drafter
 
@@ -37,7 +38,7 @@ def write(folder: Path, config: dict[str, Any], held: dict[str, Any]) -> Path:
 def test_what_was_written_is_read(tmp_path: Path) -> None:
     weights = random_drafter()
     folder = folder_of(weights, tmp_path / "drafter")
-    assert holds_redrafter(folder)
+    assert kind_of(folder) == "redrafter"
     again = read_redrafter(folder)
     assert again.config == weights.config
     assert again.token_ids.tolist() == weights.token_ids.tolist()

@@ -64,12 +64,6 @@ class DFlash2Weights(DFlashWeights):
     config: DFlash2Config
 
 
-def is_dflash2(folder: Path) -> bool:
-    """Whether the folder says that it holds such a drafter. Raises ModelFileError if config.json cannot be
-    read."""
-    return read_json(folder / CONFIG).get("architectures") == [ARCHITECTURE]
-
-
 def read_dflash2(folder: Path) -> DFlash2Weights:
     """The drafter in a folder. Raises ModelFileError naming what is wrong with it."""
     held = Settings(folder / CONFIG, read_json(folder / CONFIG))

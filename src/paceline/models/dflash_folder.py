@@ -128,10 +128,8 @@ class DFlashWeights:
     token_ids: NDArray[np.int64]
 
 
-def is_dflash(folder: Path) -> bool:
-    """Whether the folder says that it holds such a drafter. Raises ModelFileError if config.json cannot be
-    read."""
-    held = read_json(folder / CONFIG)
+def is_dflash(held: Mapping[str, Any]) -> bool:
+    """Whether a config.json says that it is such a drafter's."""
     kind = held.get("speculators_model_type")
     return kind == "dflash" or (kind is None and held.get("architectures") == [NATIVE_ARCHITECTURE])
 

@@ -5,34 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from paceline.models.dflash2_folder import is_dflash2
+from paceline.models.dflash2_folder import ARCHITECTURE as DFLASH2
 from paceline.models.dflash_folder import is_dflash
 from paceline.models.drafter_folder import CONFIG, read_json
 from paceline.models.dspark_folder import is_dspark
 from paceline.models.eagle3_folder import is_peagle
-from paceline.models.exit_folder import holds_exits
 from paceline.models.heads_folder import KINDS as HEADS
-from paceline.models.llama_folder import holds_llama
-from paceline.models.mtp_folder import is_mtp
-from paceline.models.pads_folder import holds_pads
-from paceline.models.redrafter_folder import holds_redrafter
+from paceline.models.llama_folder import CLASS as LLAMA
 
 
-def _says(kind: str, folder: Path) -> bool:
-    return read_json(folder / CONFIG).get("model_type") == kind
+def _says(key: str, value: object, held: Mapping[str, Any]) -> bool:
+    return bool(held.get(key) == value)
 
 
-_SIGNS: Mapping[str, Callable[[Path], bool]] = {
-    **{kind: partial(_says, kind) for kind in HEADS},
-    "exit": holds_exits,
-    "pads": holds_pads,
-    "redrafter": holds_redrafter,
-    "draft": holds_llama,
+_SIGNS: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
+    **{kind: partial(_says, "model_type", kind) for kind in (*HEADS, "exit", "pads", "redrafter")},
+    "draft": partial(_says, "architectures", [LLAMA]),
     "dspark": is_dspark,
-    "dflash2": is_dflash2,
+    "dflash2": partial(_says, "architectures", [DFLASH2]),
     "dflash": is_dflash,
-    "mtp": is_mtp,
+    "mtp": partial(_says, "speculators_model_type", "mtp"),
     "peagle": is_peagle,
 }
 
@@ -40,4 +34,5 @@ _SIGNS: Mapping[str, Callable[[Path], bool]] = {
 def kind_of(folder: Path) -> str:
     """The name of the drafter for a folder: what its config.json is a sign of, else "eagle3", whose folders
     say least. Raises ModelFileError if there is no config.json."""
-    return next((kind for kind, holds in _SIGNS.items() if holds(folder)), "eagle3")
+    held = read_json(folder / CONFIG)
+    return next((kind for kind, is_it in _SIGNS.items() if is_it(held)), "eagle3")

@@ -8,6 +8,7 @@ predicts, in the other it does not.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,10 +73,8 @@ class DSparkWeights(DFlashWeights):
     config: DSparkConfig
 
 
-def is_dspark(folder: Path) -> bool:
-    """Whether the folder says that it holds such a drafter. Raises ModelFileError if config.json cannot be
-    read."""
-    held = read_json(folder / CONFIG)
+def is_dspark(held: Mapping[str, Any]) -> bool:
+    """Whether a config.json says that it is such a drafter's."""
     kind = held.get("speculators_model_type")
     return kind == "dspark" or (kind is None and _native_architecture(held.get("architectures")))
 

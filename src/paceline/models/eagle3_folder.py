@@ -144,10 +144,8 @@ class Eagle3Weights:
     token_ids: NDArray[np.int64]
 
 
-def is_peagle(folder: Path) -> bool:
-    """Whether the folder says that it holds a P-EAGLE drafter. Raises ModelFileError if config.json cannot be
-    read."""
-    held = read_json(folder / CONFIG)
+def is_peagle(held: Mapping[str, Any]) -> bool:
+    """Whether a config.json says that it is a P-EAGLE drafter's."""
     native = "speculators_model_type" not in held and any(held.get(key) is not None for key in _MASK_TOKENS)
     return held.get("speculators_model_type") == "peagle" or (
         native and any(one in NATIVE_ARCHITECTURES for one in held.get("architectures") or ())

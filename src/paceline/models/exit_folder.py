@@ -64,11 +64,6 @@ class ExitWeights:
     tensors: Mapping[str, Floats]
 
 
-def holds_exits(folder: Path) -> bool:
-    """Whether a folder says that it holds exits. Raises ModelFileError if it says nothing."""
-    return read_json(folder / CONFIG).get("model_type") == KIND
-
-
 def read_exits(folder: Path) -> ExitWeights:
     """The exits in a folder. Raises ModelFileError naming what is wrong with it."""
     held = Settings(folder / CONFIG, read_json(folder / CONFIG))

@@ -114,11 +114,6 @@ def described(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def holds_llama(folder: Path) -> bool:
-    """Whether a folder says that it holds such a model. Raises ModelFileError if it says nothing."""
-    return read_json(folder / CONFIG).get("architectures") == [CLASS]
-
-
 def read_llama(folder: Path) -> LlamaWeights:
     """The model in a folder. Raises ModelFileError naming what is wrong with it."""
     held = Settings(folder / CONFIG, read_json(folder / CONFIG))

@@ -103,12 +103,6 @@ class MtpWeights:
         }
 
 
-def is_mtp(folder: Path) -> bool:
-    """Whether the folder says that it holds such a module. Raises ModelFileError if config.json cannot be
-    read."""
-    return read_json(folder / CONFIG).get("speculators_model_type") == "mtp"
-
-
 def read_mtp(folder: Path) -> MtpWeights:
     """The module in a folder. Raises ModelFileError naming what is wrong with it."""
     config = _config(Settings(folder / CONFIG, read_json(folder / CONFIG)))

@@ -71,11 +71,6 @@ class PadsWeights:
     token_ids: NDArray[np.int64]
 
 
-def holds_pads(folder: Path) -> bool:
-    """Whether a folder says that it holds pads. Raises ModelFileError if it says nothing."""
-    return read_json(folder / CONFIG).get("model_type") == "pads"
-
-
 def read_pads(folder: Path) -> PadsWeights:
     """The pads in a folder. Raises ModelFileError naming what is wrong with it."""
     held = Settings(folder / CONFIG, read_json(folder / CONFIG))

@@ -89,11 +89,6 @@ class RedrafterWeights:
     token_ids: NDArray[np.int64]
 
 
-def holds_redrafter(folder: Path) -> bool:
-    """Whether a folder says that it holds a recurrent drafter. Raises ModelFileError if it says nothing."""
-    return read_json(folder / CONFIG).get("model_type") == "redrafter"
-
-
 def read_redrafter(folder: Path) -> RedrafterWeights:
     """The recurrent drafter in a folder. Raises ModelFileError naming what is wrong with it."""
     held = Settings(folder / CONFIG, read_json(folder / CONFIG))
