@@ -30,6 +30,7 @@ if find_spec("torch") is None or find_spec("safetensors") is None:
         "test_pads.py",
         "test_mtp.py",
         "test_peagle.py",
+        "test_processes.py",
         "test_redrafter.py",
         "test_run_command.py",
     ]

@@ -90,7 +90,8 @@ def command(
 ) -> None:
     """Train a drafter on DATA, which `paceline train data` made.
 
-    The same command goes on where it was interrupted.
+    The same command goes on where it was interrupted. Behind `accelerate launch
+    --multi_gpu --num_processes N -m` it runs on N GPUs, which share a step's passes.
     """  # fmt: skip
     chosen = Settings(**settings)
     if threads is not None and threads < 1:
@@ -102,8 +103,9 @@ def command(
     from paceline.train.loop import Run
 
     run = Run(data, out, chosen, device=device, threads=threads)
-    curves = closing(Curves(out, run.progress.step)) if tensorboard else nullcontext()
-    with curves as drawn, progress_bar() as progress:
+    first = run.processes.first
+    curves = closing(Curves(out, run.progress.step)) if tensorboard and first else nullcontext()
+    with curves as drawn, progress_bar(shown=first) as progress:
         task = progress.add_task("Training", total=run.plan.total, completed=run.progress.step)
 
         def advance(step: int, log: dict[str, Any]) -> None:
@@ -111,6 +113,8 @@ def command(
             progress.update(task, completed=step, description=f"Training{loss}")
 
         card = run.train(advance, license=license, watch=drawn.add if drawn else None)
+    if not first:
+        return
     if as_json:
         click.echo(json.dumps(card))
         return

@@ -1,7 +1,7 @@
 """The loop: batches, gradients, steps, measurements, checkpoints.
 
 All that is random is a function of the seed and the step, so a run that was killed goes on from its last
-checkpoint to the very same drafter; on a CPU with as many threads, bit by bit.
+checkpoint to the very same drafter; on a CPU with as many threads and processes, bit by bit.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from paceline.train.corpus import Corpus
 from paceline.train.head_loss import head_divergence
 from paceline.train.losses import Estimate, Laws, compared
 from paceline.train.optimizer import Optimizer
+from paceline.train.processes import Processes
 from paceline.train.settings import Settings
 from paceline.train.teacher import Teacher
 
@@ -43,17 +44,24 @@ class Run:
     """One training run: a data set, settings, a folder. Goes on from the folder's checkpoint if there is one.
 
     device: of PyTorch, such as "cpu" or "cuda". threads: for what runs on the CPU; None: PyTorch's own
-    choice. Raises ConfigError, TrainingError.
+    choice. Where several processes were launched all of them make the same run, and it is one
+    (`paceline.train.processes`). Raises ConfigError, TrainingError.
     """
 
     def __init__(
         self, data: Path, folder: Path, settings: Settings, *, device: str = "cpu", threads: int | None = None
     ) -> None:
+        self.processes = Processes(device)
+        if settings.accumulate < self.processes.count:
+            raise ConfigError(
+                f"accumulate is {settings.accumulate}, allowed for {self.processes.count} processes, which "
+                f"share the passes of a step: {self.processes.count} or more"
+            )
         if threads is not None:
             torch.set_num_threads(threads)
         # In float32 sums of products of bfloat16, also outside of autocast: the target's logits.
         torch.set_float32_matmul_precision("medium" if settings.dtype == "bfloat16" else "highest")
-        self.device = _device(device)
+        self.device = _device(self.processes.device)
         self.settings = settings
         self.folder = folder
         self.corpus = Corpus(data, settings.max_length, threads)
@@ -76,7 +84,11 @@ class Run:
         self._average = dict(self._averaged.named_parameters())
         self._best = {name: weight.detach().clone() for name, weight in self._named.items()}
         self.progress = Progress()
+        if not self.processes.first:
+            self.processes.wait()  # until the folder is as the first begins with it
         self._begin(data)
+        if self.processes.first:
+            self.processes.wait()
 
     def _fresh(self) -> Architecture:
         """The drafter as training begins; always the same."""
@@ -91,7 +103,7 @@ class Run:
         return fresh
 
     def _begin(self, data: Path) -> None:
-        """Take up the run in the folder, or begin it there."""
+        """Take up the run in the folder, or begin it there, which the first process does."""
         manifest = self.corpus.manifest
         record: dict[str, Any] = {
             "settings": asdict(self.settings),
@@ -130,7 +142,8 @@ class Run:
         held = log.read_bytes() if log.exists() else b""
         if len(held) < self.progress.log_bytes:
             raise TrainingError(f"{log}: is cut short; choose another folder")
-        checkpoint.put(log, held[: self.progress.log_bytes])
+        if self.processes.first:
+            checkpoint.put(log, held[: self.progress.log_bytes])
 
     def train(
         self,
@@ -158,16 +171,20 @@ class Run:
             if last or (step + 1) % self.settings.checkpoint_every == 0:
                 self._save()
             advance(step + 1, log)
-        return self._finish(license)
+        if self.processes.first:
+            self._finish(license)
+        self.processes.wait()
+        card: dict[str, Any] = json.loads((self.folder / "card.json").read_bytes())
+        return card
 
     def _step(self, step: int, places: list[list[int]]) -> dict[str, Any]:
         """One step of the optimiser over some batches; what is logged of it."""
         settings, rate = self.settings, self._rate(step)
         depths = self.drafter.lessons
-        totals = [max(1, self.plan.bases(places, depth)) for depth in depths]
+        totals = [max(1, self.plan.bases(places, depth)) for depth in depths]  # of all processes
         weights = [settings.depth_decay**depth for depth in depths]
         losses, overlaps = [0.0] * len(depths), [0.0] * len(depths)
-        for own in places:
+        for own in self.processes.share(places):
             batch = collate(self.corpus, own, self.device)
             total: Tensor | float = 0.0
             with self._autocast():
@@ -182,6 +199,8 @@ class Run:
                     overlaps[place] += float(overlap.sum()) / totals[place]
             if isinstance(total, Tensor) and total.requires_grad:
                 total.backward()
+        self.processes.add_up(self._named.values())
+        losses, overlaps = self.processes.total(losses), self.processes.total(overlaps)
         norm = torch.nn.utils.clip_grad_norm_(self._named.values(), settings.clip)
         if not math.isfinite(float(norm)):
             raise TrainingError(
@@ -236,7 +255,7 @@ class Run:
             for name, weight in self._average.items():
                 self._best[name].copy_(weight)
 
-    def _finish(self, license: str) -> dict[str, Any]:
+    def _finish(self, license: str) -> None:
         """Write the drafter's folder, config.json last: a folder that has one is whole."""
         from safetensors.torch import save
 
@@ -251,7 +270,7 @@ class Run:
             curve=[line for line in self._logged() if line.get("measured")],
             parameters=sum(weight.numel() for weight in self._named.values()),
             bytes=len(data),
-            device=str(self.device),
+            device=self.processes.described,
             trained_tokens=self.plan.tokens,
             license=license,
         )
@@ -259,9 +278,10 @@ class Run:
         checkpoint.put(self.folder / "card.json", json.dumps(record, indent=1).encode())
         checkpoint.put(self.folder / "card.md", card.page(record).encode())
         checkpoint.put(self.folder / "config.json", json.dumps(config, indent=2).encode())
-        return record
 
     def _log(self, line: dict[str, Any]) -> None:
+        if not self.processes.first:
+            return
         with (self.folder / LOG).open("ab") as file:
             file.write(json.dumps(line).encode() + b"\n")
             file.flush()
@@ -273,6 +293,8 @@ class Run:
         return [json.loads(line) for line in (self.folder / LOG).read_bytes().splitlines()]
 
     def _save(self) -> None:
+        if not self.processes.first:
+            return
         size = (self.folder / LOG).stat().st_size
         self.progress = replace(self.progress, log_bytes=size)
         checkpoint.write(self.folder, self.progress, self._state())
