@@ -158,12 +158,14 @@ def test_auto_does_without_the_drafter_where_the_target_is_another_with_as_many_
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_auto_with_a_trained_drafter_gives_the_answers_of_plain_decoding(
-    temperature: float, tmp_path: Path
+    temperature: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Beside a target as small as this no drafter is worth its time.
+    monkeypatch.setattr("paceline.mixture.perf_counter", lambda: 0.0)
     target, weights = additive()
     folder = eagle3_folder(weights, tmp_path / "drafter")
     auto = load(f"auto:trained={folder}", target.info, load_trained=lambda *_: on_kernels(weights))
-    done = answers(target, auto, temperature, max_batch=3)
+    done = answers(target, auto, temperature, max_batch=3, clock=lambda: 0.0)
     assert same(done, answers(target, None, temperature))
     assert tokens_per_pass(done) > 2
     assert any(one.stats.drafted > one.stats.accepted > 0 for one in done)
