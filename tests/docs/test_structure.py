@@ -106,6 +106,7 @@ def test_only_a_few_files_import_pytorch_and_none_of_the_others_imports_them_at_
             "loop",
             "losses",
             "optimizer",
+            "processes",
             "start",
             "target_layers",
             "teacher",
