@@ -43,6 +43,7 @@ from paceline.drafters._model import ModelDrafter
 from paceline.drafters._options import Growth
 from paceline.engine import Engine
 from paceline.errors import ConfigError, IncompatibleDrafter
+from paceline.pretrained import offers
 from paceline.sampling import MAX_SEED, SamplingParams
 from paceline.targets.torch import TorchTarget
 from paceline.targets.torch_attention import Source
@@ -75,7 +76,8 @@ def speculative(
     policy learn.
 
     drafter, rule, policy, allow_lossy, nodes: as for `Engine.from_pretrained`; rows: as for `TorchTarget`.
-    `prompt_lookup_num_tokens` and `assistant_model` of a call take the drafter's place for that call.
+    `prompt_lookup_num_tokens`, `assistant_early_exit` and `assistant_model` of a call take the drafter's
+    place for that call.
 
     Raises ConfigError for an unknown name or a value out of range.
     """
@@ -191,12 +193,18 @@ class Speculative:
         elif config.prompt_lookup_num_tokens is not None:
             longest = config.max_matching_ngram_size or 2
             key = drafter = f"ngram:tokens={config.prompt_lookup_num_tokens},longest={longest},shortest=1"
+        elif config.assistant_early_exit is not None:
+            depth, threshold = _assisted(config)
+            chain = "x".join(["1"] * depth)
+            key = drafter = (
+                f"exit:layers={config.assistant_early_exit},widths={chain},min_probability={threshold}"
+            )
         engine = self._engines.get((id(model), key))
         if engine is None:
             if assistant is not None:
                 drafter = _assistant(assistant, target, config)
             elif isinstance(drafter, str):
-                drafter = load(drafter, target.info)
+                drafter = load(drafter, target.info, **offers(target, None))
             engine = self._engines[id(model), key] = Engine(
                 target,
                 {"drafter": drafter},
@@ -382,12 +390,16 @@ def _assistant(assistant: Any, target: TorchTarget, config: Any) -> ModelDrafter
         raise IncompatibleDrafter(
             f"assistant_model has {companion.info.vocab_size} tokens, the model {target.info.vocab_size}"
         )
-    depth = int(config.num_assistant_tokens or 20)
-    threshold = config.assistant_confidence_threshold
-    threshold = 0.4 if threshold is None else threshold
+    depth, threshold = _assisted(config)
     if reads:
         return _Translator(companion, depth, threshold)
     return ModelDrafter(Companion(companion), Growth([1] * depth, min_probability=threshold))
+
+
+def _assisted(config: Any) -> tuple[int, float]:
+    """How deep an assistant drafts at most, and below which probability it does not go on."""
+    threshold = config.assistant_confidence_threshold
+    return int(config.num_assistant_tokens or 20), 0.4 if threshold is None else threshold
 
 
 def _sources(target: TorchTarget, model_kwargs: Mapping[str, Any]) -> list[Source]:
@@ -442,8 +454,7 @@ def _refuse(
     if cache is not None and cache.get_seq_length() > 0:
         raise ConfigError("past_key_values: going on from a cache is not supported")
     refused = {
-        name: getattr(config, name, None)
-        for name in ("output_attentions", "output_hidden_states", "assistant_early_exit", "use_mtp")
+        name: getattr(config, name, None) for name in ("output_attentions", "output_hidden_states", "use_mtp")
     }
     refused |= {name: value for name, value in model_kwargs.items() if name not in handled}
     refused["synced_gpus"] = asked.get("synced_gpus")

@@ -138,7 +138,7 @@ def offers(target: Target, tokenizer: Any) -> dict[str, Any]:
         return load_trained(drafter, Path(folder), lender)
 
     return {
-        "sketch": getattr(target, "sketch", None),
+        "sketch": getattr(target, "sketch", None) if target.info.layers else None,
         "tokenizer": tokenizer,
         "load_model": load,
         "load_trained": load_from if lender else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,10 +18,13 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 import paceline
+from paceline.core import Draft, Scores
 from paceline.errors import ConfigError, IncompatibleDrafter
 from paceline.hf import speculative
+from paceline.targets.torch import TorchTarget
 from tests.chi_square import chi_square
 from tests.torch.families import VOCABULARY, model, small
+from tests.torch.test_target import trained_eagle3
 
 DRAFTER = "recycling:min_probability=1e-6"
 
@@ -71,6 +75,7 @@ CALLS: dict[str, dict[str, Any]] = {
         "generation_config": GenerationConfig(max_new_tokens=17, repetition_penalty=1.2, pad_token_id=0)
     },
     "prompt_lookup_num_tokens": {"prompt_lookup_num_tokens": 4, "max_matching_ngram_size": 3},
+    "assistant_early_exit": {"assistant_early_exit": 2, "num_assistant_tokens": 3},
     "use_cache": {"use_cache": False},
     "prefix_allowed_tokens_fn": {
         "prefix_allowed_tokens_fn": lambda row, ids: [10 + row, 20 + len(ids) % 7, 30]
@@ -89,7 +94,9 @@ def test_greedy_answers_are_those_of_generate(name: str, lengths: tuple[int, ...
         call["max_new_tokens"] = 20
     of, given = model(family), inputs(lengths)
     plain = {
-        key: value for key, value in call.items() if "prompt_lookup" not in key and "matching" not in key
+        key: value
+        for key, value in call.items()
+        if not any(said in key for said in ("prompt_lookup", "matching", "assistant"))
     }
     expected = of.generate(**given, **plain)
     found = of.generate(**given, **call, custom_generate=drafting())
@@ -197,6 +204,29 @@ def test_sampled_answers_have_the_law_of_generate(rule: str) -> None:
     assert chi_square([(second, first) for first, second in seen], law) < 1e-6
 
 
+@pytest.mark.parametrize(
+    "drafter",
+    ["eagle3:model=FOLDER,min_probability=0", "exit:layers=2,min_probability=0", "skip:min_probability=0"],
+)
+def test_drafters_that_the_model_takes_part_in_draft_in_generate(
+    drafter: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, drafted = TorchTarget.forward, list[int]()
+
+    def forward(target: TorchTarget, draft: Draft, taps: frozenset[str]) -> Scores:
+        ends = zip(draft.roots, draft.offsets[1:].tolist(), strict=True)
+        drafted.extend(end - root - 1 for root, end in ends if root >= 0)
+        return own(target, draft, taps)
+
+    monkeypatch.setattr(TorchTarget, "forward", forward)
+    drafter = drafter.replace("FOLDER", str(trained_eagle3(tmp_path / "drafter")))
+    of, given, by = model("llama"), inputs((5, 12)), speculative(drafter, policy="fixed")
+    expected = of.generate(**given, max_new_tokens=15, do_sample=False)
+    found = of.generate(**given, max_new_tokens=15, do_sample=False, custom_generate=by)
+    assert found.tolist() == expected.tolist()
+    assert sum(drafted) > 10
+
+
 def test_accelerate_makes_generate_speculative() -> None:
     of, given = small("qwen2"), inputs((5, 12))
     expected = of.generate(**given, max_new_tokens=15, do_sample=False)
@@ -216,7 +246,7 @@ def test_accelerate_makes_generate_speculative() -> None:
         ({"output_attentions": True, "return_dict_in_generate": True}, "output_attentions"),
         ({"output_hidden_states": True, "return_dict_in_generate": True}, "output_hidden_states"),
         ({"cache_implementation": "offloaded"}, "cache_implementation"),
-        ({"assistant_early_exit": 1}, "assistant_early_exit"),
+        ({"assistant_early_exit": 3}, "exit:layers must be from 1 to 2"),
         ({"max_new_tokens": 1000}, "max_length is 1009"),
         ({"guidance_scale": 2.0}, "guidance_scale"),
         ({"token_type_ids": torch.zeros(1, 9, dtype=torch.int64)}, "token_type_ids"),

@@ -214,8 +214,10 @@ def test_positions_that_go_on_wrongly_behind_an_image_change_the_answer(
 ) -> None:
     of, right = seeing("qwen2_vl"), VisionLanguage.arguments
 
-    def wrong(calls: Any, tokens: torch.Tensor, positions: torch.Tensor, spans: Any) -> dict[str, Any]:
-        said = right(calls, tokens, positions, spans)
+    def wrong(
+        calls: Any, tokens: torch.Tensor, positions: torch.Tensor, spans: Any, pads: None
+    ) -> dict[str, Any]:
+        said = right(calls, tokens, positions, spans, pads)
         if spans[0].entry:  # the prompt has been read
             said["position_ids"] = positions[None].expand(4, -1, -1)
         return said

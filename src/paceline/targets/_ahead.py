@@ -3,14 +3,79 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from paceline.core import Draft
+from paceline.core import LAST, Draft, Scores, TargetInfo
+from paceline.errors import CapacityError, ConfigError
+
+Run = Callable[[Draft, frozenset[str], tuple[str, ...]], Scores]
+"""A target's pass with these taps of its own. What stands for a token beyond its vocabulary is read from what
+was lent under these names, one behind the other."""
+
+
+class Lent:
+    """The embeddings that drafters have lent a target.
+
+    embeddings  {tap: float32 [L, H]}
+    """
+
+    def __init__(self, width: int, most: int) -> None:
+        """width: H of the target; most: the largest L."""
+        self.embeddings: dict[str, NDArray[np.float32]] = {}
+        self._width, self._most = width, most
+
+    def take(self, embeddings: NDArray[np.float32], info: TargetInfo) -> tuple[str, TargetInfo]:
+        """The tap of these embeddings, and what the target can do with them.
+
+        Raises ConfigError for embeddings of another width, or more than positions can be had behind a text's
+        end.
+        """
+        if embeddings.shape[1:] != (self._width,) or not 1 <= len(embeddings) <= self._most:
+            raise ConfigError(
+                f"{info.name} looks ahead with 1 to {self._most} embeddings {self._width} wide, got "
+                f"{list(embeddings.shape)}"
+            )
+        for tap, known in self.embeddings.items():
+            if np.array_equal(known, embeddings):
+                return tap, info
+        tap = f"ahead.{len(self.embeddings)}"
+        self.embeddings[tap] = np.array(embeddings, np.float32)
+        return tap, replace(info, taps=info.taps | {tap})
+
+    def forward(self, draft: Draft, taps: frozenset[str], vocab_size: int, run: Run) -> Scores:
+        """The scores of a pass with all these taps, of which some may be ours. Raises like `run`."""
+        lent = tuple(sorted(taps & self.embeddings.keys()))
+        taps = taps.difference(lent)
+        if lent and max(draft.roots) >= 0:
+            try:
+                return self._ahead(draft, taps, lent, vocab_size, run)
+            except CapacityError:
+                pass  # only drafts need pads
+        scores = run(draft, taps, ())
+        unknown = {tap: self._nothing(draft, tap) for tap in lent}
+        return Scores(scores.logits, {**scores.features, **unknown})
+
+    def _ahead(
+        self, draft: Draft, taps: frozenset[str], lent: tuple[str, ...], vocab_size: int, run: Run
+    ) -> Scores:
+        lengths = [len(self.embeddings[tap]) for tap in lent]
+        ahead = with_pads(draft, lengths, vocab_size)
+        scores = run(ahead.draft, taps | {LAST}, lent)
+        features = {tap: scores.features[tap][ahead.nodes] for tap in taps}
+        first = 0
+        for tap, length in zip(lent, lengths, strict=True):
+            features[tap] = self._nothing(draft, tap)
+            features[tap][ahead.shown] = scores.features[LAST][ahead.pads[:, first : first + length]]
+            first += length
+        return Scores(scores.logits, features)
+
+    def _nothing(self, draft: Draft, tap: str) -> NDArray[np.float32]:
+        return np.full((len(draft.tokens), *self.embeddings[tap].shape), np.nan, np.float32)
 
 
 class Ahead(NamedTuple):

@@ -10,7 +10,7 @@ node's own path. They keep those of all positions all the same: a page of the ca
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,9 @@ from numpy.typing import NDArray
 
 from paceline import kernels
 from paceline.core import LAST, Draft, Scores, Shortcut, TargetInfo, Verdict
-from paceline.errors import CapacityError, ConfigError
 from paceline.kernels.packing import LANES, Embedding
 from paceline.models.vocabulary import fingerprint
-from paceline.targets._ahead import with_pads
+from paceline.targets._ahead import Lent
 from paceline.targets._options import within
 from paceline.targets.weights import PackedWeights, load_weights
 
@@ -91,7 +90,7 @@ class NativeTarget:
             )
         )
         self._logits = self._logits_room(1)
-        self._pads: dict[str, NDArray[np.float32]] = {}  # by tap, see `look_ahead`
+        self._lent = Lent(config.hidden, LANES)
 
     @staticmethod
     def load(
@@ -117,40 +116,18 @@ class NativeTarget:
 
         Raises CapacityError if the cache is too full, and then nothing has changed.
         """
-        lent = {tap: self._pads[tap] for tap in sorted(taps & self._pads.keys())}
-        taps = taps - lent.keys()
-        if lent and max(draft.roots) >= 0:
-            try:
-                return self._forward_ahead(draft, taps, lent)
-            except CapacityError:
-                pass  # only drafts need pads
-        scores = self._forward(draft, taps)
-        unknown = {tap: _no_numbers(len(draft.tokens), *pads.shape) for tap, pads in lent.items()}
-        return Scores(scores.logits, {**scores.features, **unknown})
+        return self._lent.forward(draft, taps, self.info.vocab_size, self._forward)
 
-    def _forward(self, draft: Draft, taps: frozenset[str], pads: NDArray[np.float32] | None = None) -> Scores:
+    def _forward(self, draft: Draft, taps: frozenset[str], lent: tuple[str, ...]) -> Scores:
         names = sorted(taps)
         features: list[NDArray[np.float32]] = [
             np.empty((len(draft.tokens), self.config.hidden), np.float32) for _ in names
         ]
         last = self.config.layers + 1
         layers = [last if name == LAST else int(name.removeprefix("hidden.")) for name in names]
+        pads = np.concatenate([self._lent.embeddings[tap] for tap in lent]) if lent else None
         logits = self._pass(self.model.forward, draft, layers, features, None, pads)
         return Scores(logits, dict(zip(names, features, strict=True)))
-
-    def _forward_ahead(
-        self, draft: Draft, taps: frozenset[str], lent: Mapping[str, NDArray[np.float32]]
-    ) -> Scores:
-        ahead = with_pads(draft, [len(pads) for pads in lent.values()], self.info.vocab_size)
-        scores = self._forward(ahead.draft, taps | {LAST}, np.concatenate([*lent.values()]))
-        features = {tap: scores.features[tap][ahead.nodes] for tap in taps}
-        first = 0
-        for tap, pads in lent.items():
-            places = ahead.pads[:, first : first + len(pads)]
-            features[tap] = _no_numbers(len(draft.tokens), *pads.shape)
-            features[tap][ahead.shown] = scores.features[LAST][places]
-            first += len(pads)
-        return Scores(scores.logits, features)
 
     def sketch(self, draft: Draft, shortcut: Shortcut) -> NDArray[np.float32]:
         """A cheaper pass to draft with, see `paceline.core.Sketch`: logits float32 [S, V].
@@ -212,19 +189,8 @@ class NativeTarget:
         return self._head
 
     def look_ahead(self, embeddings: NDArray[np.float32]) -> str:
-        """See `paceline.core.LookAhead`. Raises ConfigError for embeddings of another width, or more than
-        positions can be had behind a text's end."""
-        if embeddings.shape[1:] != (self.config.hidden,) or not 1 <= len(embeddings) <= LANES:
-            raise ConfigError(
-                f"{self.info.name} looks ahead with 1 to {LANES} embeddings {self.config.hidden} wide, got "
-                f"{list(embeddings.shape)}"
-            )
-        for tap, pads in self._pads.items():
-            if np.array_equal(pads, embeddings):
-                return tap
-        tap = f"ahead.{len(self._pads)}"
-        self._pads[tap] = np.array(embeddings, np.float32)
-        self.info = replace(self.info, taps=self.info.taps | {tap})
+        """See `paceline.core.LookAhead`. Raises ConfigError for embeddings of another width, or too many."""
+        tap, self.info = self._lent.take(embeddings, self.info)
         return tap
 
     def pages(self, slot: int) -> Sequence[int]:
@@ -250,7 +216,3 @@ class NativeTarget:
         keys, values = np.empty(shape, np.float32), np.empty(shape, np.float32)
         self.model.read_cache(slot, layer, keys, values)
         return keys, values
-
-
-def _no_numbers(*shape: int) -> NDArray[np.float32]:
-    return np.full(shape, np.nan, np.float32)

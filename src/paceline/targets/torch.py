@@ -14,6 +14,7 @@ places.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,21 +22,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from paceline.core import LAST, NOTHING, Draft, Scores, TargetInfo, Tree, Verdict, View
+from paceline.core import LAST, NOTHING, Draft, Scores, Shortcut, TargetInfo, Tree, Verdict, View
 from paceline.device import OnDevice
-from paceline.errors import ConfigError
+from paceline.errors import CapacityError, ConfigError, IncompatibleDrafter
 from paceline.kernels.packing import Embedding
+from paceline.targets._ahead import Lent
 from paceline.targets._options import within
 from paceline.targets.torch_attention import Pass, Source, Switch
 from paceline.targets.torch_cache import PAGE_TOKENS, Pool
 from paceline.targets.torch_graphs import Graphs
+from paceline.targets.torch_layers import Layers
 from paceline.targets.torch_layout import Span, ancestors, blocks, lay_out, lay_out_in
-from paceline.targets.torch_models import EncoderDecoder, Seen, VisionLanguage, calls_of, longest
+from paceline.targets.torch_models import Decoder, EncoderDecoder, Seen, VisionLanguage, calls_of, longest
 from paceline.targets.torch_weights import matrix, refuse_mixed_rows, stored
 
 CACHE_SEQUENCES = 4
 """Unless told otherwise the cache holds this many sequences of full length."""
 PROBED = 8
+WHOLE = Shortcut()
 TRIAL = -1
 """The slot of sequences of our own, which no request has."""
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
@@ -103,6 +107,11 @@ class TorchTarget:
             inputs=self._calls.inputs,
             shares_pages=True,
         )
+        self._longest = trained
+        self._layers = Layers(model, self._calls.layers)
+        self._lent = Lent(model.get_input_embeddings().embedding_dim, PAGE_TOKENS)
+        self._pads: dict[tuple[str, ...], Tensor] = {}  # what was lent, by the names of its taps
+        self._sketchless = ""  # why it makes no sketches
         self._check()
 
     @property
@@ -113,6 +122,8 @@ class TorchTarget:
             parts.append("packed weights")
         if self._graphs is not None:
             parts.append(f"no graphs ({self._graphs.refused})" if self._graphs.refused else "graphs")
+        if self._sketchless:
+            parts.append(f"no sketches ({self._sketchless})")
         return ", ".join(parts).replace("torch.", "")
 
     def forward(self, draft: Draft, taps: frozenset[str]) -> Scores:
@@ -121,6 +132,38 @@ class TorchTarget:
 
         Raises CapacityError if the cache is too full, and then nothing has changed.
         """
+        return self._lent.forward(draft, taps, self.info.vocab_size, self._forward)
+
+    def sketch(self, draft: Draft, shortcut: Shortcut) -> Any:
+        """A cheaper pass to draft with, see `paceline.core.Sketch`: logits as of `forward`.
+
+        Raises like `forward`; ValueError if what is made of hidden states would be made of the last layer's.
+        """
+        if shortcut.readout is None:
+            return self._forward(draft, frozenset(), shortcut=shortcut).logits
+        behind = 1 + max(set(range(self.info.layers)) - shortcut.skipped, default=-1)
+        if behind == self.info.layers:
+            raise ValueError("a sketch that is read out otherwise leaves out the last layer")
+        tap, unscored = f"hidden.{behind}", replace(draft, scored=np.empty(0, np.int32))
+        states = self._forward(unscored, frozenset({tap}), shortcut=shortcut).features[tap]
+        return shortcut.readout(states[draft.scored])
+
+    def look_ahead(self, embeddings: NDArray[np.float32]) -> str:
+        """See `paceline.core.LookAhead`. Raises ConfigError for embeddings of another width, or too many;
+        IncompatibleDrafter for a model that reads more than text."""
+        if type(self._calls) is not Decoder:
+            raise IncompatibleDrafter(f"{self.info.name} reads more than text, and no pads")
+        tap, self.info = self._lent.take(embeddings, self.info)
+        return tap
+
+    def _forward(
+        self,
+        draft: Draft,
+        taps: frozenset[str],
+        lent: tuple[str, ...] = (),
+        shortcut: Shortcut = WHOLE,
+    ) -> Scores:
+        """A pass. lent: see `paceline.targets._ahead.Run`."""
         offsets = draft.offsets.tolist()
         slots, starts = draft.slots.tolist(), draft.starts.tolist()
         for slot, start in zip(slots, starts, strict=True):
@@ -128,12 +171,15 @@ class TorchTarget:
                 raise ValueError(
                     f"slot {slot} starts at {start}, but {self._pool.length(slot)} tokens are cached"
                 )
+        if lent and int(draft.positions.max()) >= self._longest:
+            raise CapacityError(f"there are no positions beyond {self._longest}")
         ends = (draft.starts + np.diff(draft.offsets)).tolist()
         with torch.inference_mode():
             self._pool.reserve(dict(zip(slots, ends, strict=True)))
-            rows = [self._row(draft, row) for row in range(len(draft.slots))]
+            rows = [self._row(draft, row, shortcut) for row in range(len(draft.slots))]
+            how = _How(taps, lent, shortcut.skipped)
             calls = [
-                self._call(_spans(rows, block), _within(draft.scored, block), taps)
+                self._call(_spans(rows, block), _within(draft.scored, block), how)
                 for block in blocks(offsets, self.rows or offsets[-1])
             ]
             logits = calls[0].logits if len(calls) == 1 else torch.cat([call.logits for call in calls])
@@ -156,29 +202,33 @@ class TorchTarget:
         """The head's rows, for trained drafters that use them too."""
         return matrix(self.model.get_output_embeddings())
 
-    def _row(self, draft: Draft, row: int) -> _Row:
+    def _row(self, draft: Draft, row: int, shortcut: Shortcut) -> _Row:
         """What a row's nodes may see."""
         slot, start = int(draft.slots[row]), int(draft.starts[row])
         first, last = int(draft.offsets[row]), int(draft.offsets[row + 1])
         parents = draft.parents[first:last]
         above = ancestors(np.where(parents < 0, -1, parents - first).tolist())
+        cached = np.arange(start)
+        if shortcut.sinks + shortcut.recent < start:
+            cached = np.delete(cached, slice(shortcut.sinks, start - shortcut.recent))
+        places = self._pool.places(slot, start + last - first)
         return _Row(
             first,
-            start,
+            len(cached),
             draft.tokens[first:last].astype(np.int64),
-            self._pool.places(slot, start + last - first),
-            np.concatenate((np.arange(start), draft.positions[first:last])),
-            np.concatenate((np.ones((last - first, start), np.bool_), above), 1),
+            np.concatenate((places[cached], places[start:])),
+            np.concatenate((cached, draft.positions[first:last])),
+            np.concatenate((np.ones((last - first, len(cached)), np.bool_), above), 1),
             draft.inputs.get(slot),
         )
 
-    def _call(self, spans: Sequence[Span], scored: Sequence[int], taps: frozenset[str]) -> Scores:
+    def _call(self, spans: Sequence[Span], scored: Sequence[int], how: _How) -> Scores:
         """Call the model for the nodes of these spans; the logits of those of them that are scored."""
         graphs = self._graphs
         if graphs is not None and (shape := graphs.shape(spans)):
             layout = lay_out_in(shape, spans, scored)
             logits, layers = graphs.run(
-                layout, taps, lambda there: self._compute(Pass(there, self._pool), taps)
+                layout, how, lambda there: self._compute(Pass(there, self._pool), how)
             )
             logits = logits[: len(scored)].clone()  # the next pass has the same place for its own
         else:
@@ -192,17 +242,18 @@ class TorchTarget:
                 all_seen=not one_by_one and bool(layout.visible.all()),
                 nodewise=one_by_one,
             )
-            logits, layers = self._compute(running, taps)
+            logits, layers = self._compute(running, how)
         return Scores(logits, {tap: _on_host(layer)[layout.own] for tap, layer in layers.items()})
 
-    def _compute(self, running: Pass, taps: frozenset[str]) -> tuple[Tensor, dict[str, Tensor]]:
+    def _compute(self, running: Pass, how: _How) -> tuple[Tensor, dict[str, Tensor]]:
         """The logits that are wanted, and the features of all rows."""
         layout = running.layout
-        with self._switch.on(running):
+        tokens, positions = layout.tokens[None], layout.positions[None]
+        with self._switch.on(running), self._layers.without(how.skipped):
             out = self.model(
-                **self._calls.arguments(layout.tokens[None], layout.positions[None], running.spans),
+                **self._calls.arguments(tokens, positions, running.spans, self._pads_of(how.lent)),
                 use_cache=False,
-                output_hidden_states=bool(taps),
+                output_hidden_states=bool(how.taps),
                 return_dict=True,
                 **({"logits_to_keep": layout.wanted} if self._keeps_some else {}),
             )
@@ -210,9 +261,16 @@ class TorchTarget:
         # What transformers has last is behind the last norm.
         layers = {
             tap: out[self._calls.hidden][-1 if tap == LAST else int(tap.removeprefix("hidden."))][0]
-            for tap in taps
+            for tap in how.taps
         }
         return _in_full(logits), layers
+
+    def _pads_of(self, lent: tuple[str, ...]) -> Tensor | None:
+        """What was lent under these names, [P, H], at a place that graphs may remember."""
+        if lent and lent not in self._pads:
+            pads = np.concatenate([self._lent.embeddings[tap] for tap in lent])
+            self._pads[lent] = torch.from_numpy(pads).to(self._device, self.model.dtype)
+        return self._pads.get(lent)
 
     def commit(self, draft: Draft, verdict: Verdict) -> None:
         """Keep what the verdict keeps; other nodes' cache entries are overwritten by the next pass."""
@@ -284,7 +342,7 @@ class TorchTarget:
         text = [(7919 * place + 11) % self.info.vocab_size for place in range(PROBED)]
         tree = Tree([text[0], text[4], text[1], text[5]], [-1, -1, 1, 1])
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), self._layers.watched():
                 whole = torch.tensor([text], device=self._device)
                 own = _on_host(self._calls.own(whole))
                 inputs = self._calls.inputs_of_own(whole)
@@ -295,8 +353,28 @@ class TorchTarget:
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise ConfigError(f"{kind} cannot be served: {type(error).__name__}: {error}") from error
         self._hold(np.stack([*within[[0, 2, 4]], behind[0]]), own[[3, 4, 5, 7]])
+        self._try_sketches(text)
         if self.rows is not None:
             self._check_rows(self.rows, inputs)
+
+    def _try_sketches(self, text: list[int]) -> None:
+        """Whether every layer can be left out; `info` then says so."""
+        count = self._layers.count
+        if type(self._calls) is not Decoder:
+            return
+        if not count:
+            self._sketchless = "its layers make more than hidden states"
+            return
+        view = View([TRIAL], [text], [0], [len(text)], [], [], [], [])
+        draft = Draft.pack(view, [NOTHING])
+        try:
+            for first in (0, 1):  # layers that share what they have made do not go without each other
+                self.sketch(draft, Shortcut(frozenset(range(first, count, 2))))
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            self._sketchless = " ".join(f"{type(error).__name__}: {error}".split())
+        else:
+            self.info = replace(self.info, layers=count)
+        self.release([TRIAL])
 
     def _hold(self, logits: NDArray[Any], own: NDArray[Any]) -> None:
         """Raises ConfigError if our logits [n, V] are not the model's own."""
@@ -340,8 +418,17 @@ class TorchTarget:
         return logits
 
 
+class _How(NamedTuple):
+    """What of a pass is computed. lent: see `paceline.targets._ahead.Run`; skipped: layers left out."""
+
+    taps: frozenset[str]
+    lent: tuple[str, ...]
+    skipped: frozenset[int]
+
+
 class _Row(NamedTuple):
-    """A whole row. first: its first node; the rest as in `Span`."""
+    """A whole row, with those entries of the cache that are seen. first: its first node; the rest as in
+    `Span`."""
 
     first: int
     entry: int

@@ -82,17 +82,17 @@ class Pool:
 
     def keep(self, kept: Iterable[tuple[int, int, Sequence[int]]]) -> None:
         """Commit entries of the last pass: (slot, how many known ones, then those of a path), each counted
-        from the first that is not committed."""
+        from the first that is not committed. Pages behind them are free again."""
         sources: list[int] = []
         goals: list[int] = []
         for slot, known, path in kept:
             start = self._lengths[slot]
             end = self._lengths[slot] = start + known + len(path)
-            if list(path) == list(range(known, known + len(path))):
-                continue  # they are where they belong
-            places = self.places(slot, start + max(path) + 1)
-            sources += places[[start + node for node in path]].tolist()
-            goals += places[start + known : end].tolist()
+            if list(path) != list(range(known, known + len(path))):  # else they are where they belong
+                places = self.places(slot, start + max(path) + 1)
+                sources += places[[start + node for node in path]].tolist()
+                goals += places[start + known : end].tolist()
+            self.books.shrink(slot, end)
         if goals:
             for layer in self._layers.values():
                 for store in layer:

@@ -34,10 +34,20 @@ class Decoder:
         self.config = model.config.get_text_config()
         self.layers: int = self.config.num_hidden_layers
 
-    def arguments(self, tokens: Tensor, positions: Tensor, spans: Sequence[Span]) -> dict[str, Any]:
-        """Of the call for packed rows: tokens, positions int64 [1, N]."""
+    def arguments(
+        self, tokens: Tensor, positions: Tensor, spans: Sequence[Span], pads: Tensor | None
+    ) -> dict[str, Any]:
+        """Of the call for packed rows: tokens, positions int64 [1, N]. pads: [P, hidden size], what stands
+        for tokens from the vocabulary's end on; None: there are no such tokens."""
         ones = torch.ones_like(tokens)  # rows are told apart by us, not by leaps in the positions
-        return {"input_ids": tokens, "position_ids": positions, "attention_mask": ones}
+        read = {"input_ids": tokens} if pads is None else {"inputs_embeds": self._embedded(tokens, pads)}
+        return {**read, "position_ids": positions, "attention_mask": ones}
+
+    def _embedded(self, tokens: Tensor, pads: Tensor) -> Tensor:
+        """[1, N, hidden size] of tokens and pads."""
+        last = self.config.vocab_size - 1
+        known = self.model.get_input_embeddings()(tokens.clamp(max=last))
+        return torch.where((tokens > last)[..., None], pads[(tokens - last - 1).clamp(min=0)], known)
 
     def own(self, text: Tensor) -> Tensor:
         """The logits [n, V] of the model itself for a text int64 [1, n], with no part of ours in it."""
@@ -64,8 +74,11 @@ class EncoderDecoder(Decoder):
             1, 1, config.hidden_size, dtype=model.dtype, device=model.get_input_embeddings().weight.device
         )
 
-    def arguments(self, tokens: Tensor, positions: Tensor, spans: Sequence[Span]) -> dict[str, Any]:
-        """Of the call for packed rows. The sources are with the sequences (`Span.inputs`)."""
+    def arguments(
+        self, tokens: Tensor, positions: Tensor, spans: Sequence[Span], pads: Tensor | None
+    ) -> dict[str, Any]:
+        """Of the call for packed rows. The sources are with the sequences (`Span.inputs`); there are no
+        pads."""
         return {
             "decoder_input_ids": tokens,
             "decoder_attention_mask": torch.ones_like(tokens),
@@ -126,8 +139,11 @@ class VisionLanguage(Decoder):
     )
     """What a decoder may be called with; anything else would have to be said of drafted tokens too."""
 
-    def arguments(self, tokens: Tensor, positions: Tensor, spans: Sequence[Span]) -> dict[str, Any]:
-        """Of the call for packed rows. A text goes on one position after the last of its prompt."""
+    def arguments(
+        self, tokens: Tensor, positions: Tensor, spans: Sequence[Span], pads: Tensor | None
+    ) -> dict[str, Any]:
+        """Of the call for packed rows. A text goes on one position after the last of its prompt; there are no
+        pads."""
         embeddings = self.model.get_input_embeddings()(tokens)
         seen = [span for span in spans if span.inputs is not None]
         if seen:
