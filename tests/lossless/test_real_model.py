@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -52,20 +52,6 @@ HELPFUL = {
 }
 
 
-TRAINED = {
-    "dflash",
-    "dflash2",
-    "dspark",
-    "eagle3",
-    "hydra",
-    "medusa",
-    "mtp",
-    "pads",
-    "peagle",
-    "redrafter",
-    "tasks",
-}
-"""Drafters that need a folder."""
 COMPANIONS = {"draft", "slem"}
 """Drafters that need another model."""
 
@@ -78,35 +64,33 @@ def make(name: str, answers: dict[int, Sequence[int]]) -> Drafter:
         return BY_NAME[name](answers)
     if name == "datastore":
         return drafter(EAGER[name], target(), text())
-    if name in TRAINED:
+    if name in UNTRAINED:
         with TemporaryDirectory() as folder:
-            spec = f"{name}:model={untrained(name, Path(folder))},min_probability=0"
+            spec = f"{name}:model={UNTRAINED[name](Path(folder))},min_probability=0"
             return load(spec, target().info, **offers(target(), tokenizer()))
     spec = f"{name}:model={MODEL}" if name in COMPANIONS else EAGER.get(name, name)
     return load(spec, target().info, **offers(target(), tokenizer()))
 
 
-def untrained(name: str, folder: Path) -> Path:
-    """A folder with a random drafter of this target's size."""
-    if name == "eagle3":
-        return eagle3.folder_of(eagle3.random_drafter(eagle3.SMOLLM2), folder)
-    if name == "mtp":
-        return mtp.folder_of(mtp.random_drafter(mtp.SMOLLM2), folder)
-    if name == "peagle":
-        return peagle.folder_of(peagle.random_drafter(peagle.SMOLLM2), folder)
-    if name == "dflash":
-        return dflash.folder_of(dflash.random_drafter(dflash.SMOLLM2), folder)
-    if name == "dflash2":
-        return dflash2.folder_of(dflash2.random_drafter(dflash2.SMOLLM2), folder)
-    if name == "dspark":
-        return dspark.folder_of(dspark.random_drafter(dspark.SMOLLM2), folder)
-    if name == "tasks":
-        return tasks.folder_of(tasks.tasks_of(eagle3.random_drafter(eagle3.SMOLLM2)), folder)
-    if name == "redrafter":
-        return redrafter.folder_of(redrafter.random_drafter(redrafter.SMOLLM2), folder)
-    if name == "pads":
-        return pads.folder_of(pads.random_pads(pads.SMOLLM2), folder)
-    return heads.folder_of(heads.random_heads(replace(heads.SMOLLM2, kind=name)), folder)
+def _heads(kind: str) -> Callable[[Path], Path]:
+    weights = replace(heads.SMOLLM2, kind=kind)
+    return lambda folder: heads.folder_of(heads.random_heads(weights), folder)
+
+
+UNTRAINED: dict[str, Callable[[Path], Path]] = {
+    "dflash": lambda folder: dflash.folder_of(dflash.random_drafter(dflash.SMOLLM2), folder),
+    "dflash2": lambda folder: dflash2.folder_of(dflash2.random_drafter(dflash2.SMOLLM2), folder),
+    "dspark": lambda folder: dspark.folder_of(dspark.random_drafter(dspark.SMOLLM2), folder),
+    "eagle3": lambda folder: eagle3.folder_of(eagle3.random_drafter(eagle3.SMOLLM2), folder),
+    "hydra": _heads("hydra"),
+    "medusa": _heads("medusa"),
+    "mtp": lambda folder: mtp.folder_of(mtp.random_drafter(mtp.SMOLLM2), folder),
+    "pads": lambda folder: pads.folder_of(pads.random_pads(pads.SMOLLM2), folder),
+    "peagle": lambda folder: peagle.folder_of(peagle.random_drafter(peagle.SMOLLM2), folder),
+    "redrafter": lambda folder: redrafter.folder_of(redrafter.random_drafter(redrafter.SMOLLM2), folder),
+    "tasks": lambda folder: tasks.folder_of(tasks.tasks_of(eagle3.random_drafter(eagle3.SMOLLM2)), folder),
+}
+"""Drafters that need a folder, and one of this target's size with random weights."""
 
 
 @cache
