@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ import pytest
 from paceline.models.cache import sha256_of
 from paceline.train import answers as data
 from paceline.train.dataset import Manifest
+from paceline.train.speaker import Speaker
+from tests import draft_models
 
 if find_spec("torch") is None or find_spec("safetensors") is None:
     collect_ignore = [
@@ -27,6 +30,7 @@ if find_spec("torch") is None or find_spec("safetensors") is None:
         "test_loop.py",
         "test_lora.py",
         "test_medusa.py",
+        "test_mixed_data.py",
         "test_pads.py",
         "test_mtp.py",
         "test_peagle.py",
@@ -119,6 +123,13 @@ def prompts(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture
+def draft_model(tmp_path: Path) -> Path:
+    """A draft model with random weights for `model`, the folder of one."""
+    config = replace(draft_models.CONFIG, layers=1, vocab_size=265)
+    return draft_models.folder_of(draft_models.random_model(config), tmp_path / "draft")
+
+
 Make = Callable[..., Manifest]
 
 
@@ -136,6 +147,7 @@ def make(model: Path, prompts: Path) -> Make:
         advance: Callable[[data.Answer], object] = lambda answer: None,
         file: Path = model,
         taps: tuple[str, ...] = ("hidden.0", "hidden.1"),
+        draft_model: Path | None = None,
         **more: Any,
     ) -> Manifest:
         recipe: dict[str, Any] = {
@@ -147,6 +159,11 @@ def make(model: Path, prompts: Path) -> Make:
             "seed": 5,
         }
         source = data.Source(str(file), taps, batch=batch, longest=84, threads=1)
+        speaker = None
+        if draft_model is not None:
+            sizes: dict[str, Any] = {"batch": batch, "longest": 84, "threads": 1}
+            speaker = Speaker(draft_model, source.weights.config.vocab_size, source.tokenizer, **sizes)
+            recipe["answered_by"] = speaker.sha256
         return data.make(
             folder,
             source,
@@ -155,6 +172,7 @@ def make(model: Path, prompts: Path) -> Make:
             states=states,
             limits=data.Limits(tokens=tokens, bytes=bytes),
             advance=advance,
+            speaker=speaker,
         )
 
     return call

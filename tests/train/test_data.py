@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,11 @@ import pytest
 
 from paceline.core import NOTHING, Draft, View
 from paceline.engine import Engine
-from paceline.errors import ConfigError, TrainingError
+from paceline.errors import ConfigError, ModelFileError, PacelineError, TrainingError
 from paceline.lookups.reference import BOUNDARY
 from paceline.models.bfloat16 import to_bfloat16, to_float32
+from paceline.models.cache import sha256_of
+from paceline.models.llama_folder import read_llama
 from paceline.models.safetensors_file import map_safetensors, write_safetensors
 from paceline.models.tokenizer import Tokenizer
 from paceline.noise import choice_seed
@@ -21,10 +25,12 @@ from paceline.sampling import SamplingParams
 from paceline.stores.datastore import KIND
 from paceline.stores.token_file import TokenFile
 from paceline.targets.native import NativeTarget
+from paceline.targets.weights import pack_llama
 from paceline.train import answers as data
 from paceline.train.dataset import Answer, Manifest
 from paceline.train.questions import invent, read_prompts
 from paceline.train.recorder import Recorder
+from tests import draft_models
 from tests.cli.conftest import paceline as paceline
 from tests.train.conftest import WORDS, Make, answers_of
 
@@ -70,7 +76,67 @@ def test_a_data_set_holds_the_answers_of_the_target_and_its_states(
     assert len({tuple(answer.tokens[answer.prompt :]) for answer in answers}) > len(WORDS)
 
 
-def test_batches_and_interruptions_leave_no_trace(make: Make, tmp_path: Path) -> None:
+def test_a_draft_model_answers_and_the_target_reads(
+    make: Make, model: Path, draft_model: Path, tmp_path: Path
+) -> None:
+    manifest = make(tmp_path / "d", draft_model=draft_model)
+    assert manifest.recipe["answered_by"] == sha256_of(draft_model / "model.safetensors")
+    answers = answers_of(tmp_path / "d", manifest)
+    target = NativeTarget.load(model, threads=1)
+    speaking = NativeTarget(pack_llama(draft_model, read_llama(draft_model)), threads=1)
+    tokenizer = Tokenizer.from_json(target.tokenizer_json)
+    engine = Engine(speaking, {"none": Recorder(())}, drafter="none", tokenizer=tokenizer)
+    order = np.random.default_rng(5).permutation(len(WORDS))
+    for place, answer in enumerate(answers):
+        params = SamplingParams(temperature=place % 2, max_tokens=24, seed=choice_seed(5, place))
+        said = engine.generate([[{"role": "user", "content": WORDS[order[place // 2]]}]], params)[0]
+        assert answer.tokens[answer.prompt :].tolist() == list(said.token_ids)
+        assert answer.states is not None
+        np.testing.assert_array_equal(answer.states, states_of(target, answer.tokens))
+    own = answers_of(tmp_path / "own", make(tmp_path / "own"))
+    same = [one.tokens.tolist() == other.tokens.tolist() for one, other in zip(answers, own, strict=True)]
+    assert not any(same), "the twin: the target says something else"
+    plain = make(tmp_path / "plain", draft_model=draft_model, states=False)
+    for one, other in zip(answers, answers_of(tmp_path / "plain", plain), strict=True):
+        np.testing.assert_array_equal(one.tokens, other.tokens)
+
+
+def test_a_draft_model_that_does_not_fit_is_refused_by_name(
+    make: Make, draft_model: Path, tmp_path: Path
+) -> None:
+    make(tmp_path / "d", tokens=100, draft_model=draft_model)
+    make(tmp_path / "own", tokens=100)
+    for folder, more in ((tmp_path / "d", {}), (tmp_path / "own", {"draft_model": draft_model})):
+        with pytest.raises(TrainingError, match="begun with answered_by "):
+            make(folder, **more)
+    other = replace(draft_models.CONFIG, layers=1, vocab_size=264)
+    for config, message in (
+        (other, "was trained for a target of 264 tokens, this one has 265"),
+        (replace(other, vocab_size=265, context=80), "takes 80 tokens, prompts and answers have 84 together"),
+    ):
+        folder = draft_models.folder_of(draft_models.random_model(config), tmp_path / "other")
+        with pytest.raises(PacelineError, match=message):
+            make(tmp_path / "new", draft_model=folder)
+    (folder / "model.safetensors").write_bytes(b"cut")
+    with pytest.raises(ModelFileError, match=r"model\.safetensors"):
+        make(tmp_path / "new", draft_model=folder)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_manifest_from_before_draft_models_answered_is_gone_on_with(make: Make, tmp_path: Path) -> None:
+    first = make(tmp_path / "d", tokens=250)
+    path = tmp_path / "d" / "manifest.json"
+    held = json.loads(path.read_text())
+    assert held["recipe"].pop("answered_by") == ""
+    path.write_text(json.dumps(held))
+    assert make(tmp_path / "d").shards[: len(first.shards)] == first.shards
+
+
+@pytest.mark.parametrize("drafted", [False, True])
+def test_batches_and_interruptions_leave_no_trace(
+    drafted: bool, make: Make, draft_model: Path, tmp_path: Path
+) -> None:
+    make = partial(make, draft_model=draft_model) if drafted else make
     whole = make(tmp_path / "whole")
     assert make(tmp_path / "one", batch=1) == whole
     seen = 0

@@ -335,11 +335,11 @@ def test_devices_that_are_not_there_are_refused(data: Path, tmp_path: Path) -> N
 def test_answers_that_are_too_short_are_left_out(make: Make, tmp_path: Path) -> None:
     make(tmp_path / "d", max_tokens=1)
     with pytest.raises(TrainingError, match="no answer of 2 tokens or more"):
-        Corpus(tmp_path / "d", 1024, None)
+        Corpus([tmp_path / "d"], 1024, None)
 
 
 def test_each_epoch_sees_every_answer_once_in_an_order_of_its_own(data: Path) -> None:
-    corpus = Corpus(data, 50, None)
+    corpus = Corpus([data], 50, None)
     train, held_out = split(len(corpus), 0.2, 7)
     assert sorted([*train, *held_out]) == list(range(len(corpus)))
     assert len(held_out) == round(0.2 * len(corpus))
@@ -352,7 +352,7 @@ def test_each_epoch_sees_every_answer_once_in_an_order_of_its_own(data: Path) ->
 
 
 def test_bases_are_where_drafts_of_answers_begin(data: Path) -> None:
-    corpus = Corpus(data, 50, None)
+    corpus = Corpus([data], 50, None)
     batch = collate(corpus, [0, 1, 2], torch.device("cpu"))
     for depth in range(3):
         for row, place in enumerate([0, 1, 2]):

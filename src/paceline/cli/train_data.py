@@ -21,6 +21,7 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
         "paceline train data answers/ --prompts prompts.jsonl",
         "paceline train data answers/ --invent 5000 --temperature 0.7 --answers 2",
         "paceline train data answers/ --prompts prompts.jsonl --max-tokens-total 10000000 --no-states",
+        "paceline train data own/ --prompts prompts.jsonl --answered-by drafter/",
         "paceline train data answers/ --model model.gguf --prompts prompts.jsonl --disk-limit 20G",
     )
 )
@@ -38,6 +39,13 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
     default=1000,
     show_default=True,
     help="Prompts that the model invents, without --prompts.",
+)
+@click.option(
+    "--answered-by",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="A draft model that answers in the model's place, as `paceline train run --arch draft` writes it; "
+    "the model reads its answers. [default: the model answers]",
 )
 @click.option("--answers", type=int, default=1, show_default=True, help="Answers to each prompt.")
 @click.option(
@@ -83,6 +91,7 @@ def command(
     model: str,
     prompts: Path | None,
     invent: int,
+    answered_by: Path | None,
     answers: int,
     temperatures: tuple[float, ...],
     max_tokens: int,
@@ -107,6 +116,7 @@ def command(
     from paceline.models.cache import sha256_of
     from paceline.train import answers as data
     from paceline.train.dataset import Answer
+    from paceline.train.speaker import Speaker
 
     if prompts is not None:
         source_of_invent = click.get_current_context().get_parameter_source("invent")
@@ -118,6 +128,16 @@ def command(
     chosen = None if taps is None else _taps(taps)
     longest = max_tokens + max_prompt_tokens
     source = data.Source(model, chosen, batch=batch, longest=longest, threads=threads)
+    speaker = None
+    if answered_by is not None:
+        speaker = Speaker(
+            answered_by,
+            source.weights.config.vocab_size,
+            source.tokenizer,
+            batch=batch,
+            longest=longest,
+            threads=threads,
+        )
     started = perf_counter()
     with progress_bar() as progress:
         if prompts is None:
@@ -135,6 +155,7 @@ def command(
             max_prompt_tokens=max_prompt_tokens,
             shard_tokens=shard_tokens,
             seed=seed,
+            answered_by=speaker.sha256 if speaker else "",
         )
         task = progress.add_task("Tokens", total=max_tokens_total)
         made = 0
@@ -144,7 +165,16 @@ def command(
             made += len(answer.tokens)
             progress.advance(task, len(answer.tokens))
 
-        manifest = data.make(folder, source, prompts, recipe, states=states, limits=limits, advance=advance)
+        manifest = data.make(
+            folder,
+            source,
+            prompts,
+            recipe,
+            states=states,
+            limits=limits,
+            advance=advance,
+            speaker=speaker,
+        )
     seconds = perf_counter() - started
     summary = {
         "folder": str(folder),

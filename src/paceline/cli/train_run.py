@@ -63,10 +63,11 @@ def _settings_options(function: F) -> F:
     epilog=examples(
         "paceline train run answers/ --out drafter/",
         "paceline train run answers/ --out drafter/ --arch eagle3:depths=7 --epochs 10 --device cuda",
+        "paceline train run answers/ own/ --out tuned/ --arch draft --start-from drafter/",
         "paceline train run mine/ --out tuned/ --start-from drafter/ --learning-rate 3e-4",
     )
 )
-@click.argument("data", type=click.Path(path_type=Path))
+@click.argument("data", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path), metavar="FOLDER", help="Where the drafter goes."
 )
@@ -79,7 +80,7 @@ def _settings_options(function: F) -> F:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the drafter's card as JSON.")
 def command(
-    data: Path,
+    data: tuple[Path, ...],
     out: Path,
     device: str,
     threads: int | None,
@@ -88,7 +89,7 @@ def command(
     as_json: bool,
     **settings: Any,
 ) -> None:
-    """Train a drafter on DATA, which `paceline train data` made.
+    """Train a drafter on DATA, one or more data sets that `paceline train data` made.
 
     The same command goes on where it was interrupted. Behind `accelerate launch
     --multi_gpu --num_processes N -m` it runs on N GPUs, which share a step's passes.
@@ -102,7 +103,7 @@ def command(
     from paceline.train.curves import Curves
     from paceline.train.loop import Run
 
-    run = Run(data, out, chosen, device=device, threads=threads)
+    run = Run(data[0], out, chosen, also=data[1:], device=device, threads=threads)
     first = run.processes.first
     curves = closing(Curves(out, run.progress.step)) if tensorboard and first else nullcontext()
     with curves as drawn, progress_bar(shown=first) as progress:

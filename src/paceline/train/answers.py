@@ -8,13 +8,15 @@ the order of their requests.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from paceline.drafters import load
 from paceline.engine import Engine
@@ -41,6 +43,7 @@ from paceline.train.dataset import (
 from paceline.train.in_order import Job, in_order
 from paceline.train.questions import PROMPTS, Messages, invent, prompt_ids, read_prompts, write_prompts
 from paceline.train.recorder import Recorder
+from paceline.train.speaker import Speaker
 
 AHEAD = 4
 """Requests under way for each that runs: so many may wait for an older one that takes longer."""
@@ -57,6 +60,7 @@ class Recipe:
     max_prompt_tokens  longer prompts are left out
     shard_tokens       a shard is whole once it has so many tokens
     seed               of the order of the prompts and of all answers
+    answered_by        SHA-256 of the draft model that answers; empty: the target
     """
 
     prompts_sha256: str
@@ -66,6 +70,7 @@ class Recipe:
     max_prompt_tokens: int
     shard_tokens: int
     seed: int
+    answered_by: str = ""
 
     def __post_init__(self) -> None:
         for name in ("answers", "max_tokens", "max_prompt_tokens", "shard_tokens"):
@@ -183,6 +188,16 @@ def invent_prompts(
     return path
 
 
+class Said(NamedTuple):
+    """A prompt with its answer, before anything is kept of it. place: of the request; tokens: int32 [L];
+    prompt: how many of them are the prompt's; seed: by which the recorder knows it."""
+
+    place: int
+    tokens: NDArray[np.int32]
+    prompt: int
+    seed: int
+
+
 def make(
     folder: Path,
     source: Source,
@@ -192,32 +207,63 @@ def make(
     states: bool,
     limits: Limits,
     advance: Callable[[Answer], object],
+    speaker: Speaker | None = None,
 ) -> Manifest:
     """Make a data set, or go on where its last whole shard ended.
 
-    states: whether they are kept. advance: called with each answer. Returns the manifest at the end. Raises
-    TrainingError if the folder holds a data set of another target or recipe, or the disk is full.
+    states: whether they are kept. advance: called with each answer. speaker: who answers, and the target only
+    reads; None: the target. Returns the manifest at the end. Raises TrainingError if the folder holds a data
+    set of another target or recipe, or the disk is full.
     """
+    if recipe.answered_by != (speaker.sha256 if speaker else ""):
+        raise ValueError("the recipe names another speaker")
     manifest = _begin(folder, source, Manifest(source.record, "", source.taps, states, recipe.record))
     writer = ShardWriter(folder, manifest, recipe.shard_tokens)
     jobs = _jobs(read_prompts(prompts), source.tokenizer, recipe, manifest.requests)
     asked = manifest.requests
-    drafter = "record" if states else "none"
-    with closing(in_order(source.engine, jobs, AHEAD * source.batch, drafter)) as completions:
+    window = AHEAD * source.batch
+    if speaker is None:
+        answered = _said(source.engine, jobs, window, "record" if states else "none")
+    else:
+        answered = _said(speaker.engine, jobs, window, "none")
+        if states:
+            answered = _read(source.engine, answered, window)
+    with closing(answered):
         while not _full(writer, limits):
-            job, completion = next(completions, (None, None))
-            if job is None or completion is None:
+            said = next(answered, None)
+            if said is None:
                 break
-            tokens = np.array([*job.prompt, *completion.token_ids], np.int32)
-            seen = source.recorder.take(completion.seed, len(tokens) - 1) if states else None
-            answer = Answer(tokens, len(job.prompt), seen)
+            seen = source.recorder.take(said.seed, len(said.tokens) - 1) if states else None
+            answer = Answer(said.tokens, said.prompt, seen)
             if limits.bytes is not None and _bytes(writer) + size_of(answer) > limits.bytes:
                 break
-            asked = job.place + 1
+            asked = said.place + 1
             writer.add(answer, asked)
             advance(answer)
     writer.flush(asked)
     return writer.manifest
+
+
+def _said(engine: Engine, jobs: Iterable[Job], window: int, drafter: str) -> Generator[Said, None, None]:
+    """What an engine answers."""
+    with closing(in_order(engine, jobs, window, drafter)) as completions:
+        for job, completion in completions:
+            tokens = np.array([*job.prompt, *completion.token_ids], np.int32)
+            yield Said(job.place, tokens, len(job.prompt), completion.seed)
+
+
+def _read(engine: Engine, answered: Generator[Said, None, None], window: int) -> Generator[Said, None, None]:
+    """The same answers, once the engine's target has read all of their tokens but the last."""
+    waiting: deque[Said] = deque()
+
+    def jobs() -> Iterator[Job]:
+        for said in answered:
+            waiting.append(said)
+            yield Job(said.tokens[:-1].tolist(), SamplingParams(max_tokens=1, seed=said.seed), said.place)
+
+    with closing(answered), closing(in_order(engine, jobs(), window, "record")) as completions:
+        for _ in completions:
+            yield waiting.popleft()
 
 
 def _full(writer: ShardWriter, limits: Limits) -> bool:
@@ -258,7 +304,7 @@ def _begin(folder: Path, source: Source, wanted: Manifest) -> Manifest:
             f"{folder}: holds answers of another model, {found.target.model}; choose another folder"
         )
     ours = {"taps": wanted.taps, "states": wanted.states, **wanted.recipe}
-    theirs = {"taps": found.taps, "states": found.states, **found.recipe}
+    theirs = {"taps": found.taps, "states": found.states, "answered_by": "", **found.recipe}
     for name, value in ours.items():
         if theirs.get(name) != value:
             raise TrainingError(

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def record(
-    manifest: Manifest,
+    manifests: Sequence[Manifest],
     settings: Mapping[str, Any],
     progress: Progress,
     *,
@@ -24,24 +24,20 @@ def record(
     trained_tokens: int,
     license: str,
 ) -> dict[str, Any]:
-    """The card as JSON. before: the runs that made the drafter which this one started from; curve: all
-    measurements; the drafter is that of the best."""
+    """The card as JSON. manifests: of the data sets; before: the runs that made the drafter which this one
+    started from; curve: all measurements; the drafter is that of the best."""
+    target = manifests[0].target
     return {
         "license": license,
-        "target": manifest.target.model,
-        "target_sha256": manifest.target.file_sha256,
-        "target_name": manifest.target.shape.name,
-        "vocabulary": manifest.target.vocabulary,
-        "layers": manifest.target.shape.layers,
+        "target": target.model,
+        "target_sha256": target.file_sha256,
+        "target_name": target.shape.name,
+        "vocabulary": target.vocabulary,
+        "layers": target.shape.layers,
         "settings": dict(settings),
         "before": [dict(run) for run in before],
-        "data": {
-            **manifest.recipe,
-            "answers": sum(shard.answers for shard in manifest.shards),
-            "tokens": manifest.tokens,
-            "answer_tokens": sum(shard.answer_tokens for shard in manifest.shards),
-            "shards_sha256": [shard.sha256 for shard in manifest.shards],
-        },
+        "data": _data(manifests[0]),
+        "data_also": [_data(manifest) for manifest in manifests[1:]],
         "steps": progress.step,
         "trained_tokens": trained_tokens,
         "seconds": round(progress.seconds, 1),
@@ -53,9 +49,19 @@ def record(
     }
 
 
+def _data(manifest: Manifest) -> dict[str, Any]:
+    return {
+        **manifest.recipe,
+        "answers": sum(shard.answers for shard in manifest.shards),
+        "tokens": manifest.tokens,
+        "answer_tokens": sum(shard.answer_tokens for shard in manifest.shards),
+        "shards_sha256": [shard.sha256 for shard in manifest.shards],
+    }
+
+
 def page(card: Mapping[str, Any]) -> str:
     """The card for people, in Markdown."""
-    data, best = card["data"], card["estimate"]
+    best = card["estimate"]
     rows = [
         f"| {line['step']} | {line['tau_greedy']} | {line['tau_sampled']} | {line['agreement'][0]} | "
         f"{line['overlap'][0]} | {line['calibration_error']} |"
@@ -93,12 +99,8 @@ def page(card: Mapping[str, Any]) -> str:
             *measured,
             "## Data",
             "",
-            f"{data['answers']:,} answers of the target itself, {data['tokens']:,} tokens, "
-            f"{data['answer_tokens']:,} of them the answers', at temperatures "
-            f"{', '.join(map(str, data['temperatures']))}.",
-            "",
-            f"SHA-256 of the prompts: {data['prompts_sha256']}; of the target's file: "
-            f"{card['target_sha256']}.",
+            *(line for data in (card["data"], *card.get("data_also", ())) for line in _answers(data)),
+            f"SHA-256 of the target's file: {card['target_sha256']}.",
             "",
             "## Settings",
             "",
@@ -108,6 +110,18 @@ def page(card: Mapping[str, Any]) -> str:
             "",
         ]
     )
+
+
+def _answers(data: Mapping[str, Any]) -> list[str]:
+    """One data set."""
+    draft_model = data.get("answered_by")
+    who = f"a draft model, SHA-256 {draft_model}, read by the target" if draft_model else "the target itself"
+    return [
+        f"{data['answers']:,} answers of {who}, {data['tokens']:,} tokens, {data['answer_tokens']:,} of them "
+        f"the answers', at temperatures {', '.join(map(str, data['temperatures']))}. SHA-256 of the prompts: "
+        f"{data['prompts_sha256']}.",
+        "",
+    ]
 
 
 def _before(runs: Sequence[Mapping[str, Any]]) -> list[str]:

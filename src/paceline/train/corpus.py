@@ -1,4 +1,4 @@
-"""The answers of a data set as training asks for them: any of them, in any order."""
+"""The answers of data sets as training asks for them: any of them, in any order."""
 
 from __future__ import annotations
 
@@ -23,26 +23,31 @@ class Corpus:
     """The answers that are long enough, each cut to at most `max_length` tokens with its prompt.
 
     lengths, prompts   int64 [n]: tokens of each, and of its prompt alone
-    manifest           of the data set
+    manifests          of the data sets; manifest: of the first
 
-    Where the data set holds no states the target computes them, by the same passes that answer requests:
-    `threads` of them. Raises TrainingError for a data set that is damaged or has no such answers, or if the
-    target is not the one that gave them.
+    Where the data sets hold no states the target computes them, by the same passes that answer requests:
+    `threads` of them. Raises TrainingError for a data set that is damaged, for several that are of different
+    targets or hold different states, for such without answers, or if the target is not the one that gave
+    them.
     """
 
-    def __init__(self, folder: Path, max_length: int, threads: int | None) -> None:
-        self.manifest = Manifest.read(folder)
-        self.manifest.check_files(folder)
+    def __init__(self, folders: Sequence[Path], max_length: int, threads: int | None) -> None:
+        folder = folders[0]
+        self.manifests = [Manifest.read(one) for one in folders]
+        self.manifest = self.manifests[0]
+        _check_alike(folders, self.manifests)
         self.shared = self.manifest.read_target(folder)
         self._shards: list[dict[str, NDArray[Any]]] = []
         places, lengths, prompts = [], [], []
-        for number in range(len(self.manifest.shards)):
-            shard = self.manifest.read_shard(folder, number)
-            self._shards.append(shard)
-            ends = np.cumsum(shard["lengths"], dtype=np.int64)
-            places += [(number, int(start)) for start in ends - shard["lengths"]]
-            lengths.append(shard["lengths"])
-            prompts.append(shard["prompts"])
+        for one, manifest in zip(folders, self.manifests, strict=True):
+            manifest.check_files(one)
+            for number in range(len(manifest.shards)):
+                shard = manifest.read_shard(one, number)
+                ends = np.cumsum(shard["lengths"], dtype=np.int64)
+                places += [(len(self._shards), int(start)) for start in ends - shard["lengths"]]
+                lengths.append(shard["lengths"])
+                prompts.append(shard["prompts"])
+                self._shards.append(shard)
         everything = np.minimum(np.concatenate([*lengths, np.zeros(0, np.int32)]), max_length).astype(
             np.int64
         )
@@ -102,3 +107,18 @@ class Corpus:
             source.recorder.take(job.place, len(job.prompt))
             for job, _ in in_order(source.engine, jobs, len(jobs), "record")
         ]
+
+
+def _check_alike(folders: Sequence[Path], manifests: Sequence[Manifest]) -> None:
+    """Raises TrainingError naming a data set that does not go with the first."""
+    if len(set(folders)) < len(folders):
+        raise TrainingError("a data set is named twice; --epochs says how often each answer is seen")
+    first = manifests[0]
+    for folder, other in zip(folders[1:], manifests[1:], strict=True):
+        for what, own, theirs in (
+            ("target", first.target.file_sha256, other.target.file_sha256),
+            ("taps", ",".join(first.taps), ",".join(other.taps)),
+            ("states", first.states, other.states),
+        ):
+            if own != theirs:
+                raise TrainingError(f"{folder}: has {what} {theirs}, {folders[0]} has {own}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -43,13 +43,21 @@ _SAMPLE = 16
 class Run:
     """One training run: a data set, settings, a folder. Goes on from the folder's checkpoint if there is one.
 
-    device: of PyTorch, such as "cpu" or "cuda". threads: for what runs on the CPU; None: PyTorch's own
-    choice. Where several processes were launched all of them make the same run, and it is one
-    (`paceline.train.processes`). Raises ConfigError, TrainingError.
+    also: further data sets, whose answers are seen among those of the first. device: of PyTorch, such as
+    "cpu" or "cuda". threads: for what runs on the CPU; None: PyTorch's own choice. Where several
+    processes were launched all of them make the same run, and it is one (`paceline.train.processes`).
+    Raises ConfigError, TrainingError.
     """
 
     def __init__(
-        self, data: Path, folder: Path, settings: Settings, *, device: str = "cpu", threads: int | None = None
+        self,
+        data: Path,
+        folder: Path,
+        settings: Settings,
+        *,
+        also: Sequence[Path] = (),
+        device: str = "cpu",
+        threads: int | None = None,
     ) -> None:
         self.processes = Processes(device)
         if settings.accumulate < self.processes.count:
@@ -64,7 +72,7 @@ class Run:
         self.device = _device(self.processes.device)
         self.settings = settings
         self.folder = folder
-        self.corpus = Corpus(data, settings.max_length, threads)
+        self.corpus = Corpus((data, *also), settings.max_length, threads)
         corpus = self.corpus
         self._train, held_out = split(len(corpus), settings.held_out, settings.seed)
         self._held_out = held_out[: settings.held_out_most]
@@ -108,7 +116,7 @@ class Run:
         record: dict[str, Any] = {
             "settings": asdict(self.settings),
             "target": manifest.target.file_sha256,
-            "shards": [shard.sha256 for shard in manifest.shards],
+            "shards": [shard.sha256 for one in self.corpus.manifests for shard in one.shards],
             "start": start.checksum(self.settings.start_from),
         }
         path = self.folder / RUN
@@ -263,7 +271,7 @@ class Run:
         config, tensors = self.drafter.folder(self._best, target.model)
         data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
         record = card.record(
-            self.corpus.manifest,
+            self.corpus.manifests,
             {**asdict(self.settings), "start_from": Path(self.settings.start_from).name},
             self.progress,
             before=start.history(self.settings.start_from),
