@@ -307,9 +307,9 @@ def _begin(folder: Path, source: Source, wanted: Manifest) -> Manifest:
     theirs = {"taps": found.taps, "states": found.states, "answered_by": "", **found.recipe}
     for name, value in ours.items():
         if theirs.get(name) != value:
+            held, asked = ("the target" if said == "" else said for said in (theirs.get(name), value))
             raise TrainingError(
-                f"{folder}: was begun with {name} {theirs.get(name)}, not {value}; use that, or choose "
-                "another folder"
+                f"{folder}: was begun with {name} {held}, not {asked}; use that, or choose another folder"
             )
     found.check_files(folder)
     for left_over in folder.glob(".*.partial"):
