@@ -72,14 +72,19 @@ def pass_cost(target: NativeTarget | TorchTarget) -> PassCost:
     return PassCost(kept_profile(target, cache_dir() / "passes", (*key, str(target.weight_bytes))))
 
 
-def _draft_model(
-    folder: Path, target: Any, *, threads: int | None, device: str | None, layers: int | None
+def draft_model(
+    folder: Path,
+    target: Any,
+    *,
+    threads: int | None = None,
+    device: str | None = None,
+    layers: int | None = None,
 ) -> NativeTarget | TorchTarget:
     """A draft model that was trained for the target, whose tokens it has: on PyTorch where the target is, or
     where a device is named, otherwise on the CPU kernels. layers: the first ones that are run; None: all.
 
-    Raises ModelFileError for the folder, ConfigError for an option, IncompatibleDrafter for a draft model
-    of a target with other tokens.
+    It has as much cache and as many threads as the target. Raises ModelFileError for the folder, ConfigError
+    for an option, IncompatibleDrafter for a draft model of a target with other tokens.
     """
     from paceline.targets.native import NativeTarget
     from paceline.targets.weights import pack_llama
@@ -88,7 +93,7 @@ def _draft_model(
     own, wanted = weights.config.vocab_size, target.info.vocab_size
     if own != wanted:
         raise IncompatibleDrafter(
-            f"the draft model was trained for a target of {own} tokens, this one has {wanted}"
+            f"{folder}: the draft model was trained for a target of {own} tokens, this one has {wanted}"
         )
     cache_tokens = target.info.cache_tokens
     if device is None and isinstance(target, NativeTarget):
@@ -120,7 +125,7 @@ def offers(target: Target, tokenizer: Any) -> dict[str, Any]:
     ) -> tuple[NativeTarget | TorchTarget, Tokenizer]:
         path = resolve(model)
         if path.is_dir() and not (path / "tokenizer.json").exists():
-            draft = _draft_model(path, target, threads=threads, device=device, layers=layers)
+            draft = draft_model(path, target, threads=threads, device=device, layers=layers)
             return draft, tokenizer
         if threads is not None and (path.is_dir() or _on_hub(path)):
             raise ConfigError(

@@ -161,8 +161,7 @@ def make(model: Path, prompts: Path) -> Make:
         source = data.Source(str(file), taps, batch=batch, longest=84, threads=1)
         speaker = None
         if draft_model is not None:
-            sizes: dict[str, Any] = {"batch": batch, "longest": 84, "threads": 1}
-            speaker = Speaker(draft_model, source.weights.config.vocab_size, source.tokenizer, **sizes)
+            speaker = Speaker(draft_model, source.target, source.tokenizer, batch=batch, longest=84)
             recipe["answered_by"] = speaker.sha256
         return data.make(
             folder,

@@ -13,7 +13,7 @@ import pytest
 
 from paceline.core import NOTHING, Draft, View
 from paceline.engine import Engine
-from paceline.errors import ConfigError, ModelFileError, PacelineError, TrainingError
+from paceline.errors import ConfigError, IncompatibleDrafter, ModelFileError, PacelineError, TrainingError
 from paceline.lookups.reference import BOUNDARY
 from paceline.models.bfloat16 import to_bfloat16, to_float32
 from paceline.models.cache import sha256_of
@@ -118,6 +118,10 @@ def test_a_draft_model_that_does_not_fit_is_refused_by_name(
         folder = draft_models.folder_of(draft_models.random_model(config), tmp_path / "other")
         with pytest.raises(PacelineError, match=message):
             make(tmp_path / "new", draft_model=folder)
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(IncompatibleDrafter, match="has a tokenizer of its own"):
+        make(tmp_path / "new", draft_model=folder)
+    (folder / "tokenizer.json").unlink()
     (folder / "model.safetensors").write_bytes(b"cut")
     with pytest.raises(ModelFileError, match=r"model\.safetensors"):
         make(tmp_path / "new", draft_model=folder)
@@ -335,7 +339,9 @@ def test_a_datastore_is_made_of_the_answers_alone(
     assert TokenFile.read(path, KIND).arrays["tokens"].tolist() == wanted
     assert f"of {len(answers)} texts" in made.err
     record = json.loads((tmp_path / "d" / "manifest.json").read_text())
-    record["target"]["vocabulary"] = "another"
-    (tmp_path / "d" / "manifest.json").write_text(json.dumps(record))
-    refused = paceline("datastore", "build", str(tmp_path / "d"), "--model", str(model), "-o", str(path))
-    assert (refused.code, "which has other tokens" in refused.err) == (2, True)
+    another = {"target": record["target"] | {"vocabulary": "another"}}
+    drafted = {"recipe": record["recipe"] | {"answered_by": "0" * 64}}
+    for change, message in ((another, "which has other tokens"), (drafted, "answered by a draft model")):
+        (tmp_path / "d" / "manifest.json").write_text(json.dumps(record | change))
+        refused = paceline("datastore", "build", str(tmp_path / "d"), "--model", str(model), "-o", str(path))
+        assert (refused.code, message in refused.err) == (2, True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -89,11 +90,12 @@ def test_sets_that_do_not_go_together_are_refused_by_name(
     make(tmp_path / "sharp", tokens=100, file=sharp)
     make(tmp_path / "taps", tokens=100, taps=("hidden.1",))
     make(tmp_path / "tokens", tokens=100, states=False)
+    shutil.copytree(sets[0], tmp_path / "copy")
     for other, message in (
         ("sharp", r"sharp: has target \w+, "),
         ("taps", r"taps: has taps hidden\.1, .* has hidden\.0,hidden\.1"),
         ("tokens", "tokens: has states False, "),
-        ("answers", "named twice"),
+        ("copy", "copy: holds answers that are there already"),
     ):
         with pytest.raises(TrainingError, match=message):
             Corpus([sets[0], tmp_path / other], 1024, None)

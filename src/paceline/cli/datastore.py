@@ -113,13 +113,16 @@ def _text(text: str, tokenizer: Tokenizer) -> _Source:
 
 
 def _answers(folder: Path, vocabulary: str) -> _Source:
-    """The answers of a data set. Raises TrainingError if the folder holds none, or one of other tokens."""
+    """The answers of a data set. Raises TrainingError if the folder holds none, one of other tokens, or one
+    that the model did not answer."""
     from paceline.lookups.reference import BOUNDARY
     from paceline.train.dataset import Manifest
 
     manifest = Manifest.read(folder)
     if manifest.target.vocabulary != vocabulary:
         raise TrainingError(f"{folder}: was answered by {manifest.target.model}, which has other tokens")
+    if manifest.recipe.get("answered_by"):
+        raise TrainingError(f"{folder}: was answered by a draft model, not by {manifest.target.model}")
     manifest.check_files(folder)
 
     def read(advance: Callable[[int], object]) -> Iterator[NDArray[np.int32]]:

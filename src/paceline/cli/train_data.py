@@ -130,14 +130,7 @@ def command(
     source = data.Source(model, chosen, batch=batch, longest=longest, threads=threads)
     speaker = None
     if answered_by is not None:
-        speaker = Speaker(
-            answered_by,
-            source.weights.config.vocab_size,
-            source.tokenizer,
-            batch=batch,
-            longest=longest,
-            threads=threads,
-        )
+        speaker = Speaker(answered_by, source.target, source.tokenizer, batch=batch, longest=longest)
     started = perf_counter()
     with progress_bar() as progress:
         if prompts is None:

@@ -131,7 +131,7 @@ class Source:
         self.tokenizer = Tokenizer.from_json(self.weights.tokenizer_json)
         self.recorder = Recorder(self.taps)
         cache_tokens = max(config.context, batch * longest)
-        target = NativeTarget(self.weights, threads=threads, cache_tokens=cache_tokens)
+        target = self.target = NativeTarget(self.weights, threads=threads, cache_tokens=cache_tokens)
         self.engine = Engine(
             target,
             {"record": self.recorder, "none": load("none", target.info)},

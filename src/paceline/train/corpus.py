@@ -111,10 +111,14 @@ class Corpus:
 
 def _check_alike(folders: Sequence[Path], manifests: Sequence[Manifest]) -> None:
     """Raises TrainingError naming a data set that does not go with the first."""
-    if len(set(folders)) < len(folders):
-        raise TrainingError("a data set is named twice; --epochs says how often each answer is seen")
-    first = manifests[0]
+    first, seen = manifests[0], {shard.sha256 for shard in manifests[0].shards}
     for folder, other in zip(folders[1:], manifests[1:], strict=True):
+        own_shards = {shard.sha256 for shard in other.shards}
+        if seen & own_shards:
+            raise TrainingError(
+                f"{folder}: holds answers that are there already; --epochs says how often each is seen"
+            )
+        seen |= own_shards
         for what, own, theirs in (
             ("target", first.target.file_sha256, other.target.file_sha256),
             ("taps", ",".join(first.taps), ",".join(other.taps)),

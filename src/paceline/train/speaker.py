@@ -13,10 +13,9 @@ from paceline.engine import Engine
 from paceline.errors import ConfigError, IncompatibleDrafter
 from paceline.models.cache import sha256_of
 from paceline.models.drafter_folder import TENSORS
-from paceline.models.llama_folder import read_llama
 from paceline.models.tokenizer import Tokenizer
+from paceline.pretrained import draft_model
 from paceline.targets.native import NativeTarget
-from paceline.targets.weights import pack_llama
 
 
 class Speaker:
@@ -27,30 +26,17 @@ class Speaker:
     """
 
     def __init__(
-        self,
-        folder: Path,
-        vocab_size: int,
-        tokenizer: Tokenizer,
-        *,
-        batch: int,
-        longest: int,
-        threads: int | None,
+        self, folder: Path, target: NativeTarget, tokenizer: Tokenizer, *, batch: int, longest: int
     ) -> None:
-        """vocab_size, tokenizer: the target's. batch: answers that grow at once; longest: tokens of a prompt
-        with its answer. Raises ModelFileError for the folder, IncompatibleDrafter for a model with other
-        tokens, ConfigError for one of too short texts."""
-        weights = read_llama(folder)
-        config = weights.config
-        if config.vocab_size != vocab_size:
-            raise IncompatibleDrafter(
-                f"{folder}: was trained for a target of {config.vocab_size} tokens, this one has {vocab_size}"
-            )
-        if longest > config.context:
-            raise ConfigError(
-                f"{folder}: takes {config.context} tokens, prompts and answers have {longest} together"
-            )
-        cache_tokens = max(config.context, batch * longest)
-        model = NativeTarget(pack_llama(folder, weights), threads=threads, cache_tokens=cache_tokens)
+        """target, tokenizer: of the model in whose place it answers. batch: answers that grow at once;
+        longest: tokens of a prompt with its answer. Raises ModelFileError for the folder, IncompatibleDrafter
+        for a model with other tokens, ConfigError for one of too short texts."""
+        if (folder / "tokenizer.json").exists():
+            raise IncompatibleDrafter(f"{folder}: has a tokenizer of its own, a draft model has the target's")
+        model = draft_model(folder, target)
+        room = model.info.max_positions
+        if longest > room:
+            raise ConfigError(f"{folder}: takes {room} tokens, prompts and answers have {longest} together")
         self.engine = Engine(
             model,
             {"none": load("none", model.info)},
