@@ -25,7 +25,7 @@ from paceline.train.loop import Run
 from paceline.train.settings import Settings
 from paceline.train.tasks import Task, assemble
 from paceline.trained.eagle3_reference import follow, fuse
-from tests.train.conftest import Make, answers_of
+from tests.train.conftest import WORDS, Make, answers_of
 from tests.train.test_loop import SMALL, accepted
 
 SIZES = "depths=3,draft_vocab=265"
@@ -75,6 +75,29 @@ def test_adapters_overfit_a_task_and_leave_the_drafter_as_it_is(
             path = tokens[base_at + 2 : base_at + 2 + depth]
             wanted = follow(one, table, tokens[: base_at + 2], features[: base_at + 1], path)
             np.testing.assert_allclose(logits[at], wanted, rtol=1e-3, atol=1e-3)
+
+    # So does `paceline train eval`, with the drafter that they were trained from and no other.
+    found, prompts = {}, tmp_path / "turns.jsonl"
+    rows = [{"category": "words", "turns": [word]} for word in WORDS]
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for folder in (base, out):
+        asked = [str(folder), "--options", "widths=1x1x1,min_probability=0", "--temperature", "0", "--json"]
+        asked += ["--prompts", str(prompts), "--max-tokens", "16", "--threads", "1"]
+        outcome = CliRunner().invoke(command, ["eval", *asked], catch_exceptions=False)
+        (report,) = json.loads(outcome.stdout.splitlines()[-1])
+        (found[folder],) = report["drafters"].values()
+        (measured,) = json.loads((folder / "card.json").read_text())["measured"]
+        assert measured["tau"] == found[folder]["tau"]
+    assert measured["drafter"].startswith("lora:widths")
+    assert found[out]["tau"] > 2 > found[base]["tau"]
+    held = (base / "model.safetensors").read_bytes()
+    for change in (lambda path: path.write_bytes(held + b" "), Path.unlink):
+        change(base / "model.safetensors")
+        with pytest.raises(
+            TrainingError, match=r"adapts the drafter in .*base, which has changed or is gone"
+        ):
+            CliRunner().invoke(command, ["eval", *asked], catch_exceptions=False)
+    (base / "model.safetensors").write_bytes(held)
 
     tasks = [Task("a", out, data), Task("b", out, data)]
     assemble(tmp_path / "tasks", base, tasks, 0.4)

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from paceline.bench import speed
 from paceline.errors import TrainingError
 from paceline.models.cache import sha256_of, write_atomically
+from paceline.models.drafter_folder import TENSORS, read_json
+from paceline.models.eagle3_folder import read_eagle3
 from paceline.models.registry import resolve
+from paceline.models.tasks_folder import merged, read_adapters
 from paceline.sampling import SamplingParams
 from paceline.train import card as cards
+from paceline.trained.eagle3_export import export_eagle3
 
 _KEPT = ("prompts", "max_tokens", "temperature", "policy")
 _FIGURES = ("tau", "ratio", "ratio_low", "ratio_high", "acceptance_rate", "accepted_at_least", "tokens")
@@ -32,11 +38,13 @@ def evaluate(
     note: Callable[[str], None],
 ) -> list[dict[str, Any]]:
     """Measure a drafter that `paceline train run` made at each temperature, against plain decoding in the
-    same run, and put the result into its card in place of an earlier one.
+    same run, and put the result into its card in place of an earlier one. Adapters are measured as the
+    drafter that they make of the one that they were trained from.
 
     model: the target, by default under the name that the card has. options: of the drafter, as in
     "widths=1x1x1". Returns one report of `paceline bench speed` for each temperature. Raises TrainingError
-    for a folder without a card or another target, and what `paceline.bench.speed.run` raises.
+    for a folder without a card or another target, or where adapters' drafter is gone, and what
+    `paceline.bench.speed.run` raises.
     """
     path = folder / "card.json"
     try:
@@ -53,20 +61,20 @@ def evaluate(
         raise TrainingError(
             f"{folder}: was trained for another file than {model}; name its target with --model"
         )
-    drafter = f"{architecture}:model={folder}" + (f",{options}" if options else "")
-    reports = [
-        speed.run(
-            model=model,
-            drafters=[drafter],
-            prompts=prompts,
-            limit=limit,
-            params=SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=0),
-            threads=threads,
-            note=note,
-            policy=policy,
-        )
-        for temperature in temperatures
-    ]
+    with _drafter(architecture, folder) as drafter:
+        reports = [
+            speed.run(
+                model=model,
+                drafters=[drafter + (f",{options}" if options else "")],
+                prompts=prompts,
+                limit=limit,
+                params=SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=0),
+                threads=threads,
+                note=note,
+                policy=policy,
+            )
+            for temperature in temperatures
+        ]
     card["measured"] = [
         _summary(report, architecture + (f":{options}" if options else "")) for report in reports
     ]
@@ -77,6 +85,22 @@ def evaluate(
         except OSError as error:
             raise TrainingError(f"{file}: {error.strerror or error}") from None
     return reports
+
+
+@contextmanager
+def _drafter(architecture: str, folder: Path) -> Iterator[str]:
+    """The drafter that the engine runs, inside."""
+    if architecture != "lora":
+        yield f"{architecture}:model={folder}"
+        return
+    begun = read_json(folder / "run.json")
+    base = Path(begun["settings"]["start_from"])
+    if not (base / TENSORS).is_file() or sha256_of(base / TENSORS) != begun["start"]:
+        raise TrainingError(f"{folder}: adapts the drafter in {base}, which has changed or is gone")
+    drafter = read_eagle3(base)
+    with TemporaryDirectory() as own:
+        whole = merged(drafter, read_adapters(folder, drafter))
+        yield f"eagle3:model={export_eagle3(whole, 'vllm', Path(own) / folder.name, 'target').folder}"
 
 
 def _summary(report: dict[str, Any], drafter: str) -> dict[str, Any]:
