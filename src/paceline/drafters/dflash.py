@@ -80,10 +80,10 @@ class DFlash(TrainedDrafter):
         assert self._subset is not None
         logits = self._blocks.score(view.slots, view.histories, [(row, path)])[0]
         weights = warped(view, row, path, logits, self._subset)
-        first = max(0, len(weights) - self._candidates)
-        places = np.argpartition(weights, first)[first:]
+        places = np.flatnonzero(weights)  # of a selector's all others are 0, and ties take long to part
+        if len(places) > self._candidates:
+            places = places[np.argpartition(weights[places], -self._candidates)[-self._candidates :]]
         places = places[np.argsort(-weights[places], kind="stable")]
-        places = places[weights[places] > 0]
         law = weights[places] / weights.sum()
         return list(zip(self._subset.ids[places].tolist(), law.tolist(), strict=True))
 
