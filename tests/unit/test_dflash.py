@@ -111,6 +111,18 @@ def test_one_candidate_makes_a_chain_and_a_likely_end_ends_it() -> None:
     assert list(ended.tokens) == follow[:2]
 
 
+@pytest.mark.parametrize("allowed", [0, 1, 3, 9])
+def test_no_more_is_proposed_than_controls_allow(allowed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a grammar leaves nothing that the drafter can say, nothing is proposed."""
+    weights = np.zeros(VOCABULARY)
+    weights[2 : 2 + allowed] = np.arange(1, 1 + allowed)
+    monkeypatch.setattr("paceline.drafters.dflash.warped", lambda *_: weights)
+    made = drafter("candidates=4,widths=1,min_probability=0")
+    shown(made, [[1, 2, 3]])
+    (tree,) = made.propose(view([[1, 2, 3]]), [Budget(9, 1)])
+    assert list(tree.tokens) == list(range(2, 2 + allowed))[::-1][:4]
+
+
 def test_trees_find_more_than_chains() -> None:
     """Where the target is less sure than its drafter, its second choice is often right."""
     target = following(2.0)
