@@ -98,6 +98,12 @@ def test_adapters_overfit_a_task_and_leave_the_drafter_as_it_is(
         ):
             CliRunner().invoke(command, ["eval", *asked], catch_exceptions=False)
     (base / "model.safetensors").write_bytes(held)
+    begun = (out / "run.json").read_text()
+    for damaged in ("{}", '{"settings": 3}', '{"settings": {}}'):
+        (out / "run.json").write_text(damaged)
+        with pytest.raises(TrainingError, match=r"run\.json: is damaged"):
+            CliRunner().invoke(command, ["eval", *asked], catch_exceptions=False)
+    (out / "run.json").write_text(begun)
 
     tasks = [Task("a", out, data), Task("b", out, data)]
     assemble(tmp_path / "tasks", base, tasks, 0.4)

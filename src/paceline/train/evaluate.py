@@ -94,8 +94,11 @@ def _drafter(architecture: str, folder: Path) -> Iterator[str]:
         yield f"{architecture}:model={folder}"
         return
     begun = read_json(folder / "run.json")
-    base = Path(begun["settings"]["start_from"])
-    if not (base / TENSORS).is_file() or sha256_of(base / TENSORS) != begun["start"]:
+    try:
+        base, start = Path(begun["settings"]["start_from"]), begun["start"]
+    except (KeyError, TypeError):
+        raise TrainingError(f"{folder / 'run.json'}: is damaged") from None
+    if not (base / TENSORS).is_file() or sha256_of(base / TENSORS) != start:
         raise TrainingError(f"{folder}: adapts the drafter in {base}, which has changed or is gone")
     drafter = read_eagle3(base)
     with TemporaryDirectory() as own:
