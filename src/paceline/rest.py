@@ -12,12 +12,16 @@ SHORTEST, LONGEST = 8, 256
 
 
 class Rest:
-    """Whether something that costs time works or rests. steps: that were worked in, once for each request."""
+    """Whether something that costs time works or rests.
 
-    __slots__ = ("_balance", "_left", "_pause", "resting", "steps")
+    balance  seconds gained lately
+    steps    that were worked in, once for each request
+    """
+
+    __slots__ = ("_left", "_pause", "balance", "resting", "steps")
 
     def __init__(self) -> None:
-        self._balance = 0.0
+        self.balance = 0.0
         self._left = FIRST_STEPS
         self._pause = SHORTEST
         self.resting = False
@@ -29,14 +33,14 @@ class Rest:
             self._left -= 1
             if self._left < 0:
                 self.resting, self._left = False, TRIAL_STEPS
-                self._balance = 0.0
+                self.balance = 0.0
         return not self.resting
 
     def worked(self, gained: float, requests: int = 1) -> None:
         """A step that was worked in for so many requests gained so many seconds: what was saved less what was
         spent. It says as much as so many steps for one."""
         self.steps += requests
-        self._balance = MEMORY**requests * self._balance + gained
+        self.balance = MEMORY**requests * self.balance + gained
         self._left -= requests
         if self._left <= 0:
             self._judge()
@@ -47,7 +51,7 @@ class Rest:
         self._judge()
 
     def _judge(self) -> None:
-        if self._balance < 0:
+        if self.balance < 0:
             self.resting, self._left = True, self._pause
             self._pause = min(2 * self._pause, LONGEST)
         else:

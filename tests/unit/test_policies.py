@@ -311,6 +311,26 @@ def test_throughput_gives_a_request_fewer_steps_where_those_before_it_lost() -> 
         winning.observe(replace(step(view(), trees, [len(trees[0].tokens)]), drafting=0.1))
 
 
+def test_throughput_gives_up_at_once_what_takes_longer_than_plain_steps_but_not_what_was_held_up_once() -> None:
+    plain, taken = CURVE[1], []
+    for drafting in (2.5 * plain, 0.5 * plain):
+        policy, given = load("throughput", PassCost(CURVE)), 0
+        for _ in range(60):
+            budgets = policy.allot(view(), [Budget(8, 8)], 8)
+            given += budgets[0].nodes > 0
+            trees = policy.choose(view(), [Tree.chain([1, 2]) if budgets[0].nodes else Tree((), ())])
+            policy.observe(replace(step(view(), trees, [0]), drafting=drafting))
+        taken.append(given)
+    assert taken[0] == 2
+    assert 2 < taken[1] <= 8
+    policy = load("throughput", PassCost(CURVE))
+    for turn in range(20):
+        assert policy.allot(view(), [Budget(8, 8)], 8)[0].nodes, "it gains, but for one step"
+        trees = policy.choose(view(), [Tree.chain([1, 2])._replace(confidences=[0.9, 0.9])])
+        drafting = 50 * plain if turn == 1 else 0.1
+        policy.observe(replace(step(view(), trees, [len(trees[0].tokens)]), drafting=drafting))
+
+
 def test_throughput_drafts_nothing_in_a_pass_that_prompts_fill() -> None:
     for curve, nodes in ((CURVE, 0), ({1: 1.0, 64: 1.1}, 16)):
         for known, expected in ((127, nodes), (10, 16)):

@@ -9,8 +9,8 @@ path, and the prefix of that ranking is scored which maximises
 No choice of as many candidates has a larger sum, and since a path is never likelier than its beginning, every
 prefix holds with a token all tokens above it. Costs are measured (`_cost.py`), probabilities learned from
 every proposal (`_calibration.py`). Where drafting saves less than it costs, it rests (`paceline.rest`): for
-each request, which gets fewer steps to prove itself where the first steps of others were a loss. In a pass
-that prompts fill nothing is drafted.
+each request, which gets fewer steps to prove itself where the first steps of others were a loss, and two or
+three where drafting alone takes longer than plain decoding. In a pass that prompts fill nothing is drafted.
 
 Under a rule that compares laws a drawn token must not be left out because of what it is. There the number of
 levels that are drawn is decided beforehand, in `allot`, from how often earlier levels were accepted; fixed
@@ -155,12 +155,15 @@ class Throughput:
             gained = (
                 len(step.verdict.paths[row]) * worth - self._drafted[row] * each - step.drafting / working
             )
+            gained = max(gained, -MOST_LOST * worth)
             rest.worked(gained)
             if rest.steps <= FEW_STEPS:
                 name = view.drafters[row]
                 self._firsts[name] = FIRSTS_KEPT * self._firsts.get(name, 0.0) + gained
                 if rest.steps == FEW_STEPS and self._firsts[name] < 0:
                     rest.hurry(LONG_PAUSE)
+            if rest.balance < -UNBEARABLE * worth and not rest.resting:
+                rest.hurry(DEAR_PAUSE)
             if row in self._cells:
                 name = view.drafters[row]
                 self._calibrations[name].learn(slot, tree, self._cells[row], step.emitted(row))
@@ -180,6 +183,9 @@ class Throughput:
 MIN_CANDIDATES = 4
 FEW_STEPS, LONG_PAUSE = 8, 32
 """Steps after which a request is judged, and of its first pause, where drafting did not pay for others."""
+MOST_LOST, UNBEARABLE, DEAR_PAUSE = 2.0, 3.5, 64
+"""In plain steps: what a single step may count as lost, for the first one reads a whole prompt and any may be
+held up by another program; what lost steps may come to before a request is judged at once, and the pause then."""
 FIRSTS_KEPT = 0.99
 """What the balance of first steps keeps of its weight with each further one: a dozen requests count."""
 

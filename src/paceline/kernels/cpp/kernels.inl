@@ -282,12 +282,6 @@ void embed(const Pass& pass, int node) {
     for (int i = 0; i < model.hidden; i += kLanes) store(pass.x + at + i, load(feature + i) * scale * load(model.feature_norm + i));
 }
 
-// Which of a layer's three projections a block of the concatenated outputs q, k, v belongs to.
-struct QkvPart {
-    const Projection* projection;
-    int first, last;            // its blocks in the concatenation
-};
-
 // One row of the blocks [first, last) of a projection: its bias, and the norm of each head, of which it then has all blocks.
 void add_bias_and_norm(const Projection& projection, const ModelRecord& model, int first, int last, float* x) {
     const int width = (last - first) * kLanes, dim = model.head_dim;
@@ -442,17 +436,15 @@ void run(const Pass& pass, int thread, int threads) {
         });
         unsettled = layer.ffn_post_norm;
         wait(*pass.barrier);
-        const int q_blocks = model.heads * model.head_dim / kLanes, kv_blocks = model.kv_heads * model.head_dim / kLanes;
-        const QkvPart parts[3] = {{&layer.q, 0, q_blocks}, {&layer.k, q_blocks, q_blocks + kv_blocks}, {&layer.v, q_blocks + kv_blocks, q_blocks + 2 * kv_blocks}};
-        // A head that is normed must be in one hand.
-        const int together = layer.q.norm || layer.k.norm ? model.head_dim / kLanes : 1;
-        each((q_blocks + 2 * kv_blocks) / together, together > 1 ? 1 : kBlocksAtOnce, [&](int begin, int end) {
-            for (const QkvPart& part : parts) {
-                const int first = begin * together, last = end * together;
-                const int from = first > part.first ? first : part.first, to = least(last, part.last);
-                if (from < to) project_qkv(pass, i, *part.projection, from - part.first, to - part.first, read, scratch);
-            }
-        });
+        // To each thread a part of all three: stores of keys miss the cache, and should not be one thread's alone.
+        const Projection* const projections[] = {&layer.q, &layer.k, &layer.v};
+        for (const Projection* projection : projections) {
+            // A head that is normed must be in one hand.
+            const int together = projection->norm ? model.head_dim / kLanes : 1, blocks = projection->weights.rows / kLanes;
+            each(blocks / together, together > 1 ? 1 : kBlocksAtOnce, [&](int first, int last) {
+                project_qkv(pass, i, *projection, first * together, last * together, read, scratch);
+            });
+        }
         finish(kQkv);
         if (i + 1 == model.layers && !pass.scored && !pass.taps) {          // only its keys and values were wanted
             unsettled = nullptr;
@@ -474,7 +466,7 @@ void run(const Pass& pass, int thread, int threads) {
         fetch(layer.down, share_begins(model.hidden / kLanes));
         finish(kGateUp);
         each(model.hidden / kLanes, kBlocksAtOnce, [&](int first, int last) { add_projection(pass, layer.down, layer.ffn_post_norm, first, last, gated, scratch); });
-        if (i + 1 < model.layers) fetch((thread == 0 ? model.layer[i + 1].q : model.layer[i + 1].k).weights, 0);
+        if (i + 1 < model.layers) fetch(model.layer[i + 1].q.weights, share_begins(model.heads * model.head_dim / kLanes));
         else fetch(model.head, share_begins(ceil_div(model.head.rows, kLanes)));
         finish(kDown);
     }
