@@ -311,7 +311,7 @@ def test_throughput_gives_a_request_fewer_steps_where_those_before_it_lost() -> 
         winning.observe(replace(step(view(), trees, [len(trees[0].tokens)]), drafting=0.1))
 
 
-def test_throughput_gives_up_at_once_what_takes_longer_than_plain_steps_but_not_what_was_held_up_once() -> None:
+def test_throughput_gives_up_what_takes_longer_than_plain_steps_but_not_what_was_held_up_once() -> None:
     plain, taken = CURVE[1], []
     for drafting in (2.5 * plain, 0.5 * plain):
         policy, given = load("throughput", PassCost(CURVE)), 0

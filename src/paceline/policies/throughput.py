@@ -185,7 +185,7 @@ FEW_STEPS, LONG_PAUSE = 8, 32
 """Steps after which a request is judged, and of its first pause, where drafting did not pay for others."""
 MOST_LOST, UNBEARABLE, DEAR_PAUSE = 2.0, 3.5, 64
 """In plain steps: what a single step may count as lost, for the first one reads a whole prompt and any may be
-held up by another program; what lost steps may come to before a request is judged at once, and the pause then."""
+held up by another program; what lost steps may come to before a request is judged at once; the pause then."""
 FIRSTS_KEPT = 0.99
 """What the balance of first steps keeps of its weight with each further one: a dozen requests count."""
 
