@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import select
 import signal
 import socket
 import time
@@ -36,6 +37,18 @@ def until(condition: Callable[[], bool], seconds: float = 10) -> float:
         assert time.monotonic() - begin < seconds, "waited in vain"
         time.sleep(0.005)
     return time.monotonic() - begin
+
+
+def first_bytes(program: Program, *headers: str) -> bytes:
+    """What the server says to a request whose body comes late; that it says nothing before."""
+    host, _, port = program.url.removeprefix("http://").partition(":")
+    body = json.dumps(chat()).encode()
+    sent = (f"POST {CHAT} HTTP/1.1", f"Host: {host}", "Content-Type: application/json", *headers)
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall("\r\n".join((*sent, f"Content-Length: {len(body)}", "\r\n")).encode())
+        assert select.select([connection], [], [], 0.3)[0] == [], "it did not wait"
+        connection.sendall(body)
+        return connection.recv(4096)
 
 
 def load(client: httpx2.Client) -> tuple[int, int]:
@@ -159,8 +172,7 @@ def test_an_engine_ends_with_its_server() -> None:
 
 
 def test_told_to_end_a_server_finishes_what_it_has() -> None:
-    program = Program("--model", PACE)
-    with program.client() as client, program.client() as other:
+    with running("--model", PACE) as program, program.client() as client, program.client() as other:
         assert other.get("/health").status_code == 200  # a connection from before
         body = chat(max_tokens=60, min_tokens=60, ignore_eos=True, speculative={"off": True}, stream=True)
         with client.stream("POST", CHAT, json=body) as response:
@@ -173,9 +185,21 @@ def test_told_to_end_a_server_finishes_what_it_has() -> None:
             assert refusal.json()["error"]["code"] == "shutting_down"
             assert refusal.headers["connection"] == "close"
             said = list(data)
-    assert said[-1] == "[DONE]"
-    assert json.loads(said[-2])["choices"][0]["finish_reason"] == "length"
-    assert program.end() == 0
+        assert said[-1] == "[DONE]"
+        assert json.loads(said[-2])["choices"][0]["finish_reason"] == "length"
+        assert program.end() == 0
+
+
+def test_a_refusal_that_closes_the_connection_waits_for_the_body() -> None:
+    # Closed with bytes unread, a connection is reset, and the client may never see why it was refused.
+    with running("--model", PACE) as program, program.client() as client, program.client() as other:
+        with client.stream("POST", CHAT, json=chat(**LONG, stream=True)) as response:
+            next(events(response))
+            assert first_bytes(program, f"x: {'y' * 40_000}").startswith(b"HTTP/1.1 431 ")
+            program.tell()
+            until(lambda: other.get("/health").status_code == 503)
+            assert first_bytes(program).startswith(b"HTTP/1.1 503 ")
+        assert program.end() == 0
 
 
 @pytest.mark.parametrize(("options", "signals", "code"), [(("--drain-timeout", "0"), 1, 0), ((), 2, 130)])

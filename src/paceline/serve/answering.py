@@ -74,9 +74,9 @@ class Visit:
 
     async def serve(self, request: Request) -> Response:
         """The response; a stream ends the visit when it ends itself. Raises ApiError, ClientGone."""
-        if self._server.draining:
-            raise shutting_down()
         wanted, warning = await self._server.read(request, self._form.record)
+        if self._server.draining:  # asked after the body was read: this answer closes the connection
+            raise shutting_down()
         if wanted.model in self._server.fleet.names:  # any other name is the client's: figures do not keep it
             self._model = wanted.model
         backend, (info, tokenizer) = await self._server.fleet.ready(wanted.model)

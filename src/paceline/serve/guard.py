@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 MAX_BODY = 4 << 20
 MAX_UNREAD = 16 * MAX_BODY
-"""A body that is too large is read to its end up to here, and forgotten: a client that is still sending when
+"""A body that is refused is read to its end up to here, and forgotten: a client that is still sending when
 the connection is closed would never see why."""
 MAX_HEADER_BYTES = 32 << 10
 MAX_HEADERS = 100
@@ -57,7 +57,7 @@ class Guard:
             await send(message)
 
         try:
-            self._check(scope)
+            await self._check(scope, receive)
             await self._app(scope, receive, sending)
         except ClientGone:
             pass
@@ -70,10 +70,11 @@ class Guard:
                 return  # the response is broken off, which closes the connection
             await error_response(internal("a fault of the server; its log has more"))(scope, receive, send)
 
-    def _check(self, scope: Scope) -> None:
+    async def _check(self, scope: Scope, receive: Receive) -> None:
         headers: list[tuple[bytes, bytes]] = scope["headers"]
         size = sum(len(name) + len(value) + 4 for name, value in headers)
         if size > MAX_HEADER_BYTES or len(headers) > MAX_HEADERS:
+            await _whole_body(Request(scope, receive))
             raise too_large(
                 f"{len(headers)} headers with {size} bytes; "
                 f"allowed are {MAX_HEADERS} with {MAX_HEADER_BYTES}",
@@ -108,6 +109,14 @@ async def body_of(request: Request) -> bytes:
             status=415,
             code="unsupported_media_type",
         )
+    body, size = await _whole_body(request)
+    if size > MAX_BODY:
+        raise too_large(f"the body has more than {MAX_BODY} bytes")
+    return body
+
+
+async def _whole_body(request: Request) -> tuple[bytes, int]:
+    """The body up to MAX_BODY bytes, and how many there were. Raises ApiError, ClientGone."""
     body = bytearray()
     size = 0
     try:
@@ -127,9 +136,7 @@ async def body_of(request: Request) -> bytes:
             code="request_timeout",
             headers={"Connection": "close"},
         ) from None
-    if size > MAX_BODY:
-        raise too_large(f"the body has more than {MAX_BODY} bytes")
-    return bytes(body)
+    return bytes(body), size
 
 
 def json_response(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
