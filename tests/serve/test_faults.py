@@ -194,11 +194,13 @@ def test_a_refusal_that_closes_the_connection_waits_for_the_body() -> None:
     # Closed with bytes unread, a connection is reset, and the client may never see why it was refused.
     with running("--model", PACE) as program, program.client() as client, program.client() as other:
         with client.stream("POST", CHAT, json=chat(**LONG, stream=True)) as response:
-            next(events(response))
+            data = events(response)
+            next(data)
             assert first_bytes(program, f"x: {'y' * 40_000}").startswith(b"HTTP/1.1 431 ")
             program.tell()
             until(lambda: other.get("/health").status_code == 503)
             assert first_bytes(program).startswith(b"HTTP/1.1 503 ")
+            data.close()  # held until here: a stream that nobody holds is closed, and the server ends
         assert program.end() == 0
 
 
