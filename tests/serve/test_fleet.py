@@ -58,12 +58,14 @@ def test_models_make_room_for_each_other(several: Program) -> None:
         assert client.get("/health").status_code == 200
         body = chat(model="second", max_tokens=300, min_tokens=300, ignore_eos=True, stream=True)
         with client.stream("POST", CHAT, json=body | {"speculative": {"off": True}}) as response:
-            next(events(response))
+            data = events(response)  # held: a stream that nobody holds is closed
+            next(data)
             with several.client() as other:
                 refusal = other.post(CHAT, json=chat(model="first"))
             assert refusal.status_code == 503
             assert refusal.json()["error"]["code"] == "models_busy"
             assert "retry-after" in refusal.headers
+            data.close()
         again = client.post(CHAT, json=chat(model="first"))
         while again.status_code == 503:  # until the engine has heard that the client went away
             again = client.post(CHAT, json=chat(model="first"))
