@@ -528,6 +528,9 @@ class Policy(Protocol):
     """Decides how much is drafted. It decides only how fast an answer comes, never which: under a rule that
     compares laws, tokens that were drawn may not be left out by what they are (docs/policy.md)."""
 
+    nodes: int
+    """Drafted tokens per step that it was told to score, all rows together; 0 for what the engine allows."""
+
     def allot(self, view: View, limits: Sequence[Budget], nodes: int) -> Sequence[Budget]:
         """What drafters may propose for each row, before anything is drafted, within the row's limit.
 

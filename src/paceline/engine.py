@@ -48,6 +48,8 @@ from paceline.verify import refusal
 MAX_CHOICES = 128
 PREDICTION = "prediction"
 """The drafter of requests that come with a prediction and name no drafter."""
+NODES = 16
+"""Drafted tokens scored per step, unless something else is asked for."""
 
 _log = logging.getLogger(__name__)
 
@@ -63,7 +65,8 @@ class Engine:
     policy        decides how much is drafted; by default an even share of `nodes` for each request, in every
                   step. It belongs to this engine alone
     eos_ids       tokens that end an answer; by default the tokenizer's
-    nodes         drafted tokens scored per step at most, all requests together
+    nodes         drafted tokens scored per step at most, all requests together; by default NODES, or more
+                  where the policy was told to score more
     chunk_tokens  tokens per step, those of answers that grow and of prompts that are read together
     max_batch     requests that run at the same time; more wait
     max_waiting   requests that may wait, beside those that a step will let in; `submit` and `stream` refuse
@@ -87,16 +90,24 @@ class Engine:
         rule: Rule = match,
         policy: Policy | None = None,
         eos_ids: frozenset[int] | None = None,
-        nodes: int = 16,
+        nodes: int | None = None,
         chunk_tokens: int = 128,
         max_batch: int = 8,
         max_waiting: int | None = None,
         share_prefixes: bool = True,
         clock: Callable[[], float] = perf_counter,
     ) -> None:
+        self.policy = Fixed() if policy is None else policy
+        if nodes is None:
+            nodes = max(NODES, self.policy.nodes)
         for name, value in (("nodes", nodes), ("chunk_tokens", chunk_tokens), ("max_batch", max_batch)):
             if value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
+        if self.policy.nodes > nodes:
+            raise ConfigError(
+                f"the policy was told to score {self.policy.nodes} drafted tokens per step; "
+                f"the engine's nodes allow {nodes}"
+            )
         if max_waiting is not None and max_waiting < 0:
             raise ConfigError(f"max_waiting must be at least 0, or None, got {max_waiting}")
         for name, candidate in drafters.items():
@@ -116,7 +127,6 @@ class Engine:
         self.watch = Stopwatch(clock)
         self._observing = 0.0  # seconds of the last step
         self.rule = rule
-        self.policy = Fixed() if policy is None else policy
         self._nodes = nodes
         self._max_waiting = max_waiting
         self._shares_prefixes = share_prefixes and target.info.shares_pages

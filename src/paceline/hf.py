@@ -70,7 +70,7 @@ def speculative(
     policy: str = "throughput",
     allow_lossy: bool = False,
     rows: int | None = None,
-    nodes: int = 16,
+    nodes: int | None = None,
 ) -> Speculative:
     """What `generate` takes as `custom_generate`. Make it once and keep it: it remembers what drafters and
     policy learn.
@@ -106,7 +106,7 @@ def accelerate(model: Any, **settings: Any) -> Any:
 class Speculative:
     """Decodes for `generate`. One object serves any number of models and calls, one call at a time."""
 
-    def __init__(self, drafter: str, rule: Any, policy: str, rows: int | None, nodes: int) -> None:
+    def __init__(self, drafter: str, rule: Any, policy: str, rows: int | None, nodes: int | None) -> None:
         policies.load(policy)
         self._drafter = drafter
         self._rule = rule

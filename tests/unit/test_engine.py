@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 import paceline
 from paceline.core import Drafter, Rule, Step
 from paceline.drafters import load
-from paceline.engine import Engine
+from paceline.engine import NODES, Engine
 from paceline.errors import CapacityError, ConfigError
+from paceline.policies.fixed import Fixed
 from paceline.results import Completion, Event
 from paceline.rules.match import match
 from paceline.rules.recursive import recursive
@@ -188,6 +189,16 @@ def test_every_chunk_of_a_prompt_is_observed_as_a_step() -> None:
     watching = Watching()
     engine(watching, chunk_tokens=4).generate([1] * 10, params(max_tokens=2))
     assert watching.rows == [(0, 4, False), (4, 8, False), (8, 10, True), (10, 11, True)]
+
+
+def test_a_policy_that_was_told_to_score_more_than_is_usual_does() -> None:
+    answer = plain([1, 2], max_tokens=60).token_ids
+    for policy, most in (Fixed(), NODES), (Fixed(nodes=40), 40), (Fixed(nodes=3), 3):
+        done = engine(Oracle({1: answer}), policy=policy).generate([1, 2], params(max_tokens=60))[0]
+        assert done.token_ids == answer
+        assert max(done.stats.drafts) == most
+    with pytest.raises(ConfigError, match=r"told to score 40 .* nodes allow 8"):
+        engine(policy=Fixed(nodes=40), nodes=8)
 
 
 def test_a_stream_gives_the_completion_piece_by_piece() -> None:

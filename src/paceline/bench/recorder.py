@@ -43,6 +43,7 @@ class Recorder:
     """
 
     def __init__(self, inner: Policy, most: int | None = None) -> None:
+        self.nodes = inner.nodes
         self._inner = inner
         self._most = most
         self.passes: list[Pass] = []

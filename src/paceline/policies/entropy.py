@@ -14,13 +14,14 @@ from array_api_compat import array_namespace
 from paceline.core import UNSURE, Array, Budget, Step, Tree, View
 from paceline.errors import ConfigError
 from paceline.policies._cost import PassCost
-from paceline.policies.fixed import even
+from paceline.policies.fixed import ALL, even
 
 
 class Entropy:
     """Shares evenly, and scores what drafters are sure of."""
 
     def __init__(self, nats: float, confidence: float) -> None:
+        self.nodes = ALL
         self._nats = nats
         self._confidence = confidence
 

@@ -15,12 +15,12 @@ class Fixed:
     """Scores all that is proposed within an even share."""
 
     def __init__(self, nodes: int = ALL, depth: int = ALL) -> None:
-        self._nodes = nodes
+        self.nodes = nodes
         self._depth = depth
 
     def allot(self, view: View, limits: Sequence[Budget], nodes: int) -> Sequence[Budget]:
         """An even share for each row that may be drafted for, at least one token."""
-        wanted = min(nodes, self._nodes) if self._nodes else nodes
+        wanted = min(nodes, self.nodes) if self.nodes else nodes
         return even(limits, wanted, self._depth)
 
     def choose(self, view: View, trees: Sequence[Tree]) -> Sequence[Tree]:

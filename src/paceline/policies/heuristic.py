@@ -13,13 +13,14 @@ from collections.abc import Sequence
 from paceline.core import Budget, Step, Tree, View
 from paceline.errors import ConfigError
 from paceline.policies._cost import PassCost
-from paceline.policies.fixed import even
+from paceline.policies.fixed import ALL, even
 
 
 class Heuristic:
     """Keeps a draft length for each request."""
 
     def __init__(self, first: int, more: int, less: int) -> None:
+        self.nodes = ALL
         self._first = first
         self._more = more
         self._less = less

@@ -30,7 +30,7 @@ from paceline.errors import ConfigError
 from paceline.policies._calibration import Calibration
 from paceline.policies._cost import PassCost
 from paceline.policies._levels import Levels
-from paceline.policies.fixed import even
+from paceline.policies.fixed import ALL, even
 from paceline.rest import Rest
 
 NOTHING_LEFT = Budget(0, 0)
@@ -40,6 +40,7 @@ class Throughput:
     """Ranks the proposals of all rows and scores as many as pay."""
 
     def __init__(self, cost: PassCost, candidates: int) -> None:
+        self.nodes = ALL
         self._cost = cost
         self._candidates = candidates
         self._calibrations: dict[str, Calibration] = {}
@@ -47,14 +48,14 @@ class Throughput:
         self._rests: dict[int, Rest] = {}  # by slot
         self._firsts: dict[str, float] = {}  # by drafter: what the first steps of requests gained lately
         self._names: dict[int, str] = {}  # by slot
-        self._nodes = 0
+        self._most = 0
         self._proposed: Sequence[Tree] = ()
         self._cells: dict[int, list[int]] = {}  # by row
         self._drafted: list[int] = []  # by row
 
     def allot(self, view: View, limits: Sequence[Budget], nodes: int) -> Sequence[Budget]:
         """Room for the candidates of every row whose drafting does not rest."""
-        self._nodes = nodes
+        self._most = nodes
         budgets = list(limits)
         drafting = 0
         known = sum(view.ends) - sum(view.starts)
@@ -119,7 +120,7 @@ class Throughput:
         sunk = cost(first) - cost(min(first, tokens + drawn))
         expected = float(tokens)
         best, most = 0, expected / (cost(first) - sunk)
-        for count, candidate in enumerate(ranked[: self._nodes - drawn], 1):
+        for count, candidate in enumerate(ranked[: self._most - drawn], 1):
             expected -= candidate[0]
             rate = expected / (cost(first + count) - sunk)
             if rate > most:

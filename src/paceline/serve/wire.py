@@ -30,7 +30,7 @@ class Build(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
     context: int | None = None
     rows: int | None = None
     cache_tokens: int | None = None
-    nodes: int = 16
+    nodes: int | None = None
     max_batch: int = 8
 
 
