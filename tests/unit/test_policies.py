@@ -415,6 +415,7 @@ WRONG: Mapping[str, str] = {
     "heuristic:first=0": "heuristic:first must be at least 1, got 0",
     "entropy:nats=nan": "entropy:nats must be 0 or more, got nan",
     "entropy:confidence=2": "entropy:confidence must be from 0 to 1, got 2",
+    "throughput:nodes=-1": "throughput:nodes must be 0 or more, got -1",
     "throughput:candidates=0": "throughput:candidates must be at least 1, got 0",
 }
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from paceline import shipped
+from paceline import policies, shipped
 from paceline.core import TargetInfo
 from paceline.drafters import load
 from paceline.errors import ConfigError, IncompatibleDrafter, ModelFileError, TokenFileError
@@ -141,6 +141,29 @@ def test_auto_drafts_with_a_trained_drafter(tmp_path: Path) -> None:
     own = heads_folder(random_heads(), tmp_path / "medusa")
     with pytest.raises(ConfigError, match=f"auto:trained={own}: is for medusa, allowed: eagle3, redrafter"):
         load(f"auto:trained={own}", info, **offered)
+
+
+def test_auto_drafts_as_much_as_it_is_told_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("paceline.mixture.perf_counter", lambda: 0.0)
+    target, weights = additive()
+    folder = eagle3_folder(weights, tmp_path / "drafter")
+    plain = answers(target, None, 1.0)
+    for policy, least in ("fixed", 64), ("throughput", 17):
+        before = 1.0
+        for nodes in 4, 16, 64:
+            spec = f"auto:trained={folder},max_nodes={nodes}"
+            auto = load(spec, target.info, load_trained=lambda *_: on_kernels(weights))
+            decides = policies.load(f"{policy}:nodes={nodes}")
+            done = answers(target, auto, 1.0, policy=decides, max_batch=1, clock=lambda: 0.0)
+            assert same(done, plain)
+            most = max(max(one.stats.drafts) for one in done)
+            assert most <= nodes
+            assert tokens_per_pass(done) > before
+            before = tokens_per_pass(done)
+        assert most >= least  # of 64
+    for wrong in 0, 257:
+        with pytest.raises(ConfigError, match=f"auto:max_nodes must be from 1 to 256, got {wrong}"):
+            load(f"auto:max_nodes={wrong}", target.info)
 
 
 def test_auto_does_without_the_drafter_where_the_target_is_another_with_as_many_layers() -> None:

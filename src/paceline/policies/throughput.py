@@ -39,8 +39,8 @@ NOTHING_LEFT = Budget(0, 0)
 class Throughput:
     """Ranks the proposals of all rows and scores as many as pay."""
 
-    def __init__(self, cost: PassCost, candidates: int) -> None:
-        self.nodes = ALL
+    def __init__(self, cost: PassCost, candidates: int, nodes: int = ALL) -> None:
+        self.nodes = nodes
         self._cost = cost
         self._candidates = candidates
         self._calibrations: dict[str, Calibration] = {}
@@ -55,7 +55,7 @@ class Throughput:
 
     def allot(self, view: View, limits: Sequence[Budget], nodes: int) -> Sequence[Budget]:
         """Room for the candidates of every row whose drafting does not rest."""
-        self._most = nodes
+        nodes = self._most = min(nodes, self.nodes) if self.nodes else nodes
         budgets = list(limits)
         drafting = 0
         known = sum(view.ends) - sum(view.starts)
@@ -191,14 +191,18 @@ FIRSTS_KEPT = 0.99
 """What the balance of first steps keeps of its weight with each further one: a dozen requests count."""
 
 
-def build(cost: PassCost, *, candidates: int = 32) -> Throughput:
+def build(cost: PassCost, *, candidates: int = 32, nodes: int = ALL) -> Throughput:
     """The most tokens per second.
 
     candidates  drafted tokens that are looked at per step, shared by the requests; how many of them are
                 scored is worked out, within what the engine allows
+    nodes       drafted tokens that may be scored per step, and are looked at if `candidates` are fewer; 0 for
+                as many as the engine allows. More than its 16 pay where a pass over many takes little longer
 
     Raises ConfigError for a value out of range.
     """
     if candidates < 1:
         raise ConfigError(f"throughput:candidates must be at least 1, got {candidates}")
-    return Throughput(cost, candidates)
+    if nodes < 0:
+        raise ConfigError(f"throughput:nodes must be 0 or more, got {nodes}")
+    return Throughput(cost, max(candidates, nodes), nodes)
