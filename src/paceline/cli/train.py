@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from paceline.cli import train_data, train_eval, train_run, train_tasks
+from paceline.cli import train_average, train_data, train_eval, train_run, train_tasks
 from paceline.cli.help import examples
 
 
@@ -22,4 +22,5 @@ def command() -> None:
 command.add_command(train_data.command, "data")
 command.add_command(train_run.command, "run")
 command.add_command(train_eval.command, "eval")
+command.add_command(train_average.command, "average")
 command.add_command(train_tasks.command, "tasks")

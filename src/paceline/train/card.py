@@ -82,6 +82,7 @@ def page(card: Mapping[str, Any]) -> str:
             f"{card['license'] or 'not said'}.",
             "",
             *_before(card.get("before", ())),
+            *_averaged(card.get("averaged", ())),
             "## Estimates",
             "",
             "Over answers that were held out, along their own text; the drafter is the one of step "
@@ -132,6 +133,13 @@ def _before(runs: Sequence[Mapping[str, Any]]) -> list[str]:
         for run in runs
     ]
     return ["It started from a drafter that was trained before:", "", *lines, ""] if lines else []
+
+
+def _averaged(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The runs whose weights are averaged; all else on the card is of the last of them."""
+    lines = [f"- {run['steps']} steps over {run['trained_tokens']:,} tokens" for run in runs]
+    said = "Its weights are the mean of those that these runs ended with; what the rest says is of the last:"
+    return [said, "", *lines, ""] if lines else []
 
 
 def _measured(one: Mapping[str, Any]) -> list[str]:
