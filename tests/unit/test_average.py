@@ -71,6 +71,9 @@ def test_weights_are_the_mean_and_the_card_says_of_what(
     assert "Its weights are the mean" in (tmp_path / "mean" / "card.md").read_text()
     assert run_program(arguments) == 2
     assert "holds a drafter; choose another folder" in capsys.readouterr().err
+    (tmp_path / "file").write_bytes(b"")
+    assert run_program((*arguments[:-1], str(tmp_path / "file" / "mean"))) == 2
+    assert "cannot be written: " in capsys.readouterr().err
 
 
 def test_of_halves_the_mean_is_rounded_to_halves(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def build(
     common: Any = {"max_nodes": max_nodes, "min_probability": LEAST}
     tree: dict[str, Any] = {}
     if max_nodes > NODES:
-        common = {
+        common |= {
             "max_nodes": int(max_nodes * LOOKED_UP),
             "min_probability": LEAST * (NODES / max_nodes) ** 2,
         }

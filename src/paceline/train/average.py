@@ -19,12 +19,10 @@ from paceline.errors import ConfigError, TrainingError
 from paceline.models.bfloat16 import to_bfloat16
 from paceline.models.cache import write_atomically
 from paceline.models.drafter_folder import CONFIG, TENSORS, read_json
-from paceline.models.safetensors_file import map_safetensors, read_safetensors
+from paceline.models.safetensors_file import map_safetensors, read_safetensors, write_safetensors
 from paceline.train import card as cards
-from paceline.trained.export import write_folder
 
 _ALIKE = ("target_sha256", "vocabulary")
-_KEPT = ("settings", "steps", "trained_tokens", "seconds")
 
 
 def average(folders: Sequence[Path], out: Path) -> dict[str, Any]:
@@ -36,7 +34,7 @@ def average(folders: Sequence[Path], out: Path) -> dict[str, Any]:
     """
     if len(folders) < 2 or len({folder.resolve() for folder in folders}) < len(folders):
         raise ConfigError(f"a mean is of 2 different drafters or more, got {', '.join(map(str, folders))}")
-    if (out / TENSORS).exists():
+    if (out / CONFIG).exists():
         raise TrainingError(f"{out}: holds a drafter; choose another folder")
     all_cards = [_card(folder) for folder in folders]
     config = read_json(folders[0] / CONFIG)
@@ -46,24 +44,22 @@ def average(folders: Sequence[Path], out: Path) -> dict[str, Any]:
         if [card[name] for name in _ALIKE] != [all_cards[0][name] for name in _ALIKE]:
             raise TrainingError(f"{folder}: was trained for another target than {folders[0]}")
     means = _means(folders)
-    out.mkdir(parents=True, exist_ok=True)
-    write_folder(out, config, means)
     newest = {name: value for name, value in all_cards[-1].items() if name != "measured"}
-    card = {
-        **newest,
-        "averaged": [{name: one[name] for name in _KEPT} for one in all_cards],
-        "bytes": (out / TENSORS).stat().st_size,
-    }
-    for name, text in (("card.json", json.dumps(card, indent=1)), ("card.md", cards.page(card))):
-        with write_atomically(out / name) as file:
-            file.write(text.encode())
+    card = {**newest, "averaged": [{name: one[name] for name in cards.RUN} for one in all_cards]}
+    try:
+        card["bytes"], _ = write_safetensors(out / TENSORS, means)
+        cards.write(out, card)
+        with write_atomically(out / CONFIG) as file:  # last: a folder that has one is whole
+            file.write(json.dumps(config, indent=2).encode())
+    except OSError as error:
+        raise TrainingError(f"{out} cannot be written: {error.strerror}") from None
     return card
 
 
 def _card(folder: Path) -> dict[str, Any]:
-    card = read_json(folder / "card.json")
-    if missing := [name for name in (*_ALIKE, *_KEPT, "estimate", "curve") if name not in card]:
-        raise TrainingError(f"{folder / 'card.json'}: has no {missing[0]}; `paceline train run` writes it")
+    card = read_json(folder / cards.CARD)
+    if missing := [name for name in (*_ALIKE, *cards.RUN, "estimate", "curve") if name not in card]:
+        raise TrainingError(f"{folder / cards.CARD}: has no {missing[0]}; `paceline train run` writes it")
     return card
 
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paceline.errors import TrainingError
+from paceline.models.cache import write_atomically
 from paceline.train.dataset import Manifest
 
 if TYPE_CHECKING:
     from paceline.train.checkpoint import Progress
+
+CARD = "card.json"
+RUN = ("settings", "steps", "trained_tokens", "seconds")
+"""What the card of a later drafter keeps of a run."""
 
 
 def record(
@@ -57,6 +65,16 @@ def _data(manifest: Manifest) -> dict[str, Any]:
         "answer_tokens": sum(shard.answer_tokens for shard in manifest.shards),
         "shards_sha256": [shard.sha256 for shard in manifest.shards],
     }
+
+
+def write(folder: Path, card: Mapping[str, Any]) -> None:
+    """Put a card into a drafter's folder, for programs and for people. Raises TrainingError."""
+    for name, text in ((CARD, json.dumps(card, indent=1)), ("card.md", page(card))):
+        try:
+            with write_atomically(folder / name) as file:
+                file.write(text.encode())
+        except OSError as error:
+            raise TrainingError(f"{folder / name}: {error.strerror or error}") from None
 
 
 def page(card: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from paceline.bench import speed
 from paceline.errors import TrainingError
-from paceline.models.cache import sha256_of, write_atomically
+from paceline.models.cache import sha256_of
 from paceline.models.drafter_folder import TENSORS, read_json
 from paceline.models.eagle3_folder import read_eagle3
 from paceline.models.registry import resolve
@@ -46,7 +46,7 @@ def evaluate(
     for a folder without a card or another target, or where adapters' drafter is gone, and what
     `paceline.bench.speed.run` raises.
     """
-    path = folder / "card.json"
+    path = folder / cards.CARD
     try:
         card = json.loads(path.read_bytes())
         architecture = card["settings"]["arch"].partition(":")[0]
@@ -78,12 +78,7 @@ def evaluate(
     card["measured"] = [
         _summary(report, architecture + (f":{options}" if options else "")) for report in reports
     ]
-    for file, text in ((path, json.dumps(card, indent=1)), (folder / "card.md", cards.page(card))):
-        try:
-            with write_atomically(file) as written:
-                written.write(text.encode())
-        except OSError as error:
-            raise TrainingError(f"{file}: {error.strerror or error}") from None
+    cards.write(folder, card)
     return reports
 
 

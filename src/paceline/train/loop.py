@@ -182,8 +182,8 @@ class Run:
         if self.processes.first:
             self._finish(license)
         self.processes.wait()
-        card: dict[str, Any] = json.loads((self.folder / "card.json").read_bytes())
-        return card
+        finished: dict[str, Any] = json.loads((self.folder / card.CARD).read_bytes())
+        return finished
 
     def _step(self, step: int, places: list[list[int]]) -> dict[str, Any]:
         """One step of the optimiser over some batches; what is logged of it."""
@@ -283,8 +283,7 @@ class Run:
             license=license,
         )
         checkpoint.put(self.folder / "model.safetensors", data)
-        checkpoint.put(self.folder / "card.json", json.dumps(record, indent=1).encode())
-        checkpoint.put(self.folder / "card.md", card.page(record).encode())
+        card.write(self.folder, record)
         checkpoint.put(self.folder / "config.json", json.dumps(config, indent=2).encode())
 
     def _log(self, line: dict[str, Any]) -> None:

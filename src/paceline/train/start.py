@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from paceline.errors import TrainingError
 from paceline.models.cache import sha256_of
 from paceline.train.architectures._base import Architecture
+from paceline.train.card import CARD, RUN
 
 _FILE = "model.safetensors"
 
@@ -65,12 +66,8 @@ def history(folder: str) -> list[dict[str, Any]]:
     """The runs that made a drafter, the last one last, as its card tells: settings, steps, tokens. Empty for
     no folder, and for a drafter without a card."""
     try:
-        card = json.loads((Path(folder) / "card.json").read_bytes()) if folder else {}
-        own = (
-            {name: card[name] for name in ("settings", "steps", "trained_tokens", "seconds")}
-            if card
-            else None
-        )
+        card = json.loads((Path(folder) / CARD).read_bytes()) if folder else {}
+        own = {name: card[name] for name in RUN} if card else None
         return [*card.get("before", ()), own] if own else []
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
